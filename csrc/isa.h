@@ -1,0 +1,21 @@
+// What each instruction set provides. csrc/isa/*.cpp is compiled once per set, inside namespace qt::QT_ISA, and fills one table.
+// Those files must not instantiate std templates or call inline functions shared with others: the linker keeps one copy,
+// which may hold instructions that an older machine lacks.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace qt {
+
+inline constexpr int max_types = 64;  // ids of the type table are below this
+
+using Decode = void (*)(const uint8_t* blocks, float* out, size_t n_blocks);
+
+struct Kernels {
+    const char* name;
+    Decode decode[max_types];  // by type id, null where a type holds no floats
+};
+
+const Kernels& kernels(std::string_view isa);  // "" is the best this machine has; throws std::invalid_argument otherwise
+}  // namespace qt

@@ -1,0 +1,13 @@
+// The extension module: each part binds itself.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include "isa.h"
+
+namespace nb = nanobind;
+
+NB_MODULE(_native, m) {
+    m.doc() = "C++ kernels of qtransformers";
+    m.def("isa", [](const std::string& isa) { return std::string(qt::kernels(isa).name); }, nb::arg("isa") = "",
+          "The instruction set that `isa` selects (empty: the best here).");
+}

@@ -1,0 +1,53 @@
+"""Paged key-value storage: 256-token pages, taken and given back whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers.errors import ConfigError, InsufficientMemoryError
+
+PAGE_TOKENS = 256
+CODECS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+
+
+@dataclass(frozen=True, eq=False)
+class PagedCache:
+    """Keys and values of all layers. Memory is claimed by the system only when a page is first written."""
+
+    k: NDArray[np.floating]  # [n_layers, n_pages, n_kv_heads, PAGE_TOKENS, head_dim_k]
+    v: NDArray[np.floating]  # [n_layers, n_pages, n_kv_heads, PAGE_TOKENS, head_dim_v]
+    free: list[int]  # page numbers nobody holds
+
+    @classmethod
+    def allocate(
+        cls, n_layers: int, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_tokens: int, codec: str = "f16"
+    ) -> PagedCache:
+        """Room for `n_tokens` tokens, rounded up to whole pages; ConfigError for an unknown codec."""
+        if codec not in CODECS:
+            raise ConfigError(f"cache={codec!r}; expected one of {', '.join(CODECS)}.")
+        n_pages = -(-n_tokens // PAGE_TOKENS)
+        shape = (n_layers, n_pages, n_kv_heads, PAGE_TOKENS)
+        k = np.zeros((*shape, head_dim_k), CODECS[codec])
+        v = np.zeros((*shape, head_dim_v), CODECS[codec])
+        return cls(k, v, list(range(n_pages))[::-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes when every page is in use."""
+        return self.k.nbytes + self.v.nbytes
+
+    def take(self, n: int) -> list[int]:
+        """Claim `n` pages; InsufficientMemoryError when fewer are free."""
+        if n > len(self.free):
+            raise InsufficientMemoryError(
+                f"the cache has {len(self.free)} free pages of {PAGE_TOKENS} tokens, {n} are needed. Raise context_length, or end other requests."
+            )
+        return [self.free.pop() for _ in range(n)]
+
+    def give_back(self, pages: list[int]) -> None:
+        """Return pages taken before."""
+        self.free.extend(pages)

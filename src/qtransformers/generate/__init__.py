@@ -1,0 +1,1 @@
+"""From prompts to tokens: requests, the engine that steps them, what they emit."""

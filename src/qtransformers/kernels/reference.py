@@ -1,0 +1,70 @@
+"""The CPU kernels' twins in plain NumPy: the truth that tests compare every fast kernel with."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers.tensor import QTensor
+
+F32 = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+
+def linear(x: F32, w: QTensor, bias: F32 | None = None) -> F32:
+    """`x [T, in] @ w [out, in].T + bias`, summed in float64."""
+    y = x.astype(np.float64) @ w.dequantize().astype(np.float64).T
+    return (y if bias is None else y + bias).astype(np.float32)
+
+
+def embedding(tokens: Ints, w: QTensor) -> F32:
+    """Rows of `w [vocab, n_embd]`."""
+    return np.stack([w.rows(int(t), int(t) + 1)[0] for t in tokens])
+
+
+def rms_norm(x: F32, weight: F32, eps: float) -> F32:
+    """Root-mean-square norm over the last dimension."""
+    wide = x.astype(np.float64)
+    return (wide / np.sqrt((wide**2).mean(-1, keepdims=True) + eps) * weight).astype(np.float32)
+
+
+def swiglu(gate: F32, up: F32) -> F32:
+    """`silu(gate) * up`."""
+    wide = gate.astype(np.float64)
+    return (wide / (1 + np.exp(-np.clip(wide, -700, None))) * up).astype(np.float32)
+
+
+def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool) -> F32:
+    """Rotate pairs of the first `2 * len(freqs)` values of each head of `x [T, H, D]`."""
+    half = len(freqs)
+    angle = positions[:, None] * freqs  # [T, half]
+    turn = np.exp(1j * angle)[:, None, :]
+    y = x.astype(np.float64)
+    a, b = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(0, half), slice(half, 2 * half))
+    pairs = (y[..., a] + 1j * y[..., b]) * turn
+    y[..., a], y[..., b] = pairs.real, pairs.imag
+    return y.astype(np.float32)
+
+
+def attention(
+    q: F32, k: F32, v: F32, k_pages: NDArray[np.floating], v_pages: NDArray[np.floating],
+    positions: Ints, starts: Ints, page_tables: Ints, scale: float, window: int = 0,
+) -> F32:  # fmt: skip
+    """Store k, v in the layer's pages `[n_pages, n_kv_heads, 256, D]`, then causal grouped-query attention."""
+    out = np.empty((q.shape[0], q.shape[1], v.shape[2]), np.float32)
+    group = q.shape[1] // k.shape[1]
+    page_tokens = k_pages.shape[2]
+    for s in range(len(starts) - 1):
+        rows = range(starts[s], starts[s + 1])
+        for t in rows:
+            page, slot = page_tables[s, positions[t] // page_tokens], positions[t] % page_tokens
+            k_pages[page, :, slot], v_pages[page, :, slot] = k[t], v[t]
+        for t in rows:
+            seen = np.arange(max(0, positions[t] + 1 - window) if window else 0, positions[t] + 1)
+            pages, slots = page_tables[s, seen // page_tokens], seen % page_tokens
+            keys = k_pages[pages, :, slots].astype(np.float64).repeat(group, 1)  # [n, n_heads, D]
+            values = v_pages[pages, :, slots].astype(np.float64).repeat(group, 1)
+            scores = np.einsum("hd,nhd->hn", q[t].astype(np.float64), keys) * scale
+            p = np.exp(scores - scores.max(-1, keepdims=True))
+            out[t] = np.einsum("hn,nhd->hd", p / p.sum(-1, keepdims=True), values)
+    return out.reshape(len(out), -1)

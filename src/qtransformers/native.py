@@ -1,0 +1,14 @@
+"""The C++ extension, bound once; everything native is reached through this module."""
+
+from __future__ import annotations
+
+from qtransformers.errors import QTransformersError
+
+try:
+    from qtransformers import _native as lib
+except ImportError as e:  # a broken install should say what to do, not where Python looked
+    raise QTransformersError(
+        f"the C++ extension of qtransformers cannot be loaded ({e}). Install the package again: pip install --force-reinstall qtransformers"
+    ) from e
+
+__all__ = ["lib"]

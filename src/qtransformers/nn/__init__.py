@@ -1,0 +1,11 @@
+"""The vocabulary models are written in. Each function runs where its array lives: NumPy on the CPU kernels."""
+
+from __future__ import annotations
+
+from qtransformers.nn.attention import attention
+from qtransformers.nn.linear import embedding, linear
+from qtransformers.nn.mlp import swiglu
+from qtransformers.nn.norm import rms_norm
+from qtransformers.nn.rope import rope, rope_frequencies
+
+__all__ = ["attention", "embedding", "linear", "rms_norm", "rope", "rope_frequencies", "swiglu"]

@@ -1,0 +1,12 @@
+"""Normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtransformers.kernels import kernels_for
+
+
+def rms_norm(x: Any, weight: Any, eps: float) -> Any:
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension, any leading shape (arXiv:1910.07467)."""
+    return kernels_for(x).rms_norm(x, weight, eps)

@@ -1,0 +1,69 @@
+"""The only reader of environment variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qtransformers.errors import ConfigError
+
+PREFIX = "QTRANSFORMERS_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says; explicit arguments always win over it."""
+
+    threads: int | None = None  # worker threads; None: one per core this process may use
+    isa: str | None = None  # instruction set of the kernels; None: the best this machine has
+    hf_home: str | None = None
+    offline: bool = False  # never touch the network (HF_HUB_OFFLINE)
+    no_color: bool = False
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+        """Read `QTRANSFORMERS_*` and the usual Hugging Face and terminal variables; ConfigError on a bad value."""
+        env = os.environ if env is None else env
+        return cls(
+            threads=_positive(env, PREFIX + "THREADS"),
+            isa=env.get(PREFIX + "ISA") or None,
+            hf_home=env.get("HF_HOME") or None,
+            offline=env.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"),
+            no_color=bool(env.get("NO_COLOR")),
+        )
+
+
+def flag_from_env(name: str, env: Mapping[str, str] | None = None) -> str | None:
+    """The value of `QTRANSFORMERS_<NAME>` for a command-line flag, or None."""
+    env = os.environ if env is None else env
+    return env.get(PREFIX + name.upper().replace("-", "_")) or None
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: its affinity, and the CPU quota of its cgroup where there is one."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cores = os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as f:
+            quota, period = f.read().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+def _positive(env: Mapping[str, str], key: str) -> int | None:
+    text = env.get(key)
+    if not text:
+        return None
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise ConfigError(f"{key} is {text!r}; expected a whole number of at least 1. Correct or unset it.")
+    return value

@@ -1,0 +1,68 @@
+"""QTensor: a named tensor over the bytes of a GGUF file. Nothing is decoded unless asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers.errors import GGUFError
+from qtransformers.types import QuantType
+
+
+@dataclass(frozen=True, eq=False)
+class QTensor:
+    """A tensor as it lies in the file: `shape` is logical and row-major, (out, in), the reverse of GGUF's order."""
+
+    name: str
+    type: QuantType
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8] = field(repr=False)  # [nbytes], read-only, usually a view of the mmap
+    file: str = ""  # for messages
+    device: str = "cpu"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as stored."""
+        return self.data.nbytes
+
+    @property
+    def n_values(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows: the product of all dimensions but the last."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of the last dimension."""
+        return self.type.row_bytes(self.shape[-1] if self.shape else 1)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """Decode the whole tensor to f32 `[*shape]`; GGUFError for a type whose values are no floats."""
+        return self._decode(0, self.n_rows).reshape(self.shape)
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Decode rows start..stop of the flattened `[n_rows, shape[-1]]` matrix to f32."""
+        if not 0 <= start <= stop <= self.n_rows:
+            raise IndexError(f"{self.name}: rows {start}..{stop} of {self.n_rows}")
+        return self._decode(start, stop)
+
+    def numpy(self) -> NDArray[Any]:
+        """The values as they are, without a copy, for the plain types (F16, I32, ...); GGUFError for blocks."""
+        if self.type.is_quantized or self.type.name == "BF16":
+            raise GGUFError(f"{self.file}: {self.name} is {self.type.name}; use dequantize() to get numbers.")
+        return self.data.view(self.type.block[0]).reshape(self.shape)
+
+    def _decode(self, start: int, stop: int) -> NDArray[np.float32]:
+        from qtransformers.quants import dequantize  # the extension loads only when numbers are wanted
+
+        raw = self.data[start * self.row_bytes : stop * self.row_bytes]
+        width = self.shape[-1] if self.shape else 1
+        return dequantize(raw, self.type).reshape(stop - start, width)

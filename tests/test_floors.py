@@ -1,0 +1,64 @@
+"""The floors of docs/architecture.md: imports run downward, and within a floor from right to left."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "qtransformers"
+
+FLOORS = (
+    ("errors", "settings", "types", "native"),
+    ("quants", "tensor", "gguf"),
+    ("kernels",),
+    ("cache", "nn"),
+    ("archs",),
+    ("load", "sampling", "constrain"),
+    ("generate",),
+    ("model", "convert", "quantize", "torch", "diffusers", "serve", "cli"),
+)
+ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
+
+
+def modules():
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        if parts not in (("__init__",), ("__main__",)):
+            yield path, parts[0]
+
+
+def imported(path):
+    """The parts of the package that a file imports, wherever in the file it does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            head, _, rest = name.partition(".")
+            if head == "qtransformers":
+                yield node.lineno, rest.split(".")[0]
+
+
+@pytest.mark.parametrize("path, part", [pytest.param(p, part, id=str(p.relative_to(SOURCE))) for p, part in modules()])
+def test_imports_run_downward(path, part):
+    assert part in ORDER, f"{path} has no floor: give it one here and in docs/architecture.md"
+    for line, target in imported(path):
+        if target == part or target.startswith("_") or target not in ORDER:
+            continue  # itself, the extension, __version__
+        assert ORDER[target] < ORDER[part], f"{path}:{line}: {part} may not import {target}"
+
+
+def test_only_settings_reads_the_environment():
+    for path, part in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
+                assert part == "settings", f"{path}:{node.lineno}: environment variables are read in settings.py only"
+
+
+def test_only_native_imports_the_extension():
+    for path, part in modules():
+        for line, target in imported(path):
+            assert target != "_native" or part == "native", f"{path}:{line}: the extension is reached through native.py"

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from qtransformers.archs import llama
-from qtransformers.archs.spec import ArchSpec, HParam, TensorSpec, dimension
+from qtransformers.archs.spec import ArchSpec, HParam, Hyperparameters, Problem, Slot, TensorSpec, dimension
 from qtransformers.errors import UnsupportedError
 
 SPECS: dict[str, ArchSpec] = {name: spec for spec in (llama.SPEC,) for name in (spec.id, *spec.aliases)}
 
-__all__ = ["SPECS", "ArchSpec", "HParam", "TensorSpec", "dimension", "spec_of"]
+__all__ = [
+    "SPECS",
+    "ArchSpec",
+    "HParam",
+    "Hyperparameters",
+    "Problem",
+    "Slot",
+    "TensorSpec",
+    "dimension",
+    "spec_of",
+]
 
 
 def spec_of(architecture: str, file: str) -> ArchSpec:

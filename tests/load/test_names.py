@@ -1,0 +1,30 @@
+"""Names of both worlds come from one spec."""
+
+from qtransformers.archs.llama import SPEC
+from qtransformers.load.names import by_gguf_name, by_hf_name, gguf_to_hf, hf_to_gguf
+
+
+def test_names_there_and_back():
+    pairs = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.layers.1.self_attn.q_proj.weight": "blk.1.attn_q.weight",
+        "model.layers.0.self_attn.o_proj.bias": "blk.0.attn_output.bias",
+        "model.layers.1.post_attention_layernorm.weight": "blk.1.ffn_norm.weight",
+        "model.norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    for hf, gguf in pairs.items():
+        assert hf_to_gguf(hf, SPEC, 2) == gguf
+        assert gguf_to_hf(gguf, SPEC, 2) == hf
+
+
+def test_names_nobody_knows_are_none():
+    assert hf_to_gguf("model.layers.2.self_attn.q_proj.weight", SPEC, 2) is None
+    assert gguf_to_hf("blk.0.attn_sinks.weight", SPEC, 2) is None
+    assert gguf_to_hf("rope_freqs.weight", SPEC, 2) is None  # computed from config.json, in no checkpoint
+
+
+def test_both_directions_cover_the_same_tensors():
+    gguf, hf = by_gguf_name(SPEC, 3), by_hf_name(SPEC, 3)
+    assert {s.name for s in gguf.values() if s.hf} == {s.name for s in hf.values()}
+    assert len(gguf) == 2 * (len(SPEC.tensors) + 3 * len(SPEC.layer_tensors))

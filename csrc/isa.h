@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <string_view>
 
-namespace qt {
+#include "blocks.h"
 
-inline constexpr int max_types = 64;  // ids of the type table are below this
+namespace qt {
 
 using Decode = void (*)(const uint8_t* blocks, float* out, size_t n_blocks);
 

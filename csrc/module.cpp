@@ -6,8 +6,13 @@
 
 namespace nb = nanobind;
 
+namespace qt {
+void bind_quants(nb::module_& m);
+}
+
 NB_MODULE(_native, m) {
     m.doc() = "C++ kernels of qtransformers";
     m.def("isa", [](const std::string& isa) { return std::string(qt::kernels(isa).name); }, nb::arg("isa") = "",
           "The instruction set that `isa` selects (empty: the best here).");
+    qt::bind_quants(m);
 }

@@ -1,0 +1,95 @@
+// Plain floats and the formats with one scale per block.
+#include "isa/decode.h"
+
+namespace qt::QT_ISA {
+
+void decode_F32(const uint8_t* blocks, float* out, size_t n_blocks) { __builtin_memcpy(out, blocks, 4 * n_blocks); }
+
+void decode_F16(const uint8_t* blocks, float* out, size_t n_blocks) {
+    size_t i = 0;
+#ifdef __F16C__
+    for (; i + 8 <= n_blocks; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(blocks + 2 * i))));
+#endif
+    for (; i < n_blocks; i++) out[i] = widen(load<f16>(blocks + 2 * i));
+}
+
+void decode_BF16(const uint8_t* blocks, float* out, size_t n_blocks) {
+    for (size_t i = 0; i < n_blocks; i++) out[i] = bits<float>(uint32_t(load<uint16_t>(blocks + 2 * i)) << 16);
+}
+
+void decode_F64(const uint8_t* blocks, float* out, size_t n_blocks) {
+    for (size_t i = 0; i < n_blocks; i++) out[i] = float(load<double>(blocks + 8 * i));
+}
+
+static inline void decode(const block::Q4_0& b, float* y) {
+    uint8_t u[32];
+    int8_t q[32];
+    nibbles(b.qs, u);
+    for (int i = 0; i < 32; i++) q[i] = int8_t(u[i] - 8);
+    scale<32>(q, widen(b.d), y);
+}
+
+static inline void decode(const block::Q4_1& b, float* y) {
+    uint8_t q[32];
+    nibbles(b.qs, q);
+    scale_min<32>(q, widen(b.d), -widen(b.m), y);
+}
+
+// The fifth bit of each value stands in qh.
+static inline void five_bits(const uint8_t* qs, const uint8_t* qh, uint8_t* q) {
+    uint8_t high[32];
+    nibbles(qs, q);
+    spread(load<uint32_t>(qh), high);
+    for (int i = 0; i < 32; i++) q[i] |= high[i] & 16;
+}
+
+static inline void decode(const block::Q5_0& b, float* y) {
+    uint8_t u[32];
+    int8_t q[32];
+    five_bits(b.qs, b.qh, u);
+    for (int i = 0; i < 32; i++) q[i] = int8_t(u[i] - 16);
+    scale<32>(q, widen(b.d), y);
+}
+
+static inline void decode(const block::Q5_1& b, float* y) {
+    uint8_t q[32];
+    five_bits(b.qs, b.qh, q);
+    scale_min<32>(q, widen(b.d), -widen(b.m), y);
+}
+
+static inline void decode(const block::Q8_0& b, float* y) { scale<32>(b.qs, widen(b.d), y); }
+static inline void decode(const block::Q8_1& b, float* y) { scale<32>(b.qs, widen(b.d), y); }
+
+// A set bit is +d, a clear one -d.
+static inline void decode(const block::Q1_0& b, float* y) {
+    const float d = widen(b.d);
+    for (int g = 0; g < 4; g++) {
+        uint8_t set[32];
+        int8_t q[32];
+        spread(load<uint32_t>(b.qs + 4 * g), set);
+        for (int i = 0; i < 32; i++) q[i] = int8_t((set[i] & 2) - 1);
+        scale<32>(q, d, y + 32 * g);
+    }
+}
+
+// Four neighbours a byte, lowest first: -1, 0, 1, 2.
+static inline void decode(const block::Q2_0& b, float* y) {
+    int8_t q[64];
+    for (int i = 0; i < 16; i++) {
+        const uint32_t x = b.qs[i], pairs = (x | x << 12) & 0x000f000f, each = (pairs | pairs << 6) & 0x03030303;
+        const uint32_t minus_one = (each + 0x7f7f7f7f) ^ 0x80808080;  // bytewise, no borrow crosses
+        __builtin_memcpy(q + 4 * i, &minus_one, 4);
+    }
+    scale<64>(q, widen(b.d), y);
+}
+
+QT_DECODER(Q4_0)
+QT_DECODER(Q4_1)
+QT_DECODER(Q5_0)
+QT_DECODER(Q5_1)
+QT_DECODER(Q8_0)
+QT_DECODER(Q8_1)
+QT_DECODER(Q1_0)
+QT_DECODER(Q2_0)
+}  // namespace qt::QT_ISA

@@ -1,0 +1,31 @@
+// Microscaling: values of E2M1, doubled in the codebook, so scales are read halved.
+#include "codebooks.h"
+#include "isa/decode.h"
+
+namespace qt::QT_ISA {
+
+// E8M0, a bare exponent: 2^(e - 127), halved; the two lowest are subnormal floats.
+static inline float half_e8m0(uint8_t e) { return bits<float>(e < 2 ? 0x00200000u << e : uint32_t(e - 1) << 23); }
+
+// UE4M3: the bits are those of a float whose exponent is rebased by a product; 0x7f, a NaN elsewhere, is zero.
+static inline float half_ue4m3(uint8_t x) { return x == 0x7f ? 0.0f : bits<float>(uint32_t(x & 0x7f) << 20) * 0x1p119f; }
+
+static inline void decode(const block::MXFP4& b, float* y) {
+    int8_t q[32];
+    nibble_values(codebook::fp4[0], b.qs, q);
+    scale<32>(q, half_e8m0(b.e), y);
+}
+
+static inline void decode(const block::NVFP4& b, float* y) {
+    for (int g = 0; g < 4; g++) {
+        uint8_t u[16];
+        int8_t q[16];
+        nibbles<8>(b.qs + 8 * g, u);
+        for (int i = 0; i < 16; i++) q[i] = codebook::fp4[0][u[i]];
+        scale<16>(q, half_ue4m3(b.d[g]), y + 16 * g);
+    }
+}
+
+QT_DECODER(MXFP4)
+QT_DECODER(NVFP4)
+}  // namespace qt::QT_ISA

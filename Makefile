@@ -1,12 +1,60 @@
+# make demo    sets everything up in .venv and lets the bundled model tell a story
+# make test    sets everything up, the test tools too, and runs all checks
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# The build requirements of pyproject.toml live in the environment, so that a second build compiles only what changed.
+BUILD := "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
 SOURCES := $(shell find src csrc -type f -not -name '*.so' -not -path '*/__pycache__/*') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint native clean
+.PHONY: demo test lint format fuzz wheel demo-model native clean
+
+demo: $(VENV)/.package
+	$(BIN)/qtransformers run demo "Tell me a story about a brave fox."
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Minutes long: what every change need not wait for.
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+# The packages as they would be published, in dist/.
+wheel: $(VENV)/.build
+	$(PIP) build
+	$(BIN)/python -m build --outdir dist .
+
+# The GGUF that the package ships, made anew from the checkpoint in tests/data.
+demo-model: $(VENV)/.package
+	$(BIN)/qtransformers convert tests/data/demo_model --type Q8_0 --name "qtransformers demo" -o src/qtransformers/data/demo.gguf
 
 # For working on the code: the extension built in place, to be used with PYTHONPATH=src (PYTHON must have nanobind, cmake and ninja).
 native:
 	cmake -S . -B build/native -G Ninja -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/src/qtransformers >/dev/null
 	cmake --build build/native
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/.build:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(BUILD)
+	touch $@
+
+$(VENV)/.package: $(VENV)/.build $(SOURCES)
+	$(PIP) --no-build-isolation .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.package constraints.txt
+	$(PIP) --no-build-isolation ".[dev]"
+	touch $@

@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "qtransformers"
 
 FLOORS = (
-    ("errors", "settings", "types", "native"),
+    ("errors", "settings", "machine", "types", "native"),
     ("quants", "tensor", "gguf"),
     ("kernels",),
     ("cache", "nn"),

@@ -7,6 +7,7 @@
 namespace nb = nanobind;
 
 namespace qt {
+void bind_gguf(nb::module_& m);
 void bind_quants(nb::module_& m);
 }
 
@@ -14,5 +15,6 @@ NB_MODULE(_native, m) {
     m.doc() = "C++ kernels of qtransformers";
     m.def("isa", [](const std::string& isa) { return std::string(qt::kernels(isa).name); }, nb::arg("isa") = "",
           "The instruction set that `isa` selects (empty: the best here).");
+    qt::bind_gguf(m);
     qt::bind_quants(m);
 }

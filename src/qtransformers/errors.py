@@ -39,6 +39,10 @@ class LoadError(QTransformersError):
     exit_code = 4
 
 
+class ShardError(GGUFError, LoadError):
+    """Shards of a GGUF model that are missing, misnamed or of different models."""
+
+
 class TokenizerError(QTransformersError):
     """A vocabulary that cannot be built or a text that cannot be encoded."""
 

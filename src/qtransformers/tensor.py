@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,3 +67,32 @@ class QTensor:
         raw = self.data[start * self.row_bytes : stop * self.row_bytes]
         width = self.shape[-1] if self.shape else 1
         return dequantize(raw, self.type).reshape(stop - start, width)
+
+
+class SwappedQTensor(QTensor):
+    """A tensor of a file in the other byte order: `data` is a swapped copy, made on first use and then kept."""
+
+    def __init__(
+        self, name: str, type: QuantType, shape: tuple[int, ...], raw: NDArray[np.uint8], file: str = ""
+    ) -> None:
+        for key, value in {"name": name, "type": type, "shape": shape, "raw": raw, "file": file}.items():
+            object.__setattr__(self, key, value)
+
+    raw: NDArray[np.uint8]  # the bytes as they lie in the file
+
+    @cached_property
+    def data(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        """Bytes in the little-endian order of `type.block`."""
+        swapped = swap_bytes(self.raw, self.type)
+        swapped.setflags(write=False)
+        return swapped
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as stored."""
+        return self.raw.nbytes
+
+
+def swap_bytes(data: NDArray[np.uint8], type: QuantType) -> NDArray[np.uint8]:
+    """A copy of whole blocks with the bytes of every field of `type.block` reversed."""
+    return data.view(type.block.newbyteorder(">")).astype(type.block).view(np.uint8)

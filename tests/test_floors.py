@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "qtransformers"
 
 FLOORS = (
-    ("errors", "settings", "machine", "types", "native"),
+    ("errors", "checks", "settings", "machine", "types", "native"),
     ("quants", "tensor", "gguf"),
     ("kernels",),
     ("cache", "nn"),

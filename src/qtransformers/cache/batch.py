@@ -35,3 +35,35 @@ class Batch:
             page_tables=np.asarray(pages, np.int32)[None, :],
             output_rows=np.arange(first, n, dtype=np.int32),
         )
+
+    @classmethod
+    def join(cls, parts: Sequence[Batch]) -> Batch:
+        """The sequences of several batches in one, in their order; output rows too."""
+        if len(parts) == 1:
+            return parts[0]
+        ends = np.cumsum([len(part.tokens) for part in parts])
+        firsts = np.concatenate([[0], ends[:-1]])
+        tables = np.full(
+            (sum(len(part.page_tables) for part in parts), max(part.page_tables.shape[1] for part in parts)),
+            -1,
+            np.int32,
+        )
+        row = 0
+        for part in parts:
+            tables[row : row + len(part.page_tables), : part.page_tables.shape[1]] = part.page_tables
+            row += len(part.page_tables)
+        return cls(
+            tokens=np.concatenate([part.tokens for part in parts]),
+            positions=np.concatenate([part.positions for part in parts]),
+            starts=np.concatenate(
+                [[0], *(first + part.starts[1:] for first, part in zip(firsts, parts, strict=True))],
+                dtype=np.int32,
+                casting="unsafe",
+            ),
+            page_tables=tables,
+            output_rows=np.concatenate(
+                [first + part.output_rows for first, part in zip(firsts, parts, strict=True)],
+                dtype=np.int32,
+                casting="unsafe",
+            ),
+        )

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.errors import ConfigError, InsufficientMemoryError
+from qtransformers.checks import shown
+from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransformersError
 
 PAGE_TOKENS = 256
 CODECS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
@@ -26,19 +27,30 @@ class PagedCache:
     def allocate(
         cls, n_layers: int, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_tokens: int, codec: str = "f16"
     ) -> PagedCache:
-        """Room for `n_tokens` tokens, rounded up to whole pages; ConfigError for an unknown codec."""
-        if codec not in CODECS:
-            raise ConfigError(f"cache={codec!r}; expected one of {', '.join(CODECS)}.")
+        """Room for `n_tokens` tokens, rounded up to whole pages; ConfigError for an unknown codec, InsufficientMemoryError."""
+        check_codec(codec)
         n_pages = -(-n_tokens // PAGE_TOKENS)
         shape = (n_layers, n_pages, n_kv_heads, PAGE_TOKENS)
-        k = np.zeros((*shape, head_dim_k), CODECS[codec])
-        v = np.zeros((*shape, head_dim_v), CODECS[codec])
+        try:
+            k = np.zeros((*shape, head_dim_k), CODECS[codec])
+            v = np.zeros((*shape, head_dim_v), CODECS[codec])
+        except (MemoryError, ValueError):  # ValueError: more bytes than an address has bits for
+            values = n_layers * n_pages * PAGE_TOKENS * n_kv_heads * (head_dim_k + head_dim_v)
+            raise InsufficientMemoryError(
+                f"a {codec} cache of {n_tokens:,} tokens takes {values * CODECS[codec].itemsize / 2**30:,.1f} GiB, "
+                "which the system refuses. Lower context_length, or take a smaller cache type."
+            ) from None
         return cls(k, v, list(range(n_pages))[::-1])
 
     @property
     def nbytes(self) -> int:
         """Bytes when every page is in use."""
         return self.k.nbytes + self.v.nbytes
+
+    @property
+    def n_pages(self) -> int:
+        """Pages, free and held."""
+        return self.k.shape[1]
 
     def take(self, n: int) -> list[int]:
         """Claim `n` pages; InsufficientMemoryError when fewer are free."""
@@ -49,5 +61,15 @@ class PagedCache:
         return [self.free.pop() for _ in range(n)]
 
     def give_back(self, pages: list[int]) -> None:
-        """Return pages taken before."""
+        """Return pages taken before; a page that nobody holds is a mistake of the caller."""
+        held = set(range(self.n_pages)).difference(self.free)
+        if len(set(pages)) < len(pages) or not held.issuperset(pages):
+            raise QTransformersError(f"pages {pages} are given back, but held are {sorted(held)}.")
         self.free.extend(pages)
+
+
+def check_codec(codec: Any) -> str:
+    """`codec` if there is such a cache type; ConfigError listing what there is."""
+    if not isinstance(codec, str) or codec not in CODECS:
+        raise ConfigError(f"cache={shown(codec)}; expected one of {', '.join(CODECS)}.")
+    return codec

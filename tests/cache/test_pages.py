@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from qtransformers.cache import PAGE_TOKENS, PagedCache
+from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransformersError
+
+
+def small(n_tokens=1000, **given):
+    return PagedCache.allocate(n_layers=2, n_kv_heads=3, head_dim_k=8, head_dim_v=4, n_tokens=n_tokens, **given)
+
+
+def test_sizes():
+    cache = small(codec="f32")
+    assert PAGE_TOKENS == 256 and cache.n_pages == 4
+    assert cache.k.shape == (2, 4, 3, 256, 8) and cache.v.shape == (2, 4, 3, 256, 4)
+    assert cache.nbytes == 2 * 4 * 3 * 256 * 12 * 4
+    assert small().k.dtype == np.float16
+
+
+def test_pages_are_taken_and_given_back():
+    cache = small()
+    first = cache.take(3)
+    assert len(set(first)) == 3 and len(cache.free) == 1
+    with pytest.raises(
+        InsufficientMemoryError, match=r"1 free pages of 256 tokens, 2 are needed\. Raise context_length"
+    ):
+        cache.take(2)
+    assert len(cache.free) == 1  # a refused request takes nothing
+    cache.give_back(first)
+    assert sorted(cache.take(4)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("pages", [[0, 0], [99], [-1]])
+def test_a_page_nobody_holds_cannot_be_given_back(pages):
+    cache = small()
+    cache.take(4)
+    with pytest.raises(QTransformersError, match="given back"):
+        cache.give_back(pages)
+    assert cache.free == []
+
+
+def test_giving_back_twice_is_an_error():
+    cache = small()
+    pages = cache.take(2)
+    cache.give_back(pages)
+    with pytest.raises(QTransformersError, match="given back"):
+        cache.give_back(pages)
+
+
+@pytest.mark.parametrize("codec", ["f17", "", None, 16, "F16"])
+def test_an_unknown_codec_is_refused(codec):
+    with pytest.raises(ConfigError, match=r"^cache=.*expected one of f32, f16"):
+        small(codec=codec)
+
+
+@pytest.mark.parametrize("n_tokens", [2**45, 2**62])
+def test_a_cache_beyond_memory_is_refused_with_its_size(n_tokens):
+    with pytest.raises(InsufficientMemoryError, match=r"takes .* GiB.*Lower context_length"):
+        small(n_tokens)

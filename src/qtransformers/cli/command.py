@@ -1,0 +1,96 @@
+"""`main`: the verb is found, called, and its errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from qtransformers import __version__
+from qtransformers.errors import QTransformersError
+
+VERBS = {
+    # "run": "chat with a model, or get one answer",
+    "show": "what is in a GGUF file",
+    # "convert": "make a GGUF file from a Hugging Face model",
+    # "doctor": "check this machine and this installation",
+}
+INTERRUPTED = 130
+EPILOG = "examples:\n  qtransformers run demo 'Tell me a story about a brave fox.'\n  qtransformers show model.gguf\n\nMODEL is a path, `demo`, or `user/repo:QUANT`. Flags may be set as QTRANSFORMERS_<FLAG>.\n`qtransformers VERB --help` tells more."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the return value is the exit code (docs/cli.md lists them)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except SystemExit as e:  # argparse's way out
+        return e.code if isinstance(e.code, int) else 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has left; give Python somewhere to flush what is buffered.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as e:
+        if "--debug" in words:
+            raise
+        return _report(e)
+
+
+def _dispatch(words: list[str]) -> int:
+    if words and words[0] in VERBS:
+        verb = import_module(f"qtransformers.cli.{words[0]}")
+        parser = argparse.ArgumentParser(
+            prog=f"qtransformers {words[0]}",
+            description=verb.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        verb.add_arguments(parser)
+        code: int = verb.run(parser.parse_intermixed_args(words[1:]))
+        sys.stdout.flush()
+        return code
+    parser = _front()
+    parser.parse_args(words)
+    parser.print_help(sys.stderr)
+    return 2
+
+
+def _front() -> argparse.ArgumentParser:
+    """What answers `--help`, `--version`, no verb and a wrong verb; no verb is imported for it."""
+    parser = argparse.ArgumentParser(
+        prog="qtransformers",
+        description="Run, quantise and serve GGUF transformers.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"qtransformers {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
+    for name, text in VERBS.items():
+        verbs.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _report(error: Exception) -> int:
+    """One line on stderr for the error; its exit code."""
+    from qtransformers.cli.terminal import printable
+
+    if isinstance(error, QTransformersError):
+        print(f"qtransformers: {printable(str(error))}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        print(
+            "qtransformers: out of memory. A smaller --ctx-size or a smaller quantisation needs less.", file=sys.stderr
+        )
+        return 5
+    print(
+        f"qtransformers: unexpected {type(error).__name__}: {printable(str(error))}\n"
+        "This is a defect of qtransformers. Run again with --debug and report what it prints.",
+        file=sys.stderr,
+    )
+    return 1

@@ -1,0 +1,139 @@
+"""The flags of all verbs, one row each: spelling, type, help. `QTRANSFORMERS_<FLAG>` stands in where a flag is not given."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qtransformers.errors import ConfigError
+from qtransformers.settings import PREFIX, flag_from_env
+
+
+def integer(minimum: int) -> Callable[[str], int]:
+    """A parser of whole numbers of at least `minimum`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least {minimum}")
+        return value
+
+    return parse
+
+
+def number(minimum: float, maximum: float = float("inf")) -> Callable[[str], float]:
+    """A parser of finite numbers within bounds."""
+    expected = (
+        f"a number of at least {minimum:g}" if maximum == float("inf") else f"a number from {minimum:g} to {maximum:g}"
+    )
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not minimum <= value <= maximum or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
+        return value
+
+    return parse
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag; `kind` None means a switch."""
+
+    spellings: tuple[str, ...]
+    help: str
+    kind: Callable[[str], Any] | None = None
+    metavar: str | None = None
+    choices: tuple[str, ...] | None = None
+    default: Any = None
+    env: bool = True
+
+    @property
+    def name(self) -> str:
+        """The long spelling without dashes."""
+        return self.spellings[-1].lstrip("-")
+
+    @property
+    def dest(self) -> str:
+        """The attribute of the parsed arguments."""
+        return self.name.replace("-", "_")
+
+
+_ROWS = (
+    # every verb
+    Flag(("-v", "--verbose"), "say more on stderr: sources, timing, memory"),
+    Flag(("--debug",), "show the traceback of an error"),
+    Flag(("--color",), "colour on stderr (default: auto; NO_COLOR is honoured)", str, choices=("auto", "on", "off"), default="auto"),
+    # what to load
+    Flag(("--model-path",), "tokenizer, chat template and config from this directory or Hub id; weights from MODEL", str, "PATH"),
+    Flag(("-c", "--ctx-size"), "context length in tokens (default: the model's)", integer(1), "N"),
+    Flag(("--cache",), "type of the key-value cache: f16 or f32 (default: f16)", str, "TYPE"),
+    Flag(("-t", "--threads"), "worker threads (default: one per usable core)", integer(1), "N"),
+    Flag(("--pre",), "name of the pre-tokenizer, where the file's own is unknown or wrong", str, "NAME"),
+    # what to say
+    Flag(("--prompt-format",), "chat format for files without a template: a name, or a jinja file", str, "NAME|FILE"),
+    Flag(("--system",), "system message", str, "TEXT"),
+    Flag(("--raw",), "continue the prompt as it is, without a chat template"),
+    Flag(("-n", "--max-tokens"), "most tokens to answer with (default: until the model ends, or the context is full)", integer(1), "N"),
+    # how to choose tokens
+    Flag(("--temp",), "temperature; 0 is greedy", number(0), "X"),
+    Flag(("--top-k",), "choose among the K likeliest tokens; 0 is off", integer(0), "K"),
+    Flag(("--top-p",), "choose among the likeliest tokens of total probability P", number(0, 1), "P"),
+    Flag(("--min-p",), "drop tokens less likely than P times the likeliest", number(0, 1), "P"),
+    Flag(("--seed",), "seed of the sampler; the same seed gives the same answer", integer(0), "N"),
+    # what to print and write
+    Flag(("--json",), "print JSON", env=False),
+    Flag(("--full",), "print whole arrays and texts", env=False),
+    Flag(("--type",), "tensor type: F32, F16, BF16 or Q8_0 (default: Q8_0)", str, "TYPE", default="Q8_0", env=False),
+    Flag(("--overwrite",), "replace the file where it exists", env=False),
+    Flag(("-o", "--output"), "the file to write", str, "FILE", env=False),
+    Flag(("--name",), "general.name of the file written (default: the folder's)", str, "NAME", env=False),
+    Flag(("--dry-run",), "say what would be written, write nothing", env=False),
+)  # fmt: skip
+FLAGS: dict[str, Flag] = {row.name: row for row in _ROWS}
+COMMON = ("verbose", "debug", "color")
+_SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+def add_flags(parser: argparse.ArgumentParser, *names: str, env: Mapping[str, str] | None = None) -> None:
+    """Give `parser` these flags and the common ones, defaults taken from the environment."""
+    for name in (*names, *COMMON):
+        flag = FLAGS[name]
+        default = _from_env(flag, env)
+        if flag.kind is None:
+            parser.add_argument(*flag.spellings, action="store_true", default=default, help=flag.help)
+        else:
+            parser.add_argument(
+                *flag.spellings,
+                type=flag.kind,
+                choices=flag.choices,
+                metavar=flag.metavar,
+                default=default,
+                help=flag.help,
+            )
+
+
+def _from_env(flag: Flag, env: Mapping[str, str] | None) -> Any:
+    """What the environment says, checked like the flag itself; the flag's default when it says nothing."""
+    text = flag_from_env(flag.name, env) if flag.env else None
+    if text is None:
+        return flag.default if flag.kind else False
+    variable = PREFIX + flag.dest.upper()
+    if flag.kind is None:
+        if text.lower() not in _SWITCH:
+            raise ConfigError(f"{variable} is {text!r}; expected one of {', '.join(_SWITCH)}.")
+        return _SWITCH[text.lower()]
+    if flag.choices and text not in flag.choices:
+        raise ConfigError(f"{variable} is {text!r}; expected one of {', '.join(flag.choices)}.")
+    try:
+        return flag.kind(text)
+    except argparse.ArgumentTypeError as e:
+        raise ConfigError(f"{variable} is {e}.") from e

@@ -1,0 +1,90 @@
+"""What reaches the terminal: plain text only, colour where wanted, progress where it helps. All but answers goes to stderr."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from qtransformers.settings import Settings
+
+# C0 without tab and newline, DEL, C1, and the marks that reorder what follows: a file must not steer the terminal.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+STYLES = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
+def printable(text: str) -> str:
+    """`text` with control characters spelled out, tabs and newlines kept."""
+    return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", text)
+
+
+def wants_color(choice: str, stream: TextIO) -> bool:
+    """Whether to colour what goes to `stream`, for `--color auto|on|off`."""
+    return choice == "on" or (choice == "auto" and stream.isatty() and not Settings.from_env().no_color)
+
+
+def painter(choice: str, stream: TextIO) -> Callable[[str, str], str]:
+    """`paint(style, text)`, which colours, or leaves the text alone."""
+    if not wants_color(choice, stream):
+        return lambda style, text: text
+    return lambda style, text: f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+
+
+def note(text: str) -> None:
+    """A line on stderr."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str, color: str = "auto") -> Iterator[Callable[[int, int], None]]:
+    """Yield `update(done, total)`; draws a bar on stderr once a second has passed, and only on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from time import monotonic
+
+    started, bar = monotonic(), None
+
+    def update(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            if monotonic() - started < 1:
+                return
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+            console = Console(stderr=True, no_color=not wants_color(color, sys.stderr))
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+            bar = Progress(*columns, console=console, transient=True)
+            bar.start()
+            bar.add_task(title, total=total)
+        bar.update(bar.task_ids[0], completed=done, total=total)
+
+    try:
+        yield update
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def size(n_bytes: float) -> str:
+    """Bytes for people, in powers of 1000 as file managers have it: `3.97 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}" if unit != "B" else f"{n_bytes:.0f} B"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
+
+
+def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Rows as lines with aligned columns, those in `right` to the right; the last is as wide as it is."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return lines

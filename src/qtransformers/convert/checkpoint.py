@@ -1,0 +1,112 @@
+"""Safetensors checkpoints: one file or shards under an index, mapped, never read whole.
+
+Format: 8 bytes little-endian header length, a JSON header, then the data (huggingface.co/docs/safetensors).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers.errors import LoadError, ModelNotFoundError, UnsupportedError
+from qtransformers.types import BY_NAME, QuantType
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+MAX_HEADER = 100 << 20  # bytes; the format's own limit
+LFS_MARK = b"version https://git-lfs.github.com/spec/"
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A tensor of a checkpoint as it lies in its file, row-major, little-endian."""
+
+    name: str
+    type: QuantType  # one of the plain float types
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8] = field(repr=False)  # [nbytes]
+    file: str
+
+
+def open_checkpoint(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the checkpoint in `folder`, by name.
+
+    ModelNotFoundError when a file is absent or a git-LFS pointer; LoadError when a header and its file disagree.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        if not (folder / SINGLE).exists():
+            raise ModelNotFoundError(
+                f"{folder}: no {SINGLE} and no {INDEX}; conversion needs the weights of a Hugging Face model in safetensors."
+            )
+        return _open_file(folder / SINGLE)
+    places = _index_of(index)
+    tensors: dict[str, Stored] = {}
+    for file in sorted(set(places.values())):
+        if Path(file).name != file:
+            raise LoadError(f"{index}: weight_map names {file!r}; expected a file name in the same folder.")
+        tensors.update({name: t for name, t in _open_file(folder / file).items() if places.get(name) == file})
+    if missing := sorted(set(places) - set(tensors)):
+        raise LoadError(
+            f"{index}: {missing[0]} should be in {places[missing[0]]} and is not ({len(missing)} such tensors). Download the shards again."
+        )
+    return tensors
+
+
+def _index_of(path: Path) -> dict[str, str]:
+    try:
+        places = json.loads(path.read_bytes())["weight_map"]
+        if not all(isinstance(k, str) and isinstance(v, str) for k, v in places.items()):
+            raise ValueError("weight_map is no mapping of names to files")
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise LoadError(f"{path}: not a checkpoint index ({e}). Download it again.") from e
+    return dict(places)
+
+
+def _open_file(path: Path) -> dict[str, Stored]:
+    if not path.is_file():
+        raise ModelNotFoundError(f"{path}: no such file. Download the missing shard.")
+    with path.open("rb") as f:
+        start = f.read(len(LFS_MARK))
+        if start == LFS_MARK:
+            raise ModelNotFoundError(
+                f"{path}: a git-LFS pointer, not the weights themselves. Fetch them with: git lfs pull --include {path.name}"
+            )
+        if len(start) < 8:
+            raise LoadError(f"{path}: {path.stat().st_size} bytes; expected a safetensors file. Download it again.")
+        data = np.frombuffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    n = int.from_bytes(data[:8].tobytes(), "little")
+    if n > min(MAX_HEADER, data.size - 8):
+        raise LoadError(f"{path}: its header claims {n} bytes, the file has {data.size}. Download it again.")
+    try:
+        header = json.loads(data[8 : 8 + n].tobytes())
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, AttributeError) as e:
+        raise LoadError(f"{path}: its header is no JSON object ({e}). Download it again.") from e
+    return {name: _tensor(name, entry, data[8 + n :], path) for name, entry in entries.items()}
+
+
+def _tensor(name: str, entry: Mapping[str, Any], data: NDArray[np.uint8], path: Path) -> Stored:
+    try:
+        dtype, shape, (start, stop) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+            raise ValueError("sizes and offsets must be whole numbers")
+    except (KeyError, TypeError, ValueError) as e:
+        raise LoadError(f"{path}: the header's entry for {name} is broken ({e}). Download the file again.") from e
+    type_ = BY_NAME.get(dtype)
+    if type_ is None or type_.family != "float":
+        raise UnsupportedError(
+            f"{path}: {name} has dtype {dtype}; expected F32, F16, BF16 or F64. Convert from the unquantised model."
+        )
+    if not start <= stop <= data.size or stop - start != math.prod(shape) * type_.block_bytes:
+        raise LoadError(
+            f"{path}: {name} is {dtype} {list(shape)} at bytes {start}..{stop} of {data.size}: that does not fit. The file is truncated or damaged; download it again."
+        )
+    return Stored(name, type_, shape, data[start:stop], path.name)

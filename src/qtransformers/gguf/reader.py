@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from qtransformers.gguf.shards import check_shards, shard_paths
 from qtransformers.gguf.values import ESCAPE, Encoded, Typed, dtype_of
 from qtransformers.tensor import QTensor, SwappedQTensor
 
+BACKUP_SUFFIX = ".header-backup"  # of the old header, while `edit_metadata` writes the new one
 PADDING_KEY = "gguf.padding"  # room that `edit_metadata` left in the header; no metadata of the model
 _EAGER_BYTES = 1 << 20  # strings decoded at opening, in total
 
@@ -122,12 +124,17 @@ class Tensors(Mapping[str, QTensor]):
         self._datas = datas
         self._infos = {name: (i, info) for i, header in enumerate(headers) for name, info in header.tensors.items()}
         self._swapped, self._files = headers[0].big_endian, [h.file for h in headers]
-        self._made: dict[str, QTensor] = {}
+        self._made: WeakValueDictionary[str, QTensor] = WeakValueDictionary()  # swapped copies end with their tensor
 
     def __getitem__(self, name: str) -> QTensor:
-        if name not in self._made:
-            self._made[name] = self._make(*self._infos[name])
-        return self._made[name]
+        tensor = self._made.get(name)
+        if tensor is None:
+            tensor = self._made[name] = self._make(*self._infos[name])
+        return tensor
+
+    def infos(self) -> Iterator[TensorInfo]:
+        """Name, type, shape, place and size of each, without making tensors."""
+        return (info for _, info in self._infos.values())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._infos)
@@ -143,7 +150,8 @@ class Tensors(Mapping[str, QTensor]):
 
     def close(self) -> None:
         """Let go of the maps; tensors already handed out keep theirs."""
-        self._datas, self._made = [], {}
+        self._datas = []
+        self._made.clear()
 
     def _make(self, shard: int, info: TensorInfo) -> QTensor:
         if not self._datas:
@@ -173,14 +181,14 @@ class GGUFFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         mapped, data = map_file(self.path)
-        header = parse_header(data, self.path.name)
+        header = _parse(data, self.path)
         self.paths = tuple(shard_paths(self.path, header, data))
         maps, headers, datas = [mapped], [header], [data]
         for shard in self.paths[1:]:
             mapped, data = map_file(shard)
             maps.append(mapped)
             datas.append(data)
-            headers.append(parse_header(data, shard.name))
+            headers.append(_parse(data, shard))
         if len(headers) > 1:
             check_shards(self.paths, headers, datas)
         self._maps: list[mmap.mmap] = maps
@@ -208,3 +216,15 @@ class GGUFFile:
 
     def __repr__(self) -> str:
         return f"<GGUFFile {self.path}: {len(self.metadata)} keys, {len(self.tensors)} tensors, {self.nbytes} bytes>"
+
+
+def _parse(data: NDArray[np.uint8], path: Path) -> Header:
+    try:
+        return parse_header(data, path.name)
+    except GGUFError as e:
+        backup = path.with_name(path.name + BACKUP_SUFFIX)
+        if backup.exists():
+            raise GGUFError(
+                f"{e} An edit of its metadata was interrupted ({backup.name}): gguf.restore_header undoes it."
+            ) from e
+        raise

@@ -1,0 +1,274 @@
+"""Writing GGUF files: header first, then tensor by tensor, under a temporary name until all is on disk."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers.errors import ConfigError, QTransformersError
+from qtransformers.gguf.encode import FilePlan, TensorSpec, plan_file, shard_metadata, spread
+from qtransformers.gguf.header import DEFAULT_ALIGNMENT, align_up
+from qtransformers.gguf.shards import SPLIT_KEYS, shard_name
+from qtransformers.gguf.values import Typed, encode
+from qtransformers.tensor import QTensor, swap_bytes
+from qtransformers.types import BY_NAME, QuantType
+
+CHUNK = 16 << 20  # bytes
+
+
+class AtomicFile:
+    """A file under a temporary name beside `path`, which takes its place only when whole and on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+        descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        self.committed = False
+        self.file: IO[bytes] = os.fdopen(descriptor, "wb", buffering=1 << 20)
+
+    def flush(self) -> None:
+        """Bring everything to disk and out of the page cache: read back from disk it comes in huge pages."""
+        if self.file.closed:
+            return
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self.file.close()
+
+    def commit(self) -> None:
+        """Take the final name."""
+        self.flush()
+        os.replace(self.temporary, self.path)
+        self.committed = True
+        sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        with suppress(OSError):
+            self.file.close()
+        with suppress(OSError):
+            (self.path if self.committed else self.temporary).unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename durable, where folders can be synced."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def check_room(folder: Path, nbytes: int) -> None:
+    """That a disk has room for a file; QTransformersError with both numbers."""
+    free = shutil.disk_usage(folder).free
+    if nbytes > free:
+        raise QTransformersError(f"{folder} has {free} bytes free; {nbytes} are needed. Free some, or write elsewhere.")
+
+
+class GGUFWriter:
+    """Writes a model as one GGUF file, or as shards: `write` each tensor in the order given, then `close`.
+
+    `metadata` maps keys to int, float, bool, str, NumPy values, flat lists of them, or `Typed(type, value)`; `tensors` are
+    (name, shape, type), shapes row-major as in QTensor. With `max_bytes` or `max_tensors` (of each file) the files are
+    `<path without .gguf>-00001-of-0000N.gguf`. Nothing appears under its final name before `close`; leaving the `with`
+    block by an error removes what was written. ConfigError: values GGUF cannot hold, wrong order or size of data, a
+    file that exists (unless `overwrite`). GGUFError: what a reader would refuse.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        metadata: Mapping[str, Any],
+        tensors: Iterable[TensorSpec | tuple[str, tuple[int, ...], QuantType | str]],
+        *,
+        alignment: int | None = None,
+        max_bytes: int | None = None,
+        max_tensors: int | None = None,
+        overwrite: bool = False,
+        big_endian: bool = False,
+    ) -> None:
+        specs = [t if isinstance(t, TensorSpec) else _spec(*t) for t in tensors]
+        metadata, self.alignment = _with_alignment(metadata, alignment, big_endian)
+        self.big_endian = big_endian
+        path = Path(path)
+        self._name = path.name
+        self.paths, self._plans = _plan_files(path, metadata, specs, self.alignment, max_bytes, max_tensors, big_endian)
+        for p in self.paths:
+            check_free(p, overwrite)
+        check_room(path.parent, sum(plan.nbytes for plan in self._plans))
+        self._pending = [(i, spec) for i, plan in enumerate(self._plans) for spec in plan.specs]
+        self._empty = {spec.name for _, spec in self._pending if not spec.nbytes}
+        self._next = 0  # of _pending
+        self._written = 0  # bytes of that tensor
+        self._files: list[AtomicFile] = []
+        self._overwrite = overwrite
+        try:
+            self._open_next()
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, name: str, data: QTensor | NDArray[Any] | bytes) -> None:
+        """Append to a tensor: whole blocks as bytes (uint8), or values of the tensor's own plain type."""
+        if name in self._empty:
+            return
+        if self._next == len(self._pending) or self._pending[self._next][1].name != name:
+            wanted = self._pending[self._next][1].name if self._next < len(self._pending) else "no more"
+            raise ConfigError(
+                f"{self._name}: data of {name} came where {wanted} was expected. Write tensors in the order declared, each in full."
+            )
+        shard, spec = self._pending[self._next]
+        raw = _raw(data, spec, self._name)
+        if self._written + raw.nbytes > spec.nbytes:
+            raise ConfigError(
+                f"{self._name}: {name} got {self._written + raw.nbytes} bytes; its shape and type make {spec.nbytes}."
+            )
+        if raw.nbytes % spec.type.block_bytes:
+            raise ConfigError(
+                f"{self._name}: {name} got {raw.nbytes} bytes; expected whole blocks of {spec.type.block_bytes}."
+            )
+        step = max(1, CHUNK // spec.type.block_bytes) * spec.type.block_bytes
+        for at in range(0, raw.nbytes, step):
+            chunk = raw[at : at + step]
+            self._files[shard].file.write((swap_bytes(chunk, spec.type) if self.big_endian else chunk).data)
+        self._written += raw.nbytes
+        if self._written == spec.nbytes:
+            self._finish_tensor()
+
+    def close(self) -> None:
+        """Check that all tensors came, bring the files to disk and give them their names, the first shard last."""
+        if self._next < len(self._pending):
+            spec = self._pending[self._next][1]
+            left = len(self._pending) - self._next
+            self.abort()
+            raise ConfigError(
+                f"{self._name} was closed with {left} tensors unwritten, from {spec.name} ({self._written} of {spec.nbytes} bytes) on."
+            )
+        try:
+            for file in self._files:
+                file.flush()
+            for file in self._files:
+                check_free(file.path, self._overwrite)
+            for file in reversed(self._files):
+                file.commit()
+        except BaseException:
+            self.abort()
+            raise
+        self._files = []
+
+    def abort(self) -> None:
+        """Remove everything written so far."""
+        for file in self._files:
+            file.discard()
+        self._files = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(plan.nbytes for plan in self._plans)
+
+    def _open_next(self) -> None:
+        """Open files up to the one of the next tensor, passing tensors without bytes."""
+        while True:
+            until = self._pending[self._next][0] if self._next < len(self._pending) else len(self._plans) - 1
+            while len(self._files) <= until:
+                if self._files:
+                    self._files[-1].flush()
+                file = AtomicFile(self.paths[len(self._files)])
+                self._files.append(file)
+                file.file.write(self._plans[len(self._files) - 1].header)
+            if self._next == len(self._pending) or self._pending[self._next][1].nbytes:
+                return
+            self._next += 1
+
+    def _finish_tensor(self) -> None:
+        shard, spec = self._pending[self._next]
+        self._files[shard].file.write(b"\0" * (align_up(spec.nbytes, self.alignment) - spec.nbytes))
+        self._next, self._written = self._next + 1, 0
+        self._open_next()
+
+    def __enter__(self) -> GGUFWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse a path that is taken, unless overwriting was asked for, and a folder in any case."""
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise ConfigError(f"{path} exists. Choose another name, or ask to overwrite it.")
+
+
+def _spec(name: str, shape: tuple[int, ...], type: QuantType | str) -> TensorSpec:
+    if isinstance(type, str):
+        if type not in BY_NAME:
+            raise ConfigError(f"{name} asks for type {type!r}; expected one of {', '.join(BY_NAME)}.")
+        type = BY_NAME[type]
+    return TensorSpec(name, tuple(int(d) for d in shape), type)
+
+
+def _with_alignment(metadata: Mapping[str, Any], alignment: int | None, big_endian: bool) -> tuple[dict[str, Any], int]:
+    """The metadata and alignment to write, each in accord with the other; keys about shards are the writer's own."""
+    kept = {k: v for k, v in metadata.items() if k not in SPLIT_KEYS}
+    stated = kept.get("general.alignment")
+    if stated is not None:
+        raw = encode(stated, "general.alignment", big_endian)
+        found = int.from_bytes(raw[4:8], "big" if big_endian else "little") if len(raw) == 8 else 0
+        if alignment not in (None, found):
+            raise ConfigError(f"alignment is {alignment}, but general.alignment is {found}. Give one of them.")
+        return kept, found
+    if alignment not in (None, DEFAULT_ALIGNMENT):
+        kept["general.alignment"] = Typed("u32", alignment)
+    return kept, DEFAULT_ALIGNMENT if alignment is None else alignment
+
+
+def _plan_files(
+    path: Path, metadata: dict[str, Any], specs: list[TensorSpec], alignment: int,
+    max_bytes: int | None, max_tensors: int | None, big_endian: bool,
+) -> tuple[tuple[Path, ...], list[FilePlan]]:  # fmt: skip
+    """The files to write and what goes into each."""
+    if max_bytes is None and max_tensors is None:
+        return (path,), [plan_file(metadata, specs, alignment, path.name, big_endian)]
+    shards = spread(metadata, specs, alignment, max_bytes, max_tensors)
+    prefix = path.name[: -len(".gguf")] if path.name.endswith(".gguf") else path.name
+    paths = tuple(path.with_name(shard_name(prefix, no, len(shards))) for no in range(len(shards)))
+    plans = [
+        plan_file(shard_metadata(metadata, no, len(shards), len(specs)), shard, alignment, paths[no].name, big_endian)
+        for no, shard in enumerate(shards)
+    ]
+    return paths, plans
+
+
+def _raw(data: QTensor | NDArray[Any] | bytes, spec: TensorSpec, file: str) -> NDArray[np.uint8]:
+    """The bytes to append, little-endian; ConfigError where they are of another type."""
+    if isinstance(data, QTensor):
+        if data.type is not spec.type:
+            raise ConfigError(f"{file}: {spec.name} got {data.type} data; it was declared {spec.type}.")
+        return data.data
+    values = np.frombuffer(data, np.uint8) if isinstance(data, (bytes, bytearray, memoryview)) else data
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values).reshape(-1)
+    plain = spec.type.block[0] if not spec.type.is_quantized else None
+    if values.dtype.newbyteorder("<") != plain:
+        raise ConfigError(
+            f"{file}: {spec.name} got {values.dtype} values; expected {plain or 'blocks as uint8'} for {spec.type}."
+        )
+    return np.ascontiguousarray(values, plain).reshape(-1).view(np.uint8)

@@ -110,6 +110,11 @@ def align_up(n: int, alignment: int) -> int:
     return -(-n // alignment) * alignment
 
 
+def is_alignment(n: int) -> bool:
+    """Whether tensors may be aligned to `n` bytes: a power of two, within our cap."""
+    return 0 < n <= MAX_ALIGNMENT and n & (n - 1) == 0
+
+
 def parse_header(data: NDArray[np.uint8], file: str, size: int | None = None) -> Header:
     """Walk and check the header in `data`; GGUFError names the file, what was found, what was expected.
 
@@ -296,7 +301,7 @@ class _Parser:
     def alignment(self, fields: dict[str, Field]) -> int:
         field = fields.get("general.alignment")
         n = int(self.scalar(field)) if field else DEFAULT_ALIGNMENT
-        if n == 0 or n & (n - 1) or n > MAX_ALIGNMENT:
+        if not is_alignment(n):
             raise self.fail(
                 f"general.alignment is {n}; expected a power of two up to {MAX_ALIGNMENT}. Convert the model again."
             )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qtransformers.errors import ConfigError, QTransformersError
 from qtransformers.gguf.encode import FilePlan, TensorSpec, plan_file, shard_metadata, spread
-from qtransformers.gguf.header import DEFAULT_ALIGNMENT, align_up
+from qtransformers.gguf.header import DEFAULT_ALIGNMENT, MAX_ALIGNMENT, align_up, is_alignment
 from qtransformers.gguf.shards import SPLIT_KEYS, shard_name
 from qtransformers.gguf.values import Typed, encode
 from qtransformers.tensor import QTensor, swap_bytes
@@ -231,13 +231,16 @@ def _with_alignment(metadata: Mapping[str, Any], alignment: int | None, big_endi
     stated = kept.get("general.alignment")
     if stated is not None:
         raw = encode(stated, "general.alignment", big_endian)
-        found = int.from_bytes(raw[4:8], "big" if big_endian else "little") if len(raw) == 8 else 0
+        found = int.from_bytes(raw[4:8], "big" if big_endian else "little")
         if alignment not in (None, found):
             raise ConfigError(f"alignment is {alignment}, but general.alignment is {found}. Give one of them.")
-        return kept, found
-    if alignment not in (None, DEFAULT_ALIGNMENT):
+        alignment = found
+    elif alignment not in (None, DEFAULT_ALIGNMENT):
         kept["general.alignment"] = Typed("u32", alignment)
-    return kept, DEFAULT_ALIGNMENT if alignment is None else alignment
+    alignment = DEFAULT_ALIGNMENT if alignment is None else alignment
+    if not is_alignment(alignment):
+        raise ConfigError(f"alignment is {alignment}; expected a power of two up to {MAX_ALIGNMENT}.")
+    return kept, alignment
 
 
 def _plan_files(

@@ -7,14 +7,19 @@
 #include <string_view>
 
 #include "blocks.h"
+#include "jobs.h"
 
 namespace qt {
-
-using Decode = void (*)(const uint8_t* blocks, float* out, size_t n_blocks);
 
 struct Kernels {
     const char* name;
     Decode decode[max_types];  // by type id, null where a type holds no floats
+    Linear linear[n_regimes][max_types];
+    RmsNorm rms_norm;
+    Swiglu swiglu;
+    Rope rope;
+    Attend attend;
+    ToHalf to_half;
 };
 
 const Kernels& kernels(std::string_view isa);  // "" is the best this machine has; throws std::invalid_argument otherwise

@@ -8,6 +8,9 @@ namespace nb = nanobind;
 
 namespace qt {
 void bind_gguf(nb::module_& m);
+void bind_attention(nb::module_& m);
+void bind_kernels(nb::module_& m);
+void bind_pool(nb::module_& m);
 void bind_quants(nb::module_& m);
 }
 
@@ -17,4 +20,7 @@ NB_MODULE(_native, m) {
           "The instruction set that `isa` selects (empty: the best here).");
     qt::bind_gguf(m);
     qt::bind_quants(m);
+    qt::bind_pool(m);
+    qt::bind_kernels(m);
+    qt::bind_attention(m);
 }

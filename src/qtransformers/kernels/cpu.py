@@ -1,15 +1,108 @@
-"""The CPU kernels, bound from the C++ extension. (Until they land, the NumPy twins serve.)"""
+"""The CPU kernels, bound from the C++ extension: NumPy arrays in and out, one native call an operation.
+
+Each is the fast form of its namesake in `reference.py`. `with Pool(threads):` lends threads to every call of the
+Python thread inside the block; without one a call runs on the calling thread alone. Results do not depend on threads.
+"""
 
 from __future__ import annotations
 
-from qtransformers.kernels.reference import attention, embedding, linear, rms_norm, rope, swiglu
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers.errors import ConfigError
+from qtransformers.kernels.reference import F32, Ints
+from qtransformers.kernels.table import check
+from qtransformers.native import lib
 from qtransformers.tensor import QTensor
 
-__all__ = ["Weight", "attention", "bind", "embedding", "linear", "rms_norm", "rope", "swiglu"]
+__all__ = ["Pool", "Weight", "attention", "bind", "embedding", "linear", "rms_norm", "rope", "swiglu"]
 
-Weight = QTensor
+Pool = lib.Pool
+if TYPE_CHECKING:
+    Weight = Any  # the extension has no types that a checker could read
+else:
+    Weight = lib.Weight
 
 
 def bind(tensor: QTensor) -> Weight:
-    """A weight the kernels can multiply with: pointer, type and shape, bound once at load."""
-    return tensor
+    """A matrix `[out, in]` the kernels multiply with, read where it lies: `.shape`, `.type`, `.name`, `.tensor`.
+
+    UnsupportedError for a type that holds no floats, ConfigError for a tensor that is no matrix.
+    """
+    check("linear", tensor.type, "cpu", tensor.name, tensor.file)
+    if len(tensor.shape) != 2:
+        raise ConfigError(f"{tensor.file}: {tensor.name} is {list(tensor.shape)}; expected a matrix [out, in].")
+    return lib.Weight(tensor, tensor.data, tensor.type.id, *tensor.shape)
+
+
+def linear(x: F32, w: Weight, bias: F32 | None = None) -> F32:
+    """`x [T, in] @ w [out, in].T + bias [out]`, summed in float32: `[T, out]`. ConfigError where shapes differ."""
+    try:
+        return lib.linear(x, w, bias)
+    except TypeError:
+        raise _refusal("linear", "x [T, in] float32, w Weight, bias [out] float32 or None", x, w, bias) from None
+
+
+def embedding(tokens: Ints, w: Weight) -> F32:
+    """Rows of `w [vocab, n_embd]`: `[T, n_embd]`. ConfigError for an id outside the vocabulary."""
+    try:
+        return lib.embedding(tokens, w)
+    except TypeError:
+        raise _refusal("embedding", "tokens [T] int32, w Weight", tokens, w) from None
+
+
+def rms_norm(x: F32, weight: F32, eps: float) -> F32:
+    """Root-mean-square norm over the last dimension, of `x`'s shape."""
+    try:
+        return lib.rms_norm(x, weight, eps)
+    except TypeError:
+        raise _refusal("rms_norm", "x [..., n] float32, weight [n] float32, eps float", x, weight, eps) from None
+
+
+def swiglu(gate: F32, up: F32) -> F32:
+    """`silu(gate) * up`, of the shape of both."""
+    try:
+        return lib.swiglu(gate, up)
+    except TypeError:
+        raise _refusal("swiglu", "gate float32, up float32 of the same shape", gate, up) from None
+
+
+def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool) -> F32:
+    """Rotate pairs of the first `2 * len(freqs)` values of each head of `x [T, H, D]`."""
+    try:
+        return lib.rope(x, positions, freqs, interleaved)
+    except TypeError:
+        expected = "x [T, H, D] float32, positions [T] int32, freqs [dim / 2] float64, interleaved bool"
+        raise _refusal("rope", expected, x, positions, freqs, interleaved) from None
+
+
+def attention(
+    q: F32, k: F32, v: F32, k_pages: NDArray[np.floating], v_pages: NDArray[np.floating],
+    positions: Ints, starts: Ints, page_tables: Ints, scale: float, window: int = 0,
+) -> F32:  # fmt: skip
+    """Store k, v in the layer's pages `[n_pages, n_kv_heads, 256, D]`, then causal grouped-query attention.
+
+    ConfigError where shapes differ, positions do not rise, or a page that is needed does not exist.
+    """
+    try:
+        return lib.attention(q, k, v, k_pages, v_pages, positions, starts, page_tables, scale, window)
+    except TypeError:
+        expected = (
+            "q [T, H, D], k [T, Hk, D], v [T, Hk, Dv] float32; k_pages, v_pages [n, Hk, tokens, D] float32 or float16, "
+            "writable and contiguous; positions [T], starts [S + 1], page_tables [S, P] int32; scale float, window int"
+        )
+        found = (q, k, v, k_pages, v_pages, positions, starts, page_tables, scale, window)
+        raise _refusal("attention", expected, *found) from None
+
+
+def _refusal(operation: str, expected: str, *found: Any) -> ConfigError:
+    return ConfigError(f"{operation} expects {expected}; found {', '.join(map(_describe, found))}.")
+
+
+def _describe(x: Any) -> str:
+    if isinstance(x, np.ndarray):
+        order = "" if x.flags.c_contiguous else " non-contiguous"
+        return f"{'' if x.flags.writeable else 'read-only '}{x.dtype}{order} {list(x.shape)}"
+    return repr(x) if x is None or isinstance(x, (bool, int, float, lib.Weight)) else type(x).__name__

@@ -19,7 +19,7 @@ def linear(x: F32, w: QTensor, bias: F32 | None = None) -> F32:
 
 def embedding(tokens: Ints, w: QTensor) -> F32:
     """Rows of `w [vocab, n_embd]`."""
-    return np.stack([w.rows(int(t), int(t) + 1)[0] for t in tokens])
+    return np.concatenate([w.rows(int(t), int(t) + 1) for t in tokens] or [w.rows(0, 0)])
 
 
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
@@ -31,7 +31,8 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
 def swiglu(gate: F32, up: F32) -> F32:
     """`silu(gate) * up`."""
     wide = gate.astype(np.float64)
-    return (wide / (1 + np.exp(-np.clip(wide, -700, None))) * up).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (wide / (1 + np.exp(-wide)) * up).astype(np.float32)
 
 
 def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool) -> F32:

@@ -1,0 +1,64 @@
+// Arrays in and out of Python, and errors in the library's own family.
+#pragma once
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <initializer_list>
+#include <new>
+#include <string>
+
+namespace qt {
+namespace nb = nanobind;
+
+using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;   // converted once where it is another real type
+using Ints = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
+using Out = nb::ndarray<nb::numpy, float>;
+
+// Raises qtransformers.errors.ConfigError; the caller holds the GIL.
+[[noreturn]] inline void refuse(const std::string& message) {
+    PyErr_SetString(nb::module_::import_("qtransformers.errors").attr("ConfigError").ptr(), message.c_str());
+    throw nb::python_error();
+}
+
+template <class Array>
+std::string shape_of(const Array& a) {
+    std::string s = "[";
+    for (size_t i = 0; i < a.ndim(); i++) s += (i ? ", " : "") + std::to_string(a.shape(i));
+    return s + "]";
+}
+
+// ConfigError unless `a` has the shape; -1 stands for any size.
+template <class Array>
+void expect(const char* what, const Array& a, std::initializer_list<int64_t> shape) {
+    bool same = a.ndim() == shape.size();
+    std::string expected;
+    size_t i = 0;
+    for (int64_t n : shape) {
+        same = same && (n < 0 || int64_t(a.shape(i)) == n);
+        expected += (i++ ? ", " : "") + (n < 0 ? std::string("any") : std::to_string(n));
+    }
+    if (!same) refuse(std::string(what) + " is " + shape_of(a) + "; expected [" + expected + "].");
+}
+
+// A new float array, and where its values go.
+struct Fresh {
+    float* data;
+    Out array;
+    Fresh(size_t ndim, const size_t* shape) {
+        size_t n = 1;
+        for (size_t i = 0; i < ndim; i++) n *= shape[i];
+        data = static_cast<float*>(::operator new[]((n ? n : 1) * sizeof(float), std::align_val_t(64)));
+        nb::capsule owner(data, [](void* p) noexcept { ::operator delete[](p, std::align_val_t(64)); });
+        array = Out(data, ndim, shape, owner);
+    }
+    Fresh(std::initializer_list<size_t> shape) : Fresh(shape.size(), shape.begin()) {}
+};
+
+template <class Array>
+Fresh fresh_like(const Array& a) {
+    size_t shape[16];
+    if (a.ndim() > 16) refuse("an array of " + std::to_string(a.ndim()) + " dimensions; expected at most 16.");
+    for (size_t i = 0; i < a.ndim(); i++) shape[i] = a.shape(i);
+    return Fresh(a.ndim(), shape);
+}
+}  // namespace qt

@@ -1,0 +1,197 @@
+// Attention over the paged cache: arguments checked, new keys and values stored, tiles of queries shared out.
+#include <nanobind/nanobind.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "arrays.h"
+#include "pool.h"
+
+namespace qt {
+namespace {
+using Pages = nb::ndarray<nb::ndim<4>, nb::c_contig, nb::device::cpu>;  // writable f32 or f16
+
+// A tile of query rows of one sequence and KV head, and where the partial results of its segments of keys go.
+struct Tile {
+    size_t sequence, kv_head, row, n;
+    size_t first_segment, n_segments;
+    size_t state;  // floats into the table of partial results
+};
+
+struct Call {
+    std::vector<AttendJob> jobs;  // one a sequence
+    std::vector<size_t> first;    // its first token
+    std::vector<Tile> tiles;
+};
+
+bool is_half(const char* what, const Pages& pages) {
+    if (pages.dtype() == nb::dtype<float>()) return false;
+    if (pages.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) && pages.dtype().bits == 16) return true;
+    refuse(std::string(what) + " are neither float32 nor float16. Choose another cache codec.");
+}
+
+// Positions of a sequence rise, and every page that is read or written exists.
+void check_sequence(size_t s, const AttendJob& job, size_t n, size_t table, size_t n_pages) {
+    const std::string who = "sequence " + std::to_string(s) + ": ";
+    for (size_t t = 0; t < n; t++)
+        if (job.positions[t] < 0 || (t && job.positions[t] <= job.positions[t - 1]))
+            refuse(who + "positions must rise from 0 or more, found " + std::to_string(job.positions[t]) + " at its row " + std::to_string(t) + ".");
+    const size_t last = (job.end(n - 1) - 1) / job.page_tokens;
+    if (last >= table) refuse(who + "position " + std::to_string(job.positions[n - 1]) + " lies beyond its " + std::to_string(table) + " pages.");
+    for (size_t p = job.begin(0) / job.page_tokens; p <= last; p++)
+        if (job.pages[p] < 0 || size_t(job.pages[p]) >= n_pages)
+            refuse(who + "page " + std::to_string(p) + " is number " + std::to_string(job.pages[p]) + "; the cache has pages 0 to " + std::to_string(int64_t(n_pages) - 1) + ".");
+}
+
+void cut(Call& call, size_t s, size_t n_tokens) {
+    const AttendJob& job = call.jobs.back();
+    const size_t rows = n_tokens * job.group();
+    for (size_t row = (rows - 1) / attend_rows * attend_rows;; row -= attend_rows) {  // the longest first
+        const size_t n = std::min(attend_rows, rows - row);
+        const size_t begin = job.begin(row / job.group()) / attend_segment, end = (job.end((row + n - 1) / job.group()) - 1) / attend_segment + 1;
+        for (size_t h = 0; h < job.n_kv_heads; h++) call.tiles.push_back({s, h, row, n, begin, end - begin, 0});
+        if (!row) break;
+    }
+}
+
+void store_rows(const AttendJob& job, const float* from, uint8_t* pages, size_t dim, size_t t, size_t slot_of, ToHalf to_half) {
+    const size_t page = size_t(job.pages[slot_of / job.page_tokens]), slot = slot_of % job.page_tokens;
+    for (size_t h = 0; h < job.n_kv_heads; h++) {
+        const float* x = from + (t * job.n_kv_heads + h) * dim;
+        uint8_t* to = pages + ((page * job.n_kv_heads + h) * job.page_tokens + slot) * dim * (job.half ? 2 : 4);
+        if (job.half) {
+            to_half(x, reinterpret_cast<uint16_t*>(to), dim);
+        } else {
+            std::memcpy(to, x, 4 * dim);
+        }
+    }
+}
+
+// Adds the partial result `b` of later keys to `a`: [n] rows of output, largest score, sum.
+void merge(float* a, const float* b, size_t n, size_t dv, size_t ld) {
+    for (size_t r = 0; r < n; r++, a += ld, b += ld) {
+        float &top = a[ld - 2], &total = a[ld - 1];
+        if (b[ld - 1] == 0) continue;  // saw no key
+        if (total == 0) {
+            std::memcpy(a, b, ld * sizeof(float));
+            continue;
+        }
+        const float most = std::max(top, b[ld - 2]), up = std::exp(top - most), other = std::exp(b[ld - 2] - most);
+        for (size_t i = 0; i < dv; i++) a[i] = a[i] * up + b[i] * other;
+        total = total * up + b[ld - 1] * other;
+        top = most;
+    }
+}
+
+void finish(const AttendJob& job, const Tile& tile, const float* state, float* out) {
+    for (size_t r = 0; r < tile.n; r++, state += job.state_floats()) {
+        const size_t token = (tile.row + r) / job.group(), head = tile.kv_head * job.group() + (tile.row + r) % job.group();
+        float* to = out + (token * job.n_heads + head) * job.dv;
+        const float total = state[job.state_floats() - 1];
+        for (size_t i = 0; i < job.dv; i++) to[i] = state[i] / total;
+    }
+}
+
+// Whole tiles where there are enough of them for all threads, else every segment by itself; the sums are the same.
+void attend(Call& call, const Kernels& kernels, float* out) {
+    const AttendJob& any = call.jobs.front();
+    const size_t ld = any.state_floats(), scratch_floats = attend_scratch(any.d, any.dv);
+    double work = 0;
+    size_t states = 0, segments = 0;
+    for (Tile& tile : call.tiles) {
+        tile.state = states;
+        states += tile.n_segments * tile.n * ld;
+        segments += tile.n_segments;
+        work += double(tile.n_segments) * attend_segment * tile.n * any.d;
+    }
+    auto job = [&](const Tile& tile) -> const AttendJob& { return call.jobs[tile.sequence]; };
+    auto to = [&](const Tile& tile) { return out + call.first[tile.sequence] * any.n_heads * any.dv; };
+    if (call.tiles.size() >= 4 * size_t(width()) || segments == call.tiles.size()) {
+        parallel(call.tiles.size(), 1, work, [&](size_t begin, size_t end) {
+            float *state = scratch(scratch_floats + 2 * attend_rows * ld), *next = state + attend_rows * ld, *room = next + attend_rows * ld;
+            for (size_t i = begin; i < end; i++) {
+                const Tile& tile = call.tiles[i];
+                for (size_t s = 0; s < tile.n_segments; s++) {
+                    kernels.attend(job(tile), tile.kv_head, tile.row, tile.n, tile.first_segment + s, s ? next : state, room);
+                    if (s) merge(state, next, tile.n, any.dv, ld);
+                }
+                finish(job(tile), tile, state, to(tile));
+            }
+        });
+        return;
+    }
+    std::vector<float> partial(states);
+    std::vector<std::pair<size_t, size_t>> items;
+    for (size_t i = 0; i < call.tiles.size(); i++)
+        for (size_t s = 0; s < call.tiles[i].n_segments; s++) items.emplace_back(i, s);
+    parallel(items.size(), 1, work, [&](size_t begin, size_t end) {
+        float* room = scratch(scratch_floats);
+        for (size_t i = begin; i < end; i++) {
+            const auto [which, s] = items[i];
+            const Tile& tile = call.tiles[which];
+            kernels.attend(job(tile), tile.kv_head, tile.row, tile.n, tile.first_segment + s, partial.data() + tile.state + s * tile.n * ld, room);
+        }
+    });
+    for (const Tile& tile : call.tiles) {
+        float* state = partial.data() + tile.state;
+        for (size_t s = 1; s < tile.n_segments; s++) merge(state, state + s * tile.n * ld, tile.n, any.dv, ld);
+        finish(job(tile), tile, state, to(tile));
+    }
+}
+
+Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints positions, Ints starts, Ints tables, float scale, int64_t window) {
+    expect("q", q, {-1, -1, -1});
+    const size_t T = q.shape(0), n_heads = q.shape(1), d = q.shape(2);
+    expect("k", k, {int64_t(T), -1, int64_t(d)});
+    const size_t n_kv = k.shape(1);
+    expect("v", v, {int64_t(T), int64_t(n_kv), -1});
+    const size_t dv = v.shape(2), n_pages = k_pages.shape(0), page_tokens = k_pages.shape(2);
+    expect("k_pages", k_pages, {-1, int64_t(n_kv), -1, int64_t(d)});
+    expect("v_pages", v_pages, {int64_t(n_pages), int64_t(n_kv), int64_t(page_tokens), int64_t(dv)});
+    expect("positions", positions, {int64_t(T)});
+    expect("starts", starts, {-1});
+    expect("page_tables", tables, {int64_t(starts.size()) - 1, -1});
+    if (!n_kv || n_heads % n_kv) refuse("q has " + std::to_string(n_heads) + " heads; expected a multiple of the " + std::to_string(n_kv) + " of k.");
+    if (!page_tokens || !d || !dv) refuse("k_pages is " + shape_of(k_pages) + ", v_pages " + shape_of(v_pages) + "; expected no empty dimension.");
+    if (window < 0) refuse("window is " + std::to_string(window) + "; expected 0 or more tokens.");
+    const bool half = is_half("k_pages", k_pages);
+    if (half != is_half("v_pages", v_pages)) refuse("k_pages and v_pages are of different types; expected one.");
+
+    Call call;
+    const int32_t* s0 = starts.data();
+    if (s0[0] != 0 || s0[starts.size() - 1] != int64_t(T)) refuse("starts runs from " + std::to_string(s0[0]) + " to " + std::to_string(s0[starts.size() - 1]) + "; expected 0 to " + std::to_string(T) + ".");
+    for (size_t s = 0; s + 1 < starts.size(); s++) {
+        if (s0[s + 1] < s0[s]) refuse("starts falls from " + std::to_string(s0[s]) + " to " + std::to_string(s0[s + 1]) + "; expected no fall.");
+        if (s0[s + 1] == s0[s]) continue;
+        const size_t first = s0[s];
+        call.jobs.push_back({q.data() + first * n_heads * d, n_heads, n_kv, d, dv, static_cast<const uint8_t*>(k_pages.data()), static_cast<const uint8_t*>(v_pages.data()), half,
+                             page_tokens, tables.data() + s * tables.shape(1), positions.data() + first, scale, size_t(window)});
+        call.first.push_back(first);
+        check_sequence(s, call.jobs.back(), s0[s + 1] - first, tables.shape(1), n_pages);
+        cut(call, call.jobs.size() - 1, s0[s + 1] - first);
+    }
+    Fresh out{T, n_heads * dv};
+    const Kernels& kernels = current_kernels();
+    nb::gil_scoped_release released;
+    for (size_t s = 0; s < call.jobs.size(); s++) {
+        const size_t first = call.first[s], n = (s + 1 < call.jobs.size() ? call.first[s + 1] : T) - first;
+        parallel(n, 16, double(n) * n_kv * (d + dv), [&](size_t begin, size_t end) {
+            for (size_t t = begin; t < end; t++) {
+                store_rows(call.jobs[s], k.data() + first * n_kv * d, static_cast<uint8_t*>(k_pages.data()), d, t, call.jobs[s].positions[t], kernels.to_half);
+                store_rows(call.jobs[s], v.data() + first * n_kv * dv, static_cast<uint8_t*>(v_pages.data()), dv, t, call.jobs[s].positions[t], kernels.to_half);
+            }
+        });
+    }
+    if (!call.jobs.empty()) attend(call, kernels, out.data);
+    return out.array;
+}
+}  // namespace
+
+void bind_attention(nb::module_& m) {
+    m.def("attention", &attention, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("k_pages").noconvert(), nb::arg("v_pages").noconvert(), nb::arg("positions").noconvert(),
+          nb::arg("starts").noconvert(), nb::arg("page_tables").noconvert(), nb::arg("scale"), nb::arg("window") = 0,
+          "Store k and v in the pages, then causal grouped-query attention: [T, n_heads * D_v].");
+}
+}  // namespace qt

@@ -1,0 +1,158 @@
+// Operations on rows of floats: norm, gate, rotation, halves.
+#include <math.h>
+
+#include "isa/ops.h"
+#include "isa/vec.h"
+
+namespace qt::QT_ISA {
+
+QT_INLINE D wide(const float* p) { return __builtin_convertvector(get<Half>(p), D); }
+
+// In doubles: no square overflows, and the sum keeps all its digits.
+void rms_norm(const float* x, const float* weight, double eps, float* out, size_t rows, size_t n) {
+    constexpr size_t step = VL / 2;
+    for (size_t r = 0; r < rows; r++, x += n, out += n) {
+        D a{}, b{};
+        size_t i = 0;
+        for (; i + 2 * step <= n; i += 2 * step) {
+            D u = wide(x + i), v = wide(x + i + step);
+            a += u * u;
+            b += v * v;
+        }
+        double total = 0;
+        a += b;
+        for (size_t l = 0; l < step; l++) total += a[l];
+        for (; i < n; i++) total += double(x[i]) * double(x[i]);
+        const double scale = 1 / __builtin_sqrt(total / double(n) + eps);
+        for (i = 0; i + step <= n; i += step) put(out + i, __builtin_convertvector(wide(x + i) * scale * wide(weight + i), Half));
+        for (; i < n; i++) out[i] = float(double(x[i]) * scale * double(weight[i]));
+    }
+}
+
+// silu(g) = g e / (1 + e') with e = exp(min(g, 0)) and e' = exp(-|g|): nothing overflows, small results keep their digits.
+QT_INLINE V gated(V g, V up) {
+    const I sign = I{} + INT32_MIN, negative = (I)g >> 31;
+    V e = exp_negative((V)((I)g | sign));
+    V one = all(1.f);
+    V top = (V)(((I)e & negative) | ((I)one & ~negative));
+    return g * top / (one + e) * up;
+}
+
+void swiglu(const float* gate, const float* up, float* out, size_t n) {
+    size_t i = 0;
+    for (; i + VL <= n; i += VL) store(out + i, gated(load(gate + i), load(up + i)));
+    if (i < n) store_part(out + i, gated(load_part(gate + i, n - i), load_part(up + i, n - i)), n - i);
+}
+
+// Cosine and sine of angles in radians, of which a million is a common one: reduced in doubles by pi / 2 in three parts,
+// the first two short enough for exact products. Error about 1e-16 beside that of the angle itself.
+static void turn(const double* angle, float* cosine, float* sine, int n) {
+    constexpr double limit = 1 << 20;
+    for (int i = 0; i < n; i++) {
+        const double magic = 6755399441055744.0, x = angle[i];  // 1.5 * 2^52
+        const double shifted = x * 0.63661977236758134308 + magic, whole = shifted - magic;
+        int64_t quarter;
+        __builtin_memcpy(&quarter, &shifted, 8);
+        const double r = ((x - whole * 0x1.921fb544p+0) - whole * 0x1.0b4611a6p-34) - whole * 0x1.3198a2e037073p-69, z = r * r;
+        const double s = r + r * z * (-1.0 / 6 + z * (1.0 / 120 + z * (-1.0 / 5040 + z * (1.0 / 362880 - z * (1.0 / 39916800)))));
+        const double c = 1 + z * (-0.5 + z * (1.0 / 24 + z * (-1.0 / 720 + z * (1.0 / 40320 - z * (1.0 / 3628800 - z * (1.0 / 479001600))))));
+        const double first = quarter & 1 ? s : c, second = quarter & 1 ? c : s;
+        cosine[i] = float((quarter + 1) & 2 ? -first : first);
+        sine[i] = float(quarter & 2 ? -second : second);
+    }
+    for (int i = 0; i < n; i++)
+        if (!(angle[i] < limit && angle[i] > -limit)) {
+            cosine[i] = float(::cos(angle[i]));
+            sine[i] = float(::sin(angle[i]));
+        }
+}
+
+// Pairs (i, i + half).
+static void rotate_halves(const float* x, float* out, const float* c, const float* s, size_t half) {
+    size_t i = 0;
+    for (; i + VL <= half; i += VL) {
+        V a = load(x + i), b = load(x + half + i), cos = load(c + i), sin = load(s + i);
+        store(out + i, a * cos - b * sin);
+        store(out + half + i, b * cos + a * sin);
+    }
+    for (; i < half; i++) {
+        const float a = x[i], b = x[half + i];
+        out[i] = a * c[i] - b * s[i];
+        out[half + i] = b * c[i] + a * s[i];
+    }
+}
+
+// Pairs (2i, 2i + 1); c and s hold every value twice, s with the sign of its place.
+static void rotate_pairs(const float* x, float* out, const float* c, const float* s, size_t half) {
+    size_t i = 0;
+    for (; i + VL <= 2 * half; i += VL) {
+        V a = load(x + i);
+        store(out + i, a * load(c + i) + swap_pairs(a) * load(s + i));
+    }
+    for (; i < 2 * half; i += 2) {
+        const float a = x[i], b = x[i + 1];
+        out[i] = a * c[i] + b * s[i];
+        out[i + 1] = b * c[i + 1] + a * s[i + 1];
+    }
+}
+
+void rope(const RopeJob& j, size_t t0, size_t t1, float* turns) {
+    float *c = turns, *s = turns + 2 * j.half;
+    for (size_t t = t0; t < t1; t++) {
+        constexpr int step = 32;
+        for (size_t i = 0; i < j.half; i += step) {
+            const int n = j.half - i < step ? int(j.half - i) : step;
+            double angle[step];
+            float cosine[step], sine[step];
+            for (int k = 0; k < n; k++) angle[k] = j.positions[t] * j.freqs[i + k];
+            turn(angle, cosine, sine, n);
+            for (int k = 0; k < n; k++) {
+                const size_t p = i + k;
+                if (j.interleaved) {
+                    c[2 * p] = c[2 * p + 1] = cosine[k];
+                    s[2 * p] = -(s[2 * p + 1] = sine[k]);
+                } else {
+                    c[p] = cosine[k];
+                    s[p] = sine[k];
+                }
+            }
+        }
+        for (size_t h = 0; h < j.heads; h++) {
+            const float* x = j.x + (t * j.heads + h) * j.dim;
+            float* out = j.out + (t * j.heads + h) * j.dim;
+            (j.interleaved ? rotate_pairs : rotate_halves)(x, out, c, s, j.half);
+            __builtin_memcpy(out + 2 * j.half, x + 2 * j.half, 4 * (j.dim - 2 * j.half));
+        }
+    }
+}
+
+// Float to half, ties to even; too large becomes infinite.
+QT_INLINE uint16_t narrow(float x) {
+    uint32_t u;
+    __builtin_memcpy(&u, &x, 4);
+    const uint16_t sign = uint16_t(u >> 16 & 0x8000);
+    u &= 0x7fffffff;
+    if (u > 0x7f800000) return sign | 0x7e00 | uint16_t(u >> 13 & 0x3ff);
+    if (u >= 0x477ff000) return sign | 0x7c00;
+    if (u < 0x38800000) {  // subnormal: adding 0.5 rounds to its last place
+        float y;
+        __builtin_memcpy(&y, &u, 4);
+        y += 0.5f;
+        __builtin_memcpy(&u, &y, 4);
+        return sign | uint16_t(u - 0x3f000000);
+    }
+    return sign | uint16_t((u + 0xfff + (u >> 13 & 1) - 0x38000000) >> 13);
+}
+
+void to_half(const float* x, uint16_t* out, size_t n) {
+    size_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16) put(out + i, _mm512_cvtps_ph(load(x + i), 0));
+#elif defined(__F16C__)
+    for (; i + 8 <= n; i += 8) put(out + i, _mm256_cvtps_ph(load(x + i), 0));
+#elif defined(__aarch64__)
+    for (; i + 4 <= n; i += 4) put(out + i, vcvt_f16_f32(load(x + i)));
+#endif
+    for (; i < n; i++) out[i] = narrow(x[i]);
+}
+}  // namespace qt::QT_ISA

@@ -1,0 +1,131 @@
+// Vectors of the instruction set at hand. Only what needs an instruction of its own has a branch here.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace qt::QT_ISA {
+#define QT_INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+constexpr int VL = 16;
+#elif defined(__AVX2__)
+constexpr int VL = 8;
+#else
+constexpr int VL = 4;
+#endif
+typedef float V __attribute__((vector_size(4 * VL)));
+typedef int32_t I __attribute__((vector_size(4 * VL)));
+typedef float Half __attribute__((vector_size(2 * VL)));
+typedef double D __attribute__((vector_size(4 * VL)));
+typedef float F4 __attribute__((vector_size(16)));
+
+template <class T>
+QT_INLINE T get(const void* p) {
+    T v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class T>
+QT_INLINE void put(void* p, T v) {
+    __builtin_memcpy(p, &v, sizeof v);
+}
+QT_INLINE V load(const float* p) { return get<V>(p); }
+QT_INLINE void store(float* p, V v) { put(p, v); }
+QT_INLINE V all(float x) { return x - V{}; }
+
+// The first n of a vector; the rest is zero.
+QT_INLINE V load_part(const float* p, size_t n) {
+    V v{};
+    __builtin_memcpy(&v, p, 4 * n);
+    return v;
+}
+QT_INLINE void store_part(float* p, V v, size_t n) { __builtin_memcpy(p, &v, 4 * n); }
+
+// a b + c in one rounding where the machine has it. Never left to the compiler: the same sum must be the same everywhere.
+QT_INLINE V fma(V a, V b, V c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+    return vfmaq_f32(c, a, b);
+#else
+    return a * b + c;
+#endif
+}
+// The larger; b where either is NaN.
+QT_INLINE V larger(V a, V b) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
+// Swap the two of each pair.
+QT_INLINE V swap_pairs(V x) {
+#if defined(__AVX512F__)
+    return _mm512_permute_ps(x, 0xb1);
+#elif defined(__AVX2__)
+    return _mm256_permute_ps(x, 0xb1);
+#elif defined(__x86_64__)
+    return _mm_shuffle_ps(x, x, 0xb1);
+#else
+    return V{x[1], x[0], x[3], x[2]};
+#endif
+}
+
+QT_INLINE F4 quarter(V v) {
+#if defined(__AVX512F__)
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+#elif defined(__AVX2__)
+    return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+#else
+    return v;
+#endif
+}
+// The sums of four vectors, each over the same tree of lanes.
+QT_INLINE F4 sums(V a, V b, V c, V d) {
+    F4 p = quarter(a), q = quarter(b), r = quarter(c), s = quarter(d);
+#if defined(__x86_64__)
+    F4 x = _mm_unpacklo_ps(p, q) + _mm_unpackhi_ps(p, q), y = _mm_unpacklo_ps(r, s) + _mm_unpackhi_ps(r, s);
+    return F4(_mm_movelh_ps(x, y)) + F4(_mm_movehl_ps(y, x));
+#else
+    return F4{(p[0] + p[2]) + (p[1] + p[3]), (q[0] + q[2]) + (q[1] + q[3]), (r[0] + r[2]) + (r[1] + r[3]), (s[0] + s[2]) + (s[1] + s[3])};
+#endif
+}
+QT_INLINE float sum(V a) { return sums(a, V{}, V{}, V{})[0]; }
+QT_INLINE float largest(V a) {
+    float x[VL], m;
+    store(x, a);
+    m = x[0];
+    for (int i = 1; i < VL; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+
+// e^x for x <= 0: 2^n times a polynomial, within 2 units of the last place, gradual underflow included; NaN stays NaN.
+QT_INLINE V exp_negative(V x) {
+    const V magic = all(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    x = larger(all(-110.f), x);
+    V t = fma(x, all(1.44269504f), magic), whole = t - magic;
+    V r = fma(whole, all(-0.693359375f), x);
+    r = fma(whole, all(2.12194440e-4f), r);
+    V p = all(1.f / 5040);
+    p = fma(p, r, all(1.f / 720));
+    p = fma(p, r, all(1.f / 120));
+    p = fma(p, r, all(1.f / 24));
+    p = fma(p, r, all(1.f / 6));
+    p = fma(p, r, all(.5f));
+    p = fma(p, r, all(1.f));
+    p = fma(p, r, all(1.f));
+    I n = (I)t - (I)magic, first = n >> 1, second = n - first;  // two steps, as 2^n may be no normal number
+    return p * (V)((first + 127) << 23) * (V)((second + 127) << 23);
+}
+}  // namespace qt::QT_ISA

@@ -1,0 +1,82 @@
+// The operations of a forward pass, as each instruction set provides them. One call is one thread's share;
+// who shares out the work (csrc/*.cpp) need not know how it is done, and kernels are replaced in the table of isa.h.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace qt {
+#define QT_ALWAYS_INLINE inline __attribute__((always_inline))  // never a copy for the linker to choose from, see isa.h
+
+using Decode = void (*)(const uint8_t* blocks, float* out, size_t n_blocks);
+
+// Rows of floats are padded to this many where kernels read them: the widest vector there is.
+inline constexpr size_t lane_floats = 16;
+QT_ALWAYS_INLINE constexpr size_t padded(size_t n) { return (n + lane_floats - 1) / lane_floats * lane_floats; }
+
+// y[T][out] = x[T][in] w[out][in]^T + bias
+struct LinearJob {
+    const uint8_t* w;  // [out] rows of row_bytes
+    size_t row_bytes;
+    Decode decode;
+    size_t block_size, block_bytes;
+    bool plain;      // w is F32
+    const float* x;  // [T], rows ldx apart, zero from `in` to padded(in)
+    size_t ldx, in, out;
+    const float* bias;  // [out] or null
+    float* y;           // [T][out]
+};
+
+// Rows [r0, r1) of w times tokens [t0, t1). Every element of y is summed in the same order whatever the ranges are,
+// so results depend neither on the number of threads nor on what else is in the batch.
+using Linear = void (*)(const LinearJob&, size_t r0, size_t r1, size_t t0, size_t t1, float* tile);
+inline constexpr size_t linear_rows = 32, linear_depth = 1024;  // rows and columns decoded at a time
+inline constexpr size_t linear_tile = linear_rows * linear_depth;  // floats a kernel may use at `tile`
+
+// How many tokens share a product decides which kernel suits.
+enum Regime { one_token, few_tokens, many_tokens, n_regimes };
+QT_ALWAYS_INLINE constexpr Regime regime(size_t T) { return T <= 1 ? one_token : T < 8 ? few_tokens : many_tokens; }
+
+// out = x / sqrt(mean(x^2) + eps) * weight for `rows` rows of n
+using RmsNorm = void (*)(const float* x, const float* weight, double eps, float* out, size_t rows, size_t n);
+
+// out = silu(gate) * up
+using Swiglu = void (*)(const float* gate, const float* up, float* out, size_t n);
+
+struct RopeJob {
+    const float* x;  // [T][heads][dim]
+    float* out;
+    size_t heads, dim, half;
+    const int32_t* positions;  // [T]
+    const double* freqs;       // [half]
+    bool interleaved;
+};
+using Rope = void (*)(const RopeJob&, size_t t0, size_t t1, float* turns);  // turns: room for 4 * half floats
+
+// Queries of one sequence against its pages. A row is one query head of one token: rows count tokens, then the
+// heads that share a KV head, so that K and V are read once for all of them.
+struct AttendJob {
+    const float* q;  // [tokens][n_heads][d]
+    size_t n_heads, n_kv_heads, d, dv;
+    const uint8_t *k_pages, *v_pages;  // [n_pages][n_kv_heads][page_tokens][d or dv]
+    bool half;                         // f16 pages, else f32
+    size_t page_tokens;
+    const int32_t* pages;      // pages of the sequence, in order
+    const int32_t* positions;  // [tokens]
+    float scale;
+    size_t window;  // 0: everything before
+
+    QT_ALWAYS_INLINE size_t group() const { return n_heads / n_kv_heads; }
+    QT_ALWAYS_INLINE size_t end(size_t token) const { return size_t(positions[token]) + 1; }
+    QT_ALWAYS_INLINE size_t begin(size_t token) const { return window && end(token) > window ? end(token) - window : 0; }
+    QT_ALWAYS_INLINE size_t state_floats() const { return padded(dv) + 2; }  // of a row: unnormalised output, largest score, sum
+};
+inline constexpr size_t attend_rows = 32, attend_keys = 64;
+inline constexpr size_t attend_segment = 1024;  // keys; partial results of segments are merged in order, in any batch
+QT_ALWAYS_INLINE size_t attend_scratch(size_t d, size_t dv) {  // floats
+    return attend_rows * (padded(d) + attend_keys) + attend_keys * (padded(d) + padded(dv));
+}
+// Rows [row, row + n) of a KV head over the keys of one segment, into `state` [n][state_floats()].
+using Attend = void (*)(const AttendJob&, size_t kv_head, size_t row, size_t n, size_t segment, float* state, float* scratch);
+
+using ToHalf = void (*)(const float* x, uint16_t* out, size_t n);
+}  // namespace qt

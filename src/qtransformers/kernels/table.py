@@ -1,0 +1,41 @@
+"""Which operations run on which type of weight where, or why not: asked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qtransformers.errors import UnsupportedError
+from qtransformers.types import QuantType
+
+
+def _holds_floats(type: QuantType) -> str | None:
+    if type.family == "int":
+        return f"{type.name} holds whole numbers; a weight must decode to floats"
+    if type.activation:
+        return f"{type.name} is an activation format, never a weight"
+    return None
+
+
+# (operation, device) -> why a type of weight cannot be used, None where it can
+_RULES: dict[tuple[str, str], Callable[[QuantType], str | None]] = {
+    ("linear", "cpu"): _holds_floats,
+    ("embedding", "cpu"): _holds_floats,
+}
+
+
+def why_not(operation: str, type: QuantType, device: str = "cpu") -> str | None:
+    """Why `operation` (linear, embedding) cannot use weights of `type` on `device`; None where it can."""
+    rule = _RULES.get((operation, device))
+    if rule is None:
+        places = sorted({d for o, d in _RULES if o == operation})
+        return f"no {operation} on {device}; " + (f"expected {' or '.join(places)}" if places else "no such operation")
+    return rule(type)
+
+
+def check(operation: str, type: QuantType, device: str, tensor: str, file: str) -> None:
+    """UnsupportedError naming file and tensor where `operation` cannot use them."""
+    reason = why_not(operation, type, device)
+    if reason:
+        raise UnsupportedError(
+            f"{file}: {tensor}: {reason}. Use a file of another quantisation, or update qtransformers."
+        )

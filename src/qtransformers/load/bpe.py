@@ -1,0 +1,95 @@
+"""Byte-pair encoding ("gpt2" and its kin) run by the `tokenizers` library, built from a merge list."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from qtransformers.errors import TokenizerError
+from qtransformers.load.pretokenizers import PreTokenizer
+from qtransformers.load.vocab import CONTROL, PREFIX, UNKNOWN, Vocab
+
+SPACE = "\u2581"
+
+
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable character for each byte value."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    out = {b: chr(b) for b in printable}
+    rest = [b for b in range(256) if b not in out]
+    return out | {b: chr(256 + k) for k, b in enumerate(rest)}
+
+
+def bpe_encoder(vocab: Vocab, merges: Any, pre: PreTokenizer) -> Callable[[str], list[int]]:
+    """A function from text to ids; TokenizerError where the merges do not fit the tokens."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    pairs = merge_pairs(vocab, merges)
+    hidden = ((vocab.types == CONTROL) | (vocab.types == UNKNOWN)).nonzero()[0].tolist()
+    ids = dict(vocab.index)
+    for i in hidden:
+        del ids[vocab.tokens[i]]
+    try:
+        model = models.BPE(ids, pairs, ignore_merges=pre.ignore_merges, byte_fallback=not pre.byte_level)
+    except Exception as error:
+        raise _bad_merge(vocab, pairs, ids, error) from None
+    tokenizer = Tokenizer(model)
+    steps: list[Any] = [pre_tokenizers.Split(Regex(s), "isolated") for s in pre.splits]
+    if pre.byte_level:
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+
+    def split_and_merge(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    encode = _newlines_whole(split_and_merge, ids) if pre.whole_newlines else split_and_merge
+    return _spaces_escaped(encode) if pre.escape_spaces else encode
+
+
+def merge_pairs(vocab: Vocab, merges: Any) -> list[tuple[str, str]]:
+    """The merge list as pairs; of repeated ones the first counts."""
+    key = f"{vocab.file}: {PREFIX}merges"
+    if merges is None:
+        raise TokenizerError(
+            f"{key} is missing; expected an array of strings. Convert the file again, or give a directory with tokenizer.json as model_path."
+        )
+    if not isinstance(merges, Sequence) or isinstance(merges, str) or (len(merges) and not isinstance(merges[0], str)):
+        raise TokenizerError(f"{key} is {type(merges).__name__}; expected an array of strings. Convert the file again.")
+    pairs = [(m[: (at := m.find(" ", 1))], m[at + 1 :]) if " " in m[1:] else (m, "") for m in merges]
+    for n, (_, right) in enumerate(pairs):
+        if not right:
+            raise TokenizerError(
+                f"{key}[{n}] is {merges[n]!r}; expected two tokens with a blank between them. Convert the file again."
+            )
+    if len(set(pairs)) != len(pairs):
+        pairs = list(dict.fromkeys(pairs))
+    return pairs
+
+
+def _bad_merge(vocab: Vocab, pairs: list[tuple[str, str]], ids: dict[str, int], error: Exception) -> TokenizerError:
+    for n, (left, right) in enumerate(pairs):
+        for text in (left, right, left + right):
+            if text not in ids:
+                return TokenizerError(
+                    f"{vocab.file}: {PREFIX}merges[{n}] is {left + ' ' + right!r}, but {text!r} is no text token of {PREFIX}tokens. "
+                    "Vocabulary and merges belong to different models: convert the file again."
+                )
+    return TokenizerError(f"{vocab.file}: the tokenizers library refuses this vocabulary: {error}")
+
+
+def _spaces_escaped(encode: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
+    return lambda text: encode(text.replace(" ", SPACE))
+
+
+def _newlines_whole(encode: Callable[[str], list[int]], ids: dict[str, int]) -> Callable[[str], list[int]]:
+    runs = re.compile("\n+|[^\n]+")
+
+    def with_newlines(text: str) -> list[int]:
+        out: list[int] = []
+        for piece in runs.findall(text):
+            whole = ids.get(piece) if piece[0] == "\n" else None
+            out += encode(piece) if whole is None else [whole]
+        return out
+
+    return with_newlines

@@ -1,0 +1,70 @@
+"""From token ids back to text: the bytes each token stands for, and whole UTF-8 characters as they arrive."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+
+from qtransformers.load.bpe import SPACE, byte_alphabet
+from qtransformers.load.vocab import BYTE, UNUSED, Vocab
+
+
+def piece_decoder(
+    vocab: Vocab, *, byte_level: bool, escaped: bool, word_prefix: str = "", word_suffix: str = ""
+) -> Callable[[int], bytes]:
+    """A function from id to the bytes of the token; control tokens give their text, unused ones nothing.
+
+    word_prefix ("##") marks pieces that go on a word, word_suffix ("</w>") those that end one.
+    """
+    alphabet = {c: b for b, c in byte_alphabet().items()}
+    cache: dict[int, bytes] = {}
+
+    def decode(i: int) -> bytes:
+        text = vocab.tokens[i]
+        if i in vocab.control_ids or i in vocab.user_ids:
+            return text.encode("utf-8", "replace")
+        if vocab.types[i] == UNUSED:
+            return b""
+        if vocab.types[i] == BYTE:
+            return bytes([int(text[3:5], 16)]) if len(text) == 6 else text.encode("utf-8", "replace")
+        if byte_level:
+            return b"".join(bytes([alphabet[c]]) if c in alphabet else c.encode("utf-8", "replace") for c in text)
+        if word_prefix:
+            text = text[len(word_prefix) :] if text.startswith(word_prefix) else " " + text
+        if word_suffix and text.endswith(word_suffix):
+            text = text[: -len(word_suffix)] + " "
+        if escaped:
+            text = text.replace(SPACE, " ")
+        return text.encode("utf-8", "replace")
+
+    def cached(i: int) -> bytes:
+        piece = cache.get(i)
+        if piece is None:
+            piece = cache[i] = decode(i)
+        return piece
+
+    return cached
+
+
+class StreamDecoder:
+    """Text as its tokens arrive: `push(id)` gives the whole characters there are, `finish()` what is left."""
+
+    def __init__(self, piece: Callable[[int], bytes], strip_space: bool) -> None:
+        self._piece = piece
+        self._strip_space = strip_space
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The characters that `token` completes; "" while one is still partial."""
+        return self._utf8.decode(self._next(token))
+
+    def finish(self) -> str:
+        """What is left at the end: "" or U+FFFD for a character that was never completed."""
+        return self._utf8.decode(b"", True)
+
+    def _next(self, token: int) -> bytes:
+        piece = self._piece(token)
+        if self._strip_space and piece:
+            self._strip_space = False
+            return piece[1:] if piece.startswith(b" ") else piece
+        return piece

@@ -4,8 +4,8 @@ import struct
 
 import numpy as np
 import pytest
-from blocks import random_blocks
 
+from blocks import random_blocks
 from qtransformers.errors import ConfigError, GGUFError, QTransformersError
 from qtransformers.gguf import GGUFFile, GGUFWriter, TensorSpec, Typed
 from qtransformers.types import BY_NAME, TYPES

@@ -115,17 +115,25 @@ def spread(
     alignment: int,
     max_bytes: int | None,
     max_tensors: int | None,
+    big_endian: bool = False,
 ) -> list[list[TensorSpec]]:
-    """Tensors of each shard, in order, so that no file passes `max_bytes` or `max_tensors`; ConfigError where one must."""
+    """Tensors of each shard, in order, so that no file passes `max_bytes` or `max_tensors`; ConfigError where one must.
+
+    The first shard holds the metadata, and only that where no tensor fits beside it.
+    """
     if (max_bytes is not None and max_bytes < 1) or (max_tensors is not None and max_tensors < 1):
         raise ConfigError(f"shards of at most {max_bytes} bytes and {max_tensors} tensors; expected positive limits.")
-    fixed = [len(encode_fields(shard_metadata(metadata, no, 1, 0))) + 24 for no in (0, 1)]
+    fixed = [len(encode_fields(shard_metadata(metadata, no, 1, 0), big_endian)) + 24 for no in (0, 1)]
+    if max_bytes is not None and fixed[0] > max_bytes:
+        raise ConfigError(
+            f"the metadata alone takes {fixed[0]} bytes; at most {max_bytes} are allowed. Allow larger shards."
+        )
     shards: list[list[TensorSpec]] = [[]]
     header, data = fixed[0], 0
     for spec in specs:
         size = align_up(header + spec.info_bytes, alignment) + data + align_up(spec.nbytes, alignment)
         full = max_tensors is not None and len(shards[-1]) >= max_tensors
-        if full or (max_bytes is not None and size > max_bytes and shards[-1]):
+        if full or (max_bytes is not None and size > max_bytes and (shards[-1] or len(shards) == 1)):
             shards.append([])
             header, data = fixed[1], 0
             size = align_up(header + spec.info_bytes, alignment) + align_up(spec.nbytes, alignment)

@@ -250,7 +250,7 @@ def _plan_files(
     """The files to write and what goes into each."""
     if max_bytes is None and max_tensors is None:
         return (path,), [plan_file(metadata, specs, alignment, path.name, big_endian)]
-    shards = spread(metadata, specs, alignment, max_bytes, max_tensors)
+    shards = spread(metadata, specs, alignment, max_bytes, max_tensors, big_endian)
     prefix = path.name[: -len(".gguf")] if path.name.endswith(".gguf") else path.name
     paths = tuple(path.with_name(shard_name(prefix, no, len(shards))) for no in range(len(shards)))
     plans = [

@@ -19,9 +19,8 @@ def _signs(bits: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def iq2_xxs(b: Blocks) -> Values:
-    """8 groups of 32 in 8 bytes: four points, then four patterns of signs of 7 bits and a scale of 4."""
-    pairs = b["qs"].view("<u4").reshape(-1, 8, 2)
-    index, rest = np.ascontiguousarray(pairs[..., 0]).view(np.uint8).reshape(-1, 8, 4), pairs[..., 1]
+    """8 groups of 32 in two words: four points, then four patterns of signs of 7 bits and a scale of 4."""
+    index, rest = neighbours(b["qs"][:, ::2], 8, 4), b["qs"][:, 1::2]
     q = codebook("iq2_xxs")[index] * codebook("signs")[neighbours(rest, 7, 4)]
     d = column(b, "d") * (HALF + (rest >> 28)).astype(np.float32) * QUARTER
     return d[..., None, None] * q
@@ -48,7 +47,7 @@ def _quarter_scales(b: Blocks) -> NDArray[Any]:
 
 def iq3_xxs(b: Blocks) -> Values:
     """8 groups of 32: eight points of 4 values, then, as in IQ2_XXS, signs and scale."""
-    rest = b["signs"].view("<u4")
+    rest = b["signs"]
     q = codebook("iq3_xxs")[b["qs"]].reshape(-1, 8, 4, 8) * codebook("signs")[neighbours(rest, 7, 4)]
     d = column(b, "d") * (HALF + (rest >> 28)).astype(np.float32) * HALF
     return d[..., None, None] * q

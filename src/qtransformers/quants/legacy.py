@@ -22,7 +22,7 @@ def q4_1(b: Blocks) -> Values:
 
 
 def _five_bits(b: Blocks) -> NDArray[Any]:
-    return planes(b["qs"], 4).reshape(-1, 32) | neighbours(b["qh"], 1, 8).reshape(-1, 32) << 4
+    return planes(b["qs"], 4).reshape(-1, 32) | neighbours(b["qh"], 1, 32).astype(np.uint8) << 4
 
 
 def q5_0(b: Blocks) -> Values:

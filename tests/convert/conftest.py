@@ -6,7 +6,31 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-WORDS = "the quick brown fox jumps over the lazy dog and the dog sleeps in the sun while the fox runs on and on".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "the",
+    "lazy",
+    "dog",
+    "and",
+    "the",
+    "dog",
+    "sleeps",
+    "in",
+    "the",
+    "sun",
+    "while",
+    "the",
+    "fox",
+    "runs",
+    "on",
+    "and",
+    "on",
+]
 LINES = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
 
 

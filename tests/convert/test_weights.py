@@ -74,5 +74,5 @@ def test_values_that_are_not_finite_are_refused(bad, target):
 
 
 def test_values_too_large_for_f16_are_refused():
-    with pytest.raises(LoadError, match="w holds inf in F16. Convert to BF16 or F32"):
+    with pytest.raises(LoadError, match=r"w holds inf in F16\. Convert to BF16 or F32"):
         list(encoded(stored([[1e5, 1.0]]), None, BY_NAME["F16"]))

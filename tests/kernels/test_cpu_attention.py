@@ -1,5 +1,7 @@
 """Attention over pages against the twin in float64."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -99,7 +101,7 @@ def test_a_sequence_is_the_same_in_any_chunks(window, isa):
     truth, k_pages, v_pages = whole.fast(isa, threads=2)
     for cuts in ([0, 1, 2, 3, 65, 1000, 1099, 1100], [0, 512, 1100]):
         keys, values = whole.k_pages.copy(), whole.v_pages.copy()
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in itertools.pairwise(cuts):
             rows = slice(first, last)
             with cpu.Pool(2, isa):
                 y = cpu.attention(

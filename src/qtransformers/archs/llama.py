@@ -112,10 +112,10 @@ def check(h: Mapping[str, Any]) -> Iterator[Problem]:
         )
     if h["n_experts"]:
         yield Problem(
-            f"expert_count is {h['n_experts']}; mixtures of experts (Mixtral) are not supported yet", unsupported=True
+            f"expert_count is {h['n_experts']}; mixtures of experts (Mixtral) are not supported yet", "unsupported"
         )
     if h["rope_scaling"] not in ("none", "linear"):
-        yield Problem(f"rope.scaling.type is {h['rope_scaling']!r}; expected none or linear", unsupported=True)
+        yield Problem(f"rope.scaling.type is {h['rope_scaling']!r}; expected none or linear", "unsupported")
 
 
 SPEC = ArchSpec(
@@ -128,4 +128,5 @@ SPEC = ArchSpec(
     hf_model_types=("llama", "mistral"),
     hf_fixed={"hidden_act": ("silu", "swish")},
     unused=("blk.{i}.attn_rot_embd",),
+    ignored_keys=("rope.scaling.original_context_length", "rope.scaling.finetuned", "tensor_data_layout"),
 )

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
+
 Bias = Literal["never", "optional", "required"]
 Absent = Literal["error", "none"]
 Agreement = Literal["equal", "at_most", "free"]
 
+REMAKE = "The file is damaged or was made by a faulty tool: convert the model again"
+INT_LIMIT = 2**31 - 1
+LAYER_LIMIT = 1024  # longest per-layer array worth a look
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that keeps a model from loading: a sentence with what was found, what was expected, what to do."""
+    """Something wrong with a model: a sentence with what was found, what was expected, what to do."""
 
     text: str
-    unsupported: bool = False  # well-formed, only not something this version can run
+    grade: Literal["error", "unsupported", "warning"] = "error"  # unsupported: well-formed, but nothing we can run
 
     def __str__(self) -> str:
         return self.text
@@ -117,6 +124,7 @@ class ArchSpec:
     hf_model_types: tuple[str, ...] = ()  # `model_type` of config.json that this architecture serves
     hf_fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # keys of config.json and the values we run
     unused: tuple[str, ...] = ()  # tensors old converters wrote that nothing reads, `{i}` for a layer
+    ignored_keys: tuple[str, ...] = ()  # metadata without `<arch>.` that changes nothing
 
     def slots(self, n_layers: int) -> Iterator[Slot]:
         """Every tensor a model of `n_layers` may have, in the order of the forward pass."""
@@ -153,6 +161,116 @@ class Hyperparameters(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.values_)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A hyperparameter's value as config.json has it, and the key that says so."""
+
+    value: Any
+    key: str
+
+
+def read_hparams(
+    spec: ArchSpec,
+    file: str,
+    metadata: Mapping[str, Any],
+    rows: Mapping[str, int] | None = None,
+    config: Mapping[str, Spoken] | None = None,
+) -> tuple[Hyperparameters, list[Problem]]:
+    """Hyperparameters from a file's metadata, else from config.json, else the default; with everything wrong about them.
+
+    `rows` are the rows of tensors by attr (`token_embd`), for those that count them. Nothing is raised: with an error
+    among the problems the hyperparameters are incomplete.
+    """
+    arch = metadata.get("general.architecture", spec.id)
+    rows, config = rows or {}, config or {}
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    problems: list[Problem] = []
+    for p in spec.hparams:
+        key = f"{arch}.{p.key}"
+        try:
+            default = p.default(values) if callable(p.default) else p.default
+            if key in metadata:
+                values[p.name], origins[p.name] = checked(p, metadata[key], values.get("n_layers")), key
+            if p.rows_of in rows:
+                n = rows[p.rows_of]
+                if values.get(p.name, n) != n:
+                    text = f"{file}: {key} is {values[p.name]}, but {p.rows_of} has {n} rows; the rows count"
+                    problems.append(Problem(text, "warning"))
+                values[p.name], origins[p.name] = n, f"rows of {p.rows_of}"
+            if p.name in values:
+                continue
+            if p.name in config and (p.applies is None or p.applies(values)):
+                values[p.name], origins[p.name] = config[p.name].value, f"config.json: {config[p.name].key}"
+                if metadata and values[p.name] != default and p.agree != "free":
+                    text = (
+                        f"{file} does not say {key}; {values[p.name]} is taken from config.json ({config[p.name].key})"
+                    )
+                    problems.append(Problem(text, "warning"))
+            elif p.required or default is None:
+                said = f" and config.json has no {p.hf[0]}" if config and p.hf else ""
+                problems.append(Problem(f"{file}: {key} is missing{said}; expected {_expected(p)}. {REMAKE}"))
+            else:
+                values[p.name], origins[p.name] = default, "default"
+        except KeyError:
+            continue  # what it derives from is missing or wrong, and reported already
+        except BadValue as e:
+            problems.append(Problem(f"{file}: {key} {e}", "unsupported" if e.unsupported else "error"))
+    if not any(p.grade != "warning" for p in problems) and spec.check:
+        problems += (Problem(f"{file}: {p.text}.", p.grade) for p in spec.check(values))
+    return Hyperparameters.frozen(values, origins), problems
+
+
+class BadValue(ValueError):
+    """A value that a hyperparameter cannot have."""
+
+    def __init__(self, text: str, unsupported: bool = False) -> None:
+        super().__init__(text)
+        self.unsupported = unsupported
+
+
+def checked(p: HParam, value: Any, n_layers: int | None = None) -> Any:
+    """The value as `p.kind`, within bounds; an array with one value a layer counts as that value when all are equal."""
+    if p.kind is not str and not isinstance(value, str) and hasattr(value, "__len__"):
+        value = _of_all_layers(value, n_layers)
+    if p.kind is float and type(value) is int:
+        value = float(value) if abs(value) < 2**53 else math.inf
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) is not p.kind:
+        raise BadValue(f"is {_shown(value)} ({type(value).__name__}); expected {_expected(p)}. {REMAKE}.")
+    if p.kind is str or p.kind is bool:
+        return value
+    high: float = p.maximum if p.maximum is not None else INT_LIMIT if p.kind is int else 3.4e38
+    low: float = p.minimum if p.minimum is not None else -high
+    number: float = value  # type: ignore[assignment]
+    if not low <= number <= high:  # NaN fails too
+        raise BadValue(f"is {value}; expected {_expected(p)}. {REMAKE}.")
+    return value
+
+
+def _of_all_layers(values: Any, n_layers: int | None) -> Any:
+    n = len(values)
+    if not 0 < n <= LAYER_LIMIT or n != (n_layers or n):
+        raise BadValue(f"has {n} values; expected one, or one for each of the {n_layers or ''} layers. {REMAKE}.")
+    first = values[0]
+    if any(values[i] != first for i in range(n)):
+        text = f"differs between layers ({_shown([values[i] for i in range(min(n, 6))])}); this architecture has one value for all here"
+        raise BadValue(f"{text}. Use a version of qtransformers that knows such models.", unsupported=True)
+    return first
+
+
+def _expected(p: HParam) -> str:
+    what = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}[p.kind]
+    low = f" of at least {p.minimum:g}" if p.minimum is not None else ""
+    return what + low + (f" and at most {p.maximum:g}" if p.maximum is not None else "")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def dimension(expression: str, hparams: Mapping[str, Any]) -> int:

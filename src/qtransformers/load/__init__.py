@@ -1,1 +1,232 @@
-"""From `model_path` and `gguf_path` to a plan, weights and a tokenizer."""
+"""From `gguf_path` and `model_path` to a plan, weights and a tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from qtransformers.archs import spec_of
+from qtransformers.archs.spec import ArchSpec, Hyperparameters, Problem, read_hparams
+from qtransformers.errors import ConfigError, LoadError
+from qtransformers.gguf import GGUFFile
+from qtransformers.load.config import (
+    GenerationDefaults,
+    disagreements,
+    generation_from_gguf,
+    generation_from_json,
+    merged,
+    raise_problems,
+    read_json,
+    spoken,
+    tensor_disagreements,
+    text_config,
+)
+from qtransformers.load.hub import Hub
+from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK, LoadPlan, make_plan
+from qtransformers.load.source import Sources, resolve
+from qtransformers.load.templates import ChatTemplates, templates_from_files, templates_from_gguf
+from qtransformers.settings import Settings
+
+if TYPE_CHECKING:
+    from qtransformers.load.tokenizer import Tokenizer
+
+__all__ = ["Loaded", "Prepared", "load", "load_tokenizer", "prepare", "resolve"]
+
+TOKENIZER = "tokenizer.json"  # the one form of a tokenizer that is read from model_path
+OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json")  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A load decided and checked, with nothing allocated yet."""
+
+    spec: ArchSpec
+    hparams: Hyperparameters
+    plan: LoadPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model ready to run: `spec.forward(weights, hparams, batch, cache)`."""
+
+    spec: ArchSpec
+    hparams: Hyperparameters
+    plan: LoadPlan
+    weights: SimpleNamespace
+    tokenizer: Tokenizer
+    chat_templates: ChatTemplates
+    generation: GenerationDefaults
+    sources: Sources
+
+    @property
+    def notes(self) -> str:
+        """What the user should see: files moved and spared, warnings."""
+        lines = (self.sources.report.text(), *self.plan.warnings, _unread_tokenizer(self.sources))
+        return "\n".join(line for line in lines if line)
+
+
+def load(
+    gguf_path: str | Path | None = None,
+    model_path: str | Path | None = None,
+    *,
+    context_length: int | None = None,
+    cache: str = "f16",
+    prefill_chunk: int = PREFILL_CHUNK,
+    logits_rows: int = LOGITS_ROWS,
+    pre: str | None = None,
+    settings: Settings | None = None,
+    hub: Hub | None = None,
+) -> Loaded:
+    """Load a model: structure and weights from `gguf_path`, tokenizer, templates and defaults from `model_path` if given.
+
+    `pre` overrides the GGUF's pre-tokenizer. Raises LoadError or UnsupportedError with everything that is wrong,
+    and what `resolve` raises.
+    """
+    sources = resolve(gguf_path, model_path, settings, hub)
+    gguf = sources.gguf
+    if gguf is None:
+        raise _no_weights(sources)
+    prepared = prepare(
+        sources, context_length=context_length, cache=cache, prefill_chunk=prefill_chunk, logits_rows=logits_rows
+    )
+    tokenizer = load_tokenizer(sources, pre=pre, rows=prepared.hparams.vocab_size)
+    from qtransformers.load.place import place  # here the extension is needed, planning does without
+
+    weights = place(prepared.spec, prepared.plan, gguf.tensors, prepared.hparams.n_layers)
+    return Loaded(
+        prepared.spec,
+        prepared.hparams,
+        prepared.plan,
+        weights,
+        tokenizer,
+        _templates(sources),
+        _generation(sources, prepared.hparams.vocab_size),
+        sources,
+    )
+
+
+def prepare(
+    sources: Sources,
+    *,
+    context_length: int | None = None,
+    cache: str = "f16",
+    prefill_chunk: int = PREFILL_CHUNK,
+    logits_rows: int = LOGITS_ROWS,
+) -> Prepared:
+    """Hyperparameters and plan, from headers and config.json alone; one error with every problem of either."""
+    gguf = sources.gguf
+    if gguf is None:
+        raise _no_weights(sources)
+    file = str(gguf.path)
+    architecture = gguf.metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise LoadError(
+            f"{file}: general.architecture is missing, so nothing says how to run it. Convert the model again."
+        )
+    if not len(gguf.tensors):
+        raise LoadError(
+            f"{file} holds a vocabulary and no weights. Pass the GGUF file of the model itself as gguf_path."
+        )
+    spec = spec_of(architecture, file)
+    rows = {t.attr: gguf.tensors[name].n_rows for t in spec.tensors if (name := f"{t.name}.weight") in gguf.tensors}
+    config_file, config = _config(sources)
+    said, problems = spoken(spec, config, config_file)
+    hparams, more = read_hparams(spec, file, gguf.metadata, rows, said)
+    problems += more
+    headline = f"{file} cannot be loaded" + (f" with {config_file}" if config else "")
+    if config:
+        problems += disagreements(spec, hparams, file, architecture, said, config, config_file)
+    if {p.name for p in spec.hparams} - hparams.keys():
+        raise_problems(headline, problems)  # without all sizes nothing can be said about tensors
+    notes = [*(p.text for p in problems if p.grade == "warning"), *_unread(spec, architecture, gguf)]
+    plan, misfits = make_plan(
+        spec,
+        hparams,
+        gguf.tensors,
+        file,
+        context_length=context_length,
+        cache=cache,
+        prefill_chunk=prefill_chunk,
+        logits_rows=logits_rows,
+        notes=notes,
+    )
+    problems += (Problem(f"{file}: {p.text}", p.grade) for p in misfits)
+    if config and not misfits:
+        problems += tensor_disagreements(spec, hparams, gguf.tensors, file, config, config_file)
+    raise_problems(headline, problems)
+    return Prepared(spec, hparams, plan)
+
+
+def load_tokenizer(sources: Sources, *, pre: str | None = None, rows: int | None = None) -> Tokenizer:
+    """The tokenizer of model_path, else of the GGUF file; LoadError when both have one and they differ.
+
+    `rows` of the embedding, when known, must be at least as many as tokens.
+    """
+    from qtransformers.load.tokenizer import Tokenizer
+    from qtransformers.load.vocabulary import too_many_tokens, vocabulary_differences
+
+    gguf, directory = sources.gguf, sources.model_dir
+    if directory is not None and (TOKENIZER in sources.files or gguf is None):
+        if pre is not None:
+            raise ConfigError(f"pre={pre!r} is for the GGUF's vocabulary, but the tokenizer comes from {directory}. Leave out pre, or model_path.")  # fmt: skip
+        tokenizer, file = Tokenizer.from_pretrained(directory), str(directory)
+    else:
+        assert gguf is not None  # resolve gives one or the other
+        tokenizer, file, directory = Tokenizer.from_gguf(gguf, pre=pre), str(gguf.path), None
+    if gguf is not None:
+        problems = list(too_many_tokens(tokenizer.n_tokens, rows, file, str(gguf.path))) if rows is not None else []
+        if directory is not None:
+            problems += vocabulary_differences(tokenizer, file, gguf)
+        raise_problems(f"the vocabulary of {file} does not fit {gguf.path}", problems)
+    return tokenizer
+
+
+def _config(sources: Sources) -> tuple[str, Any]:
+    path = sources.files.get("config.json")
+    return (str(path), text_config(read_json(path))) if path else ("", {})
+
+
+def _unread_tokenizer(sources: Sources) -> str:
+    others = [name for name in OTHER_TOKENIZERS if name in sources.files]
+    if sources.model_dir is None or TOKENIZER in sources.files or not others:
+        return ""
+    return f"{sources.model_dir}: {others[0]} is not read, and there is no {TOKENIZER}; the GGUF's vocabulary is used"
+
+
+def _templates(sources: Sources) -> ChatTemplates:
+    found = templates_from_files(sources.files)
+    if found.by_name or sources.gguf is None:
+        return found
+    return templates_from_gguf(sources.gguf.metadata, str(sources.gguf.path))
+
+
+def _generation(sources: Sources, n_vocab: int) -> GenerationDefaults:
+    own = generation_from_gguf(sources.gguf.metadata, n_vocab, str(sources.gguf.path)) if sources.gguf else None
+    for name in ("generation_config.json", "config.json"):
+        if name in sources.files:
+            theirs = generation_from_json(read_json(sources.files[name]), n_vocab, str(sources.files[name]))
+            return merged(theirs, own) if own else theirs
+    return own or GenerationDefaults()
+
+
+def _unread(spec: ArchSpec, architecture: str, gguf: GGUFFile) -> list[str]:
+    """A warning for every setting of the architecture that nothing here reads."""
+    known = {f"{architecture}.{p.key}" for p in spec.hparams} | {f"{architecture}.{key}" for key in spec.ignored_keys}
+    prefix = f"{architecture}."
+    return [
+        f"{gguf.path}: {key} = {str(gguf.metadata[key])[:60]} is not read by this version; results may differ from the model's"
+        for key in gguf.metadata
+        if key.startswith(prefix) and key not in known
+    ]
+
+
+def _no_weights(sources: Sources) -> LoadError:
+    directory = sources.model_dir
+    inside = sorted(p.name for p in directory.glob("*.gguf")) if directory else []
+    found = f" It holds {', '.join(inside[:4])}: pass gguf_path={str(directory)!r} as well." if inside else ""
+    return LoadError(
+        f"{directory} gives tokenizer and config, but weights come from a GGUF file.{found} "
+        "Pass gguf_path=, or make the file: qtransformers convert"
+    )

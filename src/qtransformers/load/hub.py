@@ -1,0 +1,276 @@
+"""The Hugging Face Hub: auxiliary files by allow-list, GGUF files by quant, into the usual cache.
+
+huggingface_hub itself honours HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtransformers.errors import ModelNotFoundError, NetworkError, QTransformersError
+from qtransformers.load.files import ALLOWED, ALLOWED_BYTES, full_weights, is_allowed, size_text
+from qtransformers.settings import Settings
+
+DEFAULT_QUANT = "Q4_K_M"
+DEMO = Path(__file__).parent.parent / "data" / "demo.gguf"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_REPO = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s:@]+))?(?::(?P<quant>[A-Za-z0-9_-]+))?")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})")
+_QUANT = re.compile(r"(?:^|[-._/])(?P<quant>(?:UD-)?(?:I?Q|TQ|F|BF|MXFP|NVFP)\d+(?:_[A-Z0-9]+)*)$", re.IGNORECASE)
+_COMPANION = re.compile(r"(^|/|[-._])(mmproj|imatrix)([-._]|$)", re.IGNORECASE)  # a listing has nothing but names
+
+
+@dataclass(frozen=True)
+class Hub:
+    """How to reach the Hub; None leaves the choice to huggingface_hub's environment variables."""
+
+    endpoint: str | None = None
+    cache_dir: Path | None = None
+    token: str | None = None
+    offline: bool = False
+    timeout: float = 5.0  # seconds to the first answer
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`user/repo`, optionally with `@revision` and `:QUANT`."""
+
+    repo: str
+    revision: str
+    quant: str | None
+
+    def __str__(self) -> str:
+        return self.repo if self.revision == "main" else f"{self.repo}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a repository at one commit, in bytes by name."""
+
+    commit: str
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Auxiliary files brought from the Hub."""
+
+    directory: Path
+    fetched: int  # bytes that came over the network now
+    weights: Mapping[str, int]  # one full set of weight files that stayed there, bytes by name
+    note: str = ""
+
+
+def parse_reference(text: str) -> Reference | None:
+    """The repository a text names; None when it can only be a path."""
+    match = _REPO.fullmatch(text)
+    if not match or ".." in text or text.lower().endswith((".gguf", ".safetensors", ".json")):
+        return None
+    return Reference(match["repo"], match["revision"] or "main", match["quant"])
+
+
+def fetch_auxiliary(ref: Reference, hub: Hub) -> Fetched:
+    """Bring the allow-listed files of a repository into the cache, and nothing else.
+
+    Raises ModelNotFoundError (no such repository or revision) and NetworkError (gated, unreachable, offline).
+    """
+    try:
+        listing = list_files(ref, hub)
+    except NetworkError as e:
+        directory = _cached_directory(ref, hub)
+        if directory is None:
+            raise
+        return Fetched(directory, 0, {}, f"{ref}: using the copy in the cache, {directory} ({_reason(e)})")
+    wanted = {name: n for name, n in listing.sizes.items() if is_allowed(name)}
+    for name, n in wanted.items():
+        if n > ALLOWED_BYTES:
+            raise NetworkError(
+                f"{ref}: {name} has {size_text(n)}; expected at most {size_text(ALLOWED_BYTES)} of such a file. Download it by hand if it is right."
+            )
+    if not wanted:
+        raise ModelNotFoundError(
+            f"{ref} on the Hub has none of the files of a model's tokenizer or config ({', '.join(ALLOWED[:4])}, ...). "
+            "Pass the repository of the original model as model_path."
+        )
+    paths, fetched = _download(ref, listing, wanted, hub)
+    first = next(iter(wanted))
+    directory = paths[first].parents[first.count("/")]
+    return Fetched(directory, fetched, full_weights(listing.sizes))
+
+
+def resolve_model(reference: str, settings: Settings | None = None, hub: Hub | None = None) -> Path:
+    """The GGUF file or folder that MODEL stands for: a path, `demo`, or `user/repo[:QUANT]`, downloaded when needed.
+
+    Raises ModelNotFoundError (with the quants there are) and NetworkError.
+    """
+    if reference == "demo":
+        if not DEMO.is_file():
+            raise ModelNotFoundError(
+                f"{DEMO} is missing: this installation has no demo model. Install the package again."
+            )
+        return DEMO
+    path = Path(reference).expanduser()
+    if path.exists():
+        return path
+    ref = parse_reference(reference)
+    if ref is None:
+        raise ModelNotFoundError(
+            f"{reference}: no such file or folder. Expected a path, `demo`, or a Hub repository such as user/repo:{DEFAULT_QUANT}."
+        )
+    return fetch_gguf(ref, hub or Hub(offline=(settings or Settings.from_env()).offline))
+
+
+def fetch_gguf(ref: Reference, hub: Hub) -> Path:
+    """Bring one quant of a GGUF repository into the cache, all its shards; the path of the file or first shard."""
+    try:
+        listing = list_files(ref, hub)
+    except NetworkError:
+        directory = _cached_directory(ref, hub)
+        if directory is None:
+            raise
+        listing = Listing(directory.name, {p.relative_to(directory).as_posix(): 0 for p in directory.rglob("*.gguf")})
+        return directory / choose(listing, ref)[0]
+    names = choose(listing, ref)
+    paths, _ = _download(ref, listing, {name: listing.sizes[name] for name in names}, hub, workers=1)
+    return paths[names[0]]
+
+
+def choose(listing: Listing, ref: Reference) -> list[str]:
+    """The files of the wanted quant, in order of shards; ModelNotFoundError lists what there is."""
+    models = quants(listing.sizes)
+    if not models:
+        raise ModelNotFoundError(
+            f"{ref} holds no GGUF file. Pass it as model_path, or look for a GGUF repository of the model."
+        )
+    labels = sorted({label for label, _ in models})
+    wanted = (ref.quant or DEFAULT_QUANT).upper()
+    found = [names for (label, _), names in models.items() if label == wanted]
+    if not found and ref.quant is None and len(models) == 1:
+        found = list(models.values())
+    if len(found) == 1:
+        return _all_shards(found[0], ref)
+    if found:
+        which = ", ".join(names[0] for names in found)
+        raise ModelNotFoundError(f"{ref} holds several models of quant {wanted}: {which}. Download the one you want and pass its path.")  # fmt: skip
+    raise ModelNotFoundError(f"{ref} has no quant {wanted}. It has {', '.join(labels)}: pass {ref}:{labels[0]}, for instance.")  # fmt: skip
+
+
+def _all_shards(names: list[str], ref: Reference) -> list[str]:
+    shard = _SHARD.fullmatch(names[0].rpartition(".")[0])
+    count = int(shard["count"]) if shard else 1
+    if len(names) != count:
+        raise ModelNotFoundError(f"{ref} holds {len(names)} of {count} shards: {', '.join(names)}. Download the model again, or take another quant.")  # fmt: skip
+    return names
+
+
+def quants(sizes: Mapping[str, int]) -> dict[tuple[str, str], list[str]]:
+    """The models among file names: (quant, stem) -> files in order of shards."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(sizes):
+        stem, dot, suffix = name.rpartition(".")
+        if not dot or suffix.lower() != "gguf" or _COMPANION.search(stem):
+            continue
+        shard = _SHARD.fullmatch(stem)
+        stem = shard["stem"] if shard else stem
+        folder, _, base = stem.rpartition("/")
+        label = _QUANT.search(base) or _QUANT.search(folder)
+        models.setdefault((label["quant"].upper() if label else base, stem), []).append(name)
+    return models
+
+
+def list_files(ref: Reference, hub: Hub) -> Listing:
+    """The files of a repository; asks once, without retries."""
+    if hub.offline:
+        raise NetworkError(f"{ref} {_OFFLINE}")
+    with _plain_errors(ref):
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        info = api.model_info(ref.repo, revision=ref.revision, files_metadata=True, timeout=hub.timeout)
+        return Listing(info.sha or ref.revision, {s.rfilename: s.size or 0 for s in info.siblings or []})
+
+
+def _download(
+    ref: Reference, listing: Listing, wanted: Mapping[str, int], hub: Hub, workers: int = 4
+) -> tuple[dict[str, Path], int]:
+    """Where the wanted files lie in the cache, and the bytes that had to be fetched."""
+    with _plain_errors(ref):
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+        cache = hub.cache_dir and str(hub.cache_dir)
+
+        def at_hand(name: str) -> bool:
+            return isinstance(try_to_load_from_cache(ref.repo, name, cache_dir=cache, revision=listing.commit), str)
+
+        def bring(name: str, revision: str = listing.commit) -> Path:
+            path = hf_hub_download(
+                ref.repo, name, revision=revision, cache_dir=cache, endpoint=hub.endpoint, token=hub.token, etag_timeout=hub.timeout
+            )  # fmt: skip
+            return Path(path)
+
+        missing = [name for name in wanted if not at_hand(name)]
+        if missing:  # one request without retries tells in seconds what the downloads would find out in a minute
+            url = hf_hub_url(ref.repo, missing[0], revision=listing.commit, endpoint=hub.endpoint)
+            get_hf_file_metadata(url, token=hub.token, timeout=hub.timeout)
+        first, *others = wanted
+        paths = {first: bring(first, ref.revision)}  # by branch: the cache then knows its commit when offline
+        with ThreadPoolExecutor(workers) as pool:
+            paths.update(zip(others, pool.map(bring, others), strict=True))
+    return paths, sum(wanted[name] for name in missing)
+
+
+def _cached_directory(ref: Reference, hub: Hub) -> Path | None:
+    """The snapshot of a repository in the cache, whose layout is huggingface_hub's public one."""
+    from huggingface_hub import constants
+
+    folder = (hub.cache_dir or Path(constants.HF_HUB_CACHE)) / f"models--{ref.repo.replace('/', '--')}"
+    named = folder / "refs" / ref.revision
+    commit = named.read_text(encoding="utf-8").strip() if named.is_file() else ref.revision
+    directory = folder / "snapshots" / commit
+    return directory if directory.is_dir() else None
+
+
+_OFFLINE = "is not in the cache, and the network is switched off (HF_HUB_OFFLINE). Download it while online, or pass a directory"
+
+
+@contextmanager
+def _plain_errors(ref: Reference) -> Iterator[None]:
+    """huggingface_hub's errors as ours, each with its remedy."""
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{ref.repo}"
+    try:
+        yield
+    except QTransformersError:
+        raise
+    except errors.GatedRepoError as e:
+        raise NetworkError(
+            f"{ref} is gated: its authors want their terms accepted. Accept them on {page}, then set HF_TOKEN, or run: hf auth login"
+        ) from e
+    except errors.RevisionNotFoundError as e:
+        raise ModelNotFoundError(f"{ref.repo} on the Hub has no revision {ref.revision!r}. See {page}/refs.") from e
+    except errors.RepositoryNotFoundError as e:
+        raise ModelNotFoundError(
+            f"{ref}: no such folder here, and no such repository on the Hub, or it is private. Check the spelling; "
+            "for a private one set HF_TOKEN, or run: hf auth login"
+        ) from e
+    except errors.EntryNotFoundError as e:
+        raise ModelNotFoundError(f"{ref} on the Hub lacks a file it lists ({_reason(e)}). Try again later.") from e
+    except errors.OfflineModeIsEnabled as e:
+        raise NetworkError(f"{ref} {_OFFLINE}") from e
+    except errors.HfHubHTTPError as e:
+        raise NetworkError(f"{ref}: the Hub refused ({_reason(e)}). Try again later, or pass a directory.") from e
+    except Exception as e:  # its HTTP library has changed twice; each has its own family of errors
+        raise NetworkError(
+            f"{ref}: the Hub could not be reached ({_reason(e)}). Check the connection, or pass a directory."
+        ) from e
+
+
+def _reason(e: BaseException) -> str:
+    lines = str(e).strip().splitlines()
+    return f"{type(e).__name__}: {lines[0]}" if lines else type(e).__name__

@@ -1,0 +1,256 @@
+"""The plan of a load, made from headers alone: every tensor's place and kernel, every byte, every problem at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+from qtransformers.archs.spec import ArchSpec, Problem, Slot
+from qtransformers.cache.pages import CODECS, PAGE_TOKENS
+from qtransformers.errors import ConfigError
+from qtransformers.kernels.table import why_not
+from qtransformers.load.files import size_text
+from qtransformers.tensor import QTensor
+from qtransformers.types import QuantType
+
+PREFILL_CHUNK = 512  # tokens of a prompt that one forward pass takes
+LOGITS_ROWS = 1
+_LAYER = re.compile(r"\bblk\.(\d+)\.")
+_OTHER = "The file is incomplete or of another architecture: download or convert it again"
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor of the file: what it is for, where it goes, which kernel reads it."""
+
+    slot: Slot
+    type: QuantType
+    shape: tuple[int, ...]
+    nbytes: int
+    place: str  # a device, or `mmap` for what stays in the page cache
+    kernel: str
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """Everything decided before anything is allocated. Bytes throughout."""
+
+    file: str
+    architecture: str
+    tensors: tuple[PlannedTensor, ...]  # in the order of the forward pass
+    ties: Mapping[str, str]  # attr -> the attr whose weight it shares
+    context_length: int  # tokens
+    cache: str  # codec of keys and values
+    weights_bytes: int
+    cache_bytes: int  # with every page in use
+    activations_bytes: int  # peak of one forward pass
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """Weights, full cache and peak temporaries."""
+        return self.weights_bytes + self.cache_bytes + self.activations_bytes
+
+    def text(self) -> str:
+        """A summary for people, one line a role and type."""
+        groups: dict[tuple[str, str, str, str], list[PlannedTensor]] = {}
+        for t in self.tensors:
+            groups.setdefault((t.slot.spec.role, t.type.name, t.place, t.kernel), []).append(t)
+        rows = [
+            f"  {role:<12} {type_name:<8} {len(ts):>5} tensors {size_text(sum(t.nbytes for t in ts)):>9}  {place:<6} {kernel}"
+            for (role, type_name, place, kernel), ts in groups.items()
+        ]
+        return "\n".join(
+            (
+                f"{self.file} ({self.architecture})",
+                *rows,
+                f"weights {size_text(self.weights_bytes)} (mapped, not copied), "
+                f"cache {size_text(self.cache_bytes)} ({self.context_length} tokens, {self.cache}), "
+                f"temporaries {size_text(self.activations_bytes)}",
+                *self.warnings,
+            )
+        )
+
+
+@dataclass
+class _Findings:
+    """Problems by kind, so that what is wrong in every layer is one line."""
+
+    layers: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
+
+    def add(self, name: str, text: str, grade: str = "error") -> None:
+        found = _LAYER.search(name)
+        key = (_template(name), text, grade)
+        self.layers.setdefault(key, []).append(int(found[1]) if found else -1)
+
+    def problems(self) -> Iterator[Problem]:
+        for (name, text, grade), layers in self.layers.items():
+            yield Problem(f"{name.replace('{i}', _ranges(layers))} {text}", grade)  # type: ignore[arg-type]
+
+
+def make_plan(
+    spec: ArchSpec,
+    hparams: Mapping[str, int],
+    tensors: Mapping[str, QTensor],
+    file: str,
+    *,
+    context_length: int | None = None,
+    cache: str = "f16",
+    prefill_chunk: int = PREFILL_CHUNK,
+    logits_rows: int = LOGITS_ROWS,
+    notes: Iterable[str] = (),
+) -> tuple[LoadPlan, list[Problem]]:
+    """The plan of a file, and every missing, extra, mis-shaped or unsupported tensor of it.
+
+    With an error among the problems the plan is not fit to be carried out. ConfigError for a bad argument.
+    """
+    context = _context(context_length, hparams["context_length"])
+    if cache not in CODECS:
+        raise ConfigError(f"cache={cache!r}; expected one of {', '.join(CODECS)}.")
+    planned, ties, problems = match_tensors(spec, hparams, tensors)
+    warnings = [*notes, *(p.text for p in problems if p.grade == "warning")]
+    if context > hparams["context_length"]:
+        warnings.append(f"context_length {context} exceeds the {hparams['context_length']} tokens the model was trained for; answers get worse beyond")  # fmt: skip
+    plan = LoadPlan(
+        file=file,
+        architecture=spec.id,
+        tensors=planned,
+        ties=ties,
+        context_length=context,
+        cache=cache,
+        weights_bytes=sum(t.nbytes for t in planned),
+        cache_bytes=cache_bytes(hparams, context, cache),
+        activations_bytes=activations_bytes(spec, hparams, min(prefill_chunk, context), logits_rows),
+        warnings=tuple(warnings),
+    )
+    return plan, problems
+
+
+def match_tensors(
+    spec: ArchSpec, hparams: Mapping[str, int], tensors: Mapping[str, QTensor]
+) -> tuple[tuple[PlannedTensor, ...], dict[str, str], list[Problem]]:
+    """The file's tensors in their slots, the ties, and what does not fit."""
+    planned: list[PlannedTensor] = []
+    ties: dict[str, str] = {}
+    findings = _Findings()
+    slots = {slot.name: slot for slot in spec.slots(hparams["n_layers"])}
+    strangers = [name for name in tensors if name not in slots]
+    templates = {_template(name) for name in strangers} - {_template(name) for name in slots}
+    for name, slot in slots.items():
+        tensor = tensors.get(name)
+        shape = slot.shape(hparams)
+        kind, _, target = slot.spec.on_absent.partition(":")
+        if tensor is None:
+            if slot.presence == "required":
+                nearest = _nearest(_template(name), templates, "the file")
+                findings.add(name, f"is missing; expected {list(shape)}.{nearest} {_OTHER}.")
+            elif kind == "tie" and slot.part == "weight":
+                ties[slot.attr] = target
+            continue
+        if slot.presence == "never":
+            findings.add(name, f"is in the file, but {spec.id} has no bias there, and leaving it out would change the results. Convert the model as its own architecture.")  # fmt: skip
+            continue
+        if tensor.shape != shape:
+            symbols = ", ".join(slot.spec.shape[: len(shape)])
+            findings.add(name, f"is {list(tensor.shape)}; expected {list(shape)} ({symbols}). Metadata and tensors are of different models: download or convert the file again.")  # fmt: skip
+            continue
+        kernel, refusal = kernel_of(slot, tensor.type)
+        if refusal:
+            findings.add(name, refusal, "unsupported")
+        planned.append(PlannedTensor(slot, tensor.type, shape, tensor.nbytes, "mmap" if len(shape) > 1 else "cpu", kernel))  # fmt: skip
+    _judge_strangers(spec, hparams, tensors, slots, strangers, findings)
+    return tuple(planned), ties, list(findings.problems())
+
+
+def kernel_of(slot: Slot, type: QuantType) -> tuple[str, str]:
+    """The kernel that reads a tensor on the CPU, and why there is none ("" when there is one)."""
+    vector = slot.part == "bias" or len(slot.spec.shape) == 1
+    operation = "embedding" if slot.spec.role == "embed" else "linear"
+    refusal = why_not(operation, type, "cpu")
+    if refusal:
+        return "", f"cannot be used: {refusal}. Use a file of another quantisation."
+    if vector:
+        return "read as F32" if type.name == "F32" else "decoded to F32", ""
+    return f"{operation} {type.name}", ""
+
+
+def cache_bytes(hparams: Mapping[str, int], context_length: int, codec: str) -> int:
+    """Keys and values of `context_length` tokens, in whole pages."""
+    tokens = -(-context_length // PAGE_TOKENS) * PAGE_TOKENS
+    per_token = hparams["n_layers"] * hparams["n_kv_heads"] * (hparams["head_dim"] + hparams["head_dim_v"])
+    return tokens * per_token * CODECS[codec].itemsize
+
+
+def activations_bytes(spec: ArchSpec, hparams: Mapping[str, int], rows: int, logits_rows: int) -> int:
+    """Peak of F32 temporaries in a forward pass of `rows` tokens.
+
+    In a sublayer: the residual stream and its norm, what the sublayer's matrices put out, and what the last one takes in.
+    At the end: the last norm and the logits.
+    """
+    outputs: dict[str, int] = {}
+    widest: dict[str, int] = {}
+    for t in spec.layer_tensors:
+        if len(t.shape) == 2:
+            n_out, n_in = Slot(t, 0, "weight").shape(hparams)
+            outputs[t.role] = outputs.get(t.role, 0) + n_out
+            widest[t.role] = max(widest.get(t.role, 0), n_in)
+    sublayer = 2 * hparams["n_embd"] + max((outputs[role] + widest[role] for role in outputs), default=0)
+    return 4 * max(rows * sublayer, logits_rows * (2 * hparams["n_embd"] + hparams["vocab_size"]))
+
+
+def _context(wanted: int | None, trained: int) -> int:
+    if wanted is None:
+        return trained
+    if type(wanted) is not int or wanted < 1:
+        raise ConfigError(f"context_length={wanted!r}; expected a whole number of tokens, at least 1.")
+    return wanted
+
+
+def _judge_strangers(
+    spec: ArchSpec,
+    hparams: Mapping[str, int],
+    tensors: Mapping[str, QTensor],
+    slots: Mapping[str, Slot],
+    names: list[str],
+    findings: _Findings,
+) -> None:
+    """Tensors of the file that the architecture does not have."""
+    unused = [re.compile(re.escape(u).replace(r"\{i\}", r"\d+") + r"(\.weight)?") for u in spec.unused]
+    absent = {_template(n) for n, s in slots.items() if n not in tensors and s.presence != "never"}
+    for name in names:
+        base, _, suffix = name.rpartition(".")
+        layer = _LAYER.search(name)
+        if any(u.fullmatch(name) for u in unused):
+            findings.add(name, "is not used: old converters wrote it, nothing reads it.", "warning")
+        elif suffix == "input_scale" and f"{base}.weight" in slots:
+            findings.add(name, "is not used: activations are scaled by their own values here.", "warning")
+        elif suffix == "scale" and f"{base}.weight" in slots:
+            if tensors[name].n_values != 1 or float(tensors[name].dequantize().ravel()[0]) != 1:
+                findings.add(name, "scales a whole tensor, which the kernels cannot do yet. Use another quantisation of this model.", "unsupported")  # fmt: skip
+        elif layer and int(layer[1]) >= hparams["n_layers"]:
+            findings.add(name, f"is of layer {layer[1]}, but block_count is {hparams['n_layers']}. {_OTHER}.")
+        else:
+            nearest = _nearest(_template(name), absent, f"what {spec.id} has")
+            findings.add(name, f"is in the file, but {spec.id} has no such tensor, and leaving it out would change the results.{nearest} Convert the model as its own architecture.")  # fmt: skip
+
+
+def _template(name: str) -> str:
+    return _LAYER.sub("blk.{i}.", name)
+
+
+def _nearest(name: str, candidates: Iterable[str], where: str) -> str:
+    close = get_close_matches(name, set(candidates), n=2, cutoff=0.75)
+    return f" Nearest in {where}: {', '.join(sorted(close)).replace('{i}', '*')}." if close else ""
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`0-3,7` for [0, 1, 2, 3, 7]."""
+    parts: list[list[int]] = []
+    for n in sorted(set(numbers)):
+        if parts and n == parts[-1][1] + 1:
+            parts[-1][1] = n
+        else:
+            parts.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)

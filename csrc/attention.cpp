@@ -32,6 +32,13 @@ bool is_half(const char* what, const Pages& pages) {
     refuse(std::string(what) + " are neither float32 nor float16. Choose another cache codec.");
 }
 
+void check_starts(const int32_t* starts, size_t n, size_t T) {
+    if (!n || starts[0] != 0 || starts[n - 1] != int64_t(T))
+        refuse("starts runs " + (n ? "from " + std::to_string(starts[0]) + " to " + std::to_string(starts[n - 1]) : std::string("nowhere")) + "; expected 0 to " + std::to_string(T) + ".");
+    for (size_t s = 0; s + 1 < n; s++)
+        if (starts[s + 1] < starts[s]) refuse("starts falls from " + std::to_string(starts[s]) + " to " + std::to_string(starts[s + 1]) + "; expected no fall.");
+}
+
 // Positions of a sequence rise, and every page that is read or written exists.
 void check_sequence(size_t s, const AttendJob& job, size_t n, size_t table, size_t n_pages) {
     const std::string who = "sequence " + std::to_string(s) + ": ";
@@ -152,7 +159,7 @@ Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints p
     expect("v_pages", v_pages, {int64_t(n_pages), int64_t(n_kv), int64_t(page_tokens), int64_t(dv)});
     expect("positions", positions, {int64_t(T)});
     expect("starts", starts, {-1});
-    expect("page_tables", tables, {int64_t(starts.size()) - 1, -1});
+    expect("page_tables", tables, {int64_t(std::max<size_t>(starts.size(), 1)) - 1, -1});
     if (!n_kv || n_heads % n_kv) refuse("q has " + std::to_string(n_heads) + " heads; expected a multiple of the " + std::to_string(n_kv) + " of k.");
     if (!page_tokens || !d || !dv) refuse("k_pages is " + shape_of(k_pages) + ", v_pages " + shape_of(v_pages) + "; expected no empty dimension.");
     if (window < 0) refuse("window is " + std::to_string(window) + "; expected 0 or more tokens.");
@@ -161,9 +168,8 @@ Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints p
 
     Call call;
     const int32_t* s0 = starts.data();
-    if (s0[0] != 0 || s0[starts.size() - 1] != int64_t(T)) refuse("starts runs from " + std::to_string(s0[0]) + " to " + std::to_string(s0[starts.size() - 1]) + "; expected 0 to " + std::to_string(T) + ".");
+    check_starts(s0, starts.size(), T);
     for (size_t s = 0; s + 1 < starts.size(); s++) {
-        if (s0[s + 1] < s0[s]) refuse("starts falls from " + std::to_string(s0[s]) + " to " + std::to_string(s0[s + 1]) + "; expected no fall.");
         if (s0[s + 1] == s0[s]) continue;
         const size_t first = s0[s];
         call.jobs.push_back({q.data() + first * n_heads * d, n_heads, n_kv, d, dv, static_cast<const uint8_t*>(k_pages.data()), static_cast<const uint8_t*>(v_pages.data()), half,

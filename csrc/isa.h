@@ -14,6 +14,7 @@ namespace qt {
 struct Kernels {
     const char* name;
     Decode decode[max_types];  // by type id, null where a type holds no floats
+    Encode encode[max_types];  // by type id, null where a type needs more than rounding
     Linear linear[n_regimes][max_types];
     RmsNorm rms_norm;
     Swiglu swiglu;

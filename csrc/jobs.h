@@ -8,6 +8,7 @@ namespace qt {
 #define QT_ALWAYS_INLINE inline __attribute__((always_inline))  // never a copy for the linker to choose from, see isa.h
 
 using Decode = void (*)(const uint8_t* blocks, float* out, size_t n_blocks);
+using Encode = size_t (*)(const float* x, uint8_t* blocks, size_t n_blocks);  // blocks written before one that the type cannot hold
 
 // Rows of floats are padded to this many where kernels read them: the widest vector there is.
 inline constexpr size_t lane_floats = 16;

@@ -79,7 +79,7 @@ Out linear(Floats x, const Weight& w, std::optional<Floats> bias) {
     const Format& f = w.format();
     const float *from = x.data(), *b = bias ? bias->data() : nullptr;
     nb::gil_scoped_release released;
-    if (!w.cols) {
+    if (!T || !w.rows || !w.cols) {  // an empty sum is 0
         for (size_t i = 0; i < T * w.rows; i++) y.data[i] = b ? b[i % w.rows] : 0;
         return y.array;
     }

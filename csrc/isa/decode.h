@@ -1,5 +1,6 @@
 // What the decoders share. A decoder unpacks a block to small integers in cache, then scales them to floats:
 // two loops that vectorise well on every machine, and one rounding per operation, so that all machines give the same bits.
+// The second loop reads no more at a time than the first wrote at once: wider reads wait for the stores to retire.
 #pragma once
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -51,6 +52,7 @@ static inline float widen(f16 h) {
 // y = d q
 template <int n, class Q>
 static inline void scale(const Q* q, float d, float* y) {
+#pragma GCC unroll 1
     for (int i = 0; i < n; i++) y[i] = d * float(q[i]);
 }
 

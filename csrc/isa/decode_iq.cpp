@@ -95,21 +95,16 @@ static inline void decode(const block::IQ3_S& b, float* y) {
 }
 
 // IQ1: d (point + shift) with a shift of plus or minus an eighth, computed exactly as d/8 (8 point + 1 or - 1).
-static inline void shifted(const uint32_t* index, const int8_t* shift, int8_t* q) {
-    look_up(codebook::iq1, index, q);
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 8; j++) q[8 * i + j] = int8_t(8 * q[8 * i + j] + shift[i]);
-}
-
 static inline void decode(const block::IQ1_S& b, float* y) {
     const float d = widen(b.d);
     for (int g = 0; g < 8; g++) {
         const uint32_t h = b.qh[g];
-        const int8_t side = h & 0x8000 ? -1 : 1, shift[4] = {side, side, side, side};
+        const int8_t shift = h & 0x8000 ? -1 : 1;
         uint32_t index[4];
         for (int i = 0; i < 4; i++) index[i] = b.qs[4 * g + i] | (h >> 3 * i & 7) << 8;
         int8_t q[32];
-        shifted(index, shift, q);
+        look_up(codebook::iq1, index, q);
+        for (int i = 0; i < 32; i++) q[i] = int8_t(8 * q[i] + shift);
         scale<32>(q, d * float(2 * (h >> 12 & 7) + 1) * 0.125f, y + 32 * g);
     }
 }
@@ -118,13 +113,15 @@ static inline void decode(const block::IQ1_M& b, float* y) {
     const float d = widen(f16(b.scales[0] >> 12 | (b.scales[1] >> 12) << 4 | (b.scales[2] >> 12) << 8 | (b.scales[3] >> 12) << 12));
     for (int g = 0; g < 8; g++) {
         uint32_t index[4];
-        int8_t shift[4], q[32];
+        int8_t q[32], shift[32];
         for (int i = 0; i < 4; i++) {
             const uint32_t h = b.qh[2 * g + i / 2] >> 4 * (i % 2);
+            const uint64_t side = h & 8 ? ~uint64_t(0) : 0x0101010101010101;
             index[i] = b.qs[4 * g + i] | (h & 7) << 8;
-            shift[i] = h & 8 ? -1 : 1;
+            __builtin_memcpy(shift + 8 * i, &side, 8);
         }
-        shifted(index, shift, q);
+        look_up(codebook::iq1, index, q);
+        for (int i = 0; i < 32; i++) q[i] = int8_t(8 * q[i] + shift[i]);
         const uint32_t s = b.scales[g / 2] >> 6 * (g % 2);
         scale<16>(q, d * float(2 * (s & 7) + 1) * 0.125f, y + 32 * g);
         scale<16>(q + 16, d * float(2 * (s >> 3 & 7) + 1) * 0.125f, y + 32 * g + 16);
@@ -132,18 +129,22 @@ static inline void decode(const block::IQ1_M& b, float* y) {
 }
 
 static inline void decode(const block::IQ4_NL& b, float* y) {
+    const float d = widen(b.d);
     int8_t q[32];
     nibble_values(codebook::iq4[0], b.qs, q);
-    scale<32>(q, widen(b.d), y);
+    scale<16>(q, d, y);
+    scale<16>(q + 16, d, y + 16);
 }
 
 static inline void decode(const block::IQ4_XS& b, float* y) {
     const float d = widen(b.d);
     for (int g = 0; g < 8; g++) {
         const int s = (b.scales_l[g / 2] >> 4 * (g % 2) & 15) | (b.scales_h >> 2 * g & 3) << 4;
+        const float dl = d * float(s - 32);
         int8_t q[32];
         nibble_values(codebook::iq4[0], b.qs + 16 * g, q);
-        scale<32>(q, d * float(s - 32), y + 32 * g);
+        scale<16>(q, dl, y + 32 * g);
+        scale<16>(q + 16, dl, y + 32 * g + 16);
     }
 }
 

@@ -11,18 +11,22 @@ static inline float half_e8m0(uint8_t e) { return bits<float>(e < 2 ? 0x00200000
 static inline float half_ue4m3(uint8_t x) { return x == 0x7f ? 0.0f : bits<float>(uint32_t(x & 0x7f) << 20) * 0x1p119f; }
 
 static inline void decode(const block::MXFP4& b, float* y) {
+    const float d = half_e8m0(b.e);
     int8_t q[32];
     nibble_values(codebook::fp4[0], b.qs, q);
-    scale<32>(q, half_e8m0(b.e), y);
+    scale<16>(q, d, y);
+    scale<16>(q + 16, d, y + 16);
 }
 
 static inline void decode(const block::NVFP4& b, float* y) {
-    for (int g = 0; g < 4; g++) {
-        uint8_t u[16];
-        int8_t q[16];
-        nibbles<8>(b.qs + 8 * g, u);
-        for (int i = 0; i < 16; i++) q[i] = codebook::fp4[0][u[i]];
-        scale<16>(q, half_ue4m3(b.d[g]), y + 16 * g);
+    for (int g = 0; g < 4; g += 2) {  // two groups of 16: the low halves of both, then the high ones
+        const float d = half_ue4m3(b.d[g]), next = half_ue4m3(b.d[g + 1]);
+        int8_t q[32];
+        nibble_values(codebook::fp4[0], b.qs + 8 * g, q);
+        scale<8>(q, d, y + 16 * g);
+        scale<8>(q + 16, d, y + 16 * g + 8);
+        scale<8>(q + 8, next, y + 16 * g + 16);
+        scale<8>(q + 24, next, y + 16 * g + 24);
     }
 }
 

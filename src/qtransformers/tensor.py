@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.errors import GGUFError
+from qtransformers.errors import ConfigError, GGUFError, UnsupportedError
 from qtransformers.types import QuantType
 
 
@@ -46,27 +46,50 @@ class QTensor:
         return self.type.row_bytes(self.shape[-1] if self.shape else 1)
 
     def dequantize(self) -> NDArray[np.float32]:
-        """Decode the whole tensor to f32 `[*shape]`; GGUFError for a type whose values are no floats."""
+        """Decode the whole tensor to f32 `[*shape]`; UnsupportedError for whole numbers, GGUFError for bytes that do not fit the shape."""
         return self._decode(0, self.n_rows).reshape(self.shape)
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Decode rows start..stop of the flattened `[n_rows, shape[-1]]` matrix to f32."""
+        """Decode rows start..stop, stop excluded, of the `[n_rows, shape[-1]]` matrix to f32; errors as for `dequantize`."""
         if not 0 <= start <= stop <= self.n_rows:
-            raise IndexError(f"{self.name}: rows {start}..{stop} of {self.n_rows}")
+            raise ConfigError(
+                f"{self._where}: rows {start}..{stop} asked for; expected a range within 0..{self.n_rows}."
+            )
         return self._decode(start, stop)
 
     def numpy(self) -> NDArray[Any]:
-        """The values as they are, without a copy, for the plain types (F16, I32, ...); GGUFError for blocks."""
+        """The values as they are, without a copy, for the types NumPy has (F16, I32, ...); UnsupportedError for others."""
         if self.type.is_quantized or self.type.name == "BF16":
-            raise GGUFError(f"{self.file}: {self.name} is {self.type.name}; use dequantize() to get numbers.")
+            raise UnsupportedError(
+                f"{self._where} is {self.type.name}, which NumPy has no type for; use dequantize() to get numbers."
+            )
+        self._check()
         return self.data.view(self.type.block[0]).reshape(self.shape)
 
     def _decode(self, start: int, stop: int) -> NDArray[np.float32]:
         from qtransformers.quants import dequantize  # the extension loads only when numbers are wanted
 
+        if self.type.family == "int":
+            raise UnsupportedError(
+                f"{self._where} is {self.type.name}, whole numbers that need no decoding; use numpy()."
+            )
+        self._check()
         raw = self.data[start * self.row_bytes : stop * self.row_bytes]
         width = self.shape[-1] if self.shape else 1
         return dequantize(raw, self.type).reshape(stop - start, width)
+
+    def _check(self) -> None:
+        width = self.shape[-1] if self.shape else 1
+        expected = self.n_rows * self.row_bytes
+        if width % self.type.block_size or self.data.nbytes != expected:
+            raise GGUFError(
+                f"{self._where} is {list(self.shape)} of {self.type.name} in {self.data.nbytes} bytes; expected {expected} bytes and rows "
+                f"of a multiple of {self.type.block_size} values. The file is damaged or was read wrongly."
+            )
+
+    @property
+    def _where(self) -> str:
+        return f"{self.file}: {self.name}" if self.file else self.name
 
 
 class SwappedQTensor(QTensor):

@@ -2,6 +2,7 @@
 
 Layouts: ggml-common.h of llama.cpp. A block is a packed structure; `fields` spells it as `name:dtype` or
 `name:dtype*count` in file order, so sizes, byte order, random test blocks and the NumPy decoders all read one line.
+Words are as wide as llama.cpp writes and reads them, which in four types is wider than its header says.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ _ROWS = (
     QuantType(1, "F16", 1, "x:f2", "float"),
     QuantType(2, "Q4_0", 32, "d:f2 qs:u1*16", "legacy"),
     QuantType(3, "Q4_1", 32, "d:f2 m:f2 qs:u1*16", "legacy"),
-    QuantType(6, "Q5_0", 32, "d:f2 qh:u1*4 qs:u1*16", "legacy"),
-    QuantType(7, "Q5_1", 32, "d:f2 m:f2 qh:u1*4 qs:u1*16", "legacy"),
+    QuantType(6, "Q5_0", 32, "d:f2 qh:u4 qs:u1*16", "legacy"),
+    QuantType(7, "Q5_1", 32, "d:f2 m:f2 qh:u4 qs:u1*16", "legacy"),
     QuantType(8, "Q8_0", 32, "d:f2 qs:i1*32", "legacy"),
     QuantType(9, "Q8_1", 32, "d:f2 s:f2 qs:i1*32", "legacy", activation=True),
     QuantType(10, "Q2_K", 256, "scales:u1*16 qs:u1*64 d:f2 dmin:f2", "k"),
@@ -73,9 +74,9 @@ _ROWS = (
     QuantType(13, "Q5_K", 256, "d:f2 dmin:f2 scales:u1*12 qh:u1*32 qs:u1*128", "k"),
     QuantType(14, "Q6_K", 256, "ql:u1*128 qh:u1*64 scales:i1*16 d:f2", "k"),
     QuantType(15, "Q8_K", 256, "d:f4 qs:i1*256 bsums:i2*16", "k", activation=True),
-    QuantType(16, "IQ2_XXS", 256, "d:f2 qs:u2*32", "iq"),
+    QuantType(16, "IQ2_XXS", 256, "d:f2 qs:u4*16", "iq"),
     QuantType(17, "IQ2_XS", 256, "d:f2 qs:u2*32 scales:u1*8", "iq"),
-    QuantType(18, "IQ3_XXS", 256, "d:f2 qs:u1*64 signs:u1*32", "iq"),
+    QuantType(18, "IQ3_XXS", 256, "d:f2 qs:u1*64 signs:u4*8", "iq"),
     QuantType(19, "IQ1_S", 256, "d:f2 qs:u1*32 qh:u2*8", "iq"),
     QuantType(20, "IQ4_NL", 32, "d:f2 qs:u1*16", "iq"),
     QuantType(21, "IQ3_S", 256, "d:f2 qs:u1*64 qh:u1*8 signs:u1*32 scales:u1*4", "iq"),

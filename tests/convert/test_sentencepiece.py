@@ -1,51 +1,8 @@
-import io
-
 import pytest
 import sentencepiece
 
 from qtransformers.convert.sentencepiece import BPE, BYTE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, read_sentencepiece
 from qtransformers.errors import TokenizerError
-
-TEXT = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "the",
-    "lazy",
-    "dog",
-    "and",
-    "the",
-    "dog",
-    "sleeps",
-    "in",
-    "the",
-    "sun",
-    "while",
-    "the",
-    "fox",
-    "runs",
-    "on",
-    "and",
-    "on",
-]
-
-
-def trained(**settings):
-    """A tiny vocabulary made by the SentencePiece library itself."""
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(TEXT[i:] + TEXT[:i]) for i in range(len(TEXT))]),
-        model_writer=out,
-        byte_fallback=True,
-        vocab_size=300,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **settings,
-    )
-    return out.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -56,8 +13,8 @@ def trained(**settings):
         {"model_type": "unigram", "unk_id": 2, "bos_id": 0, "eos_id": 1},
     ],
 )
-def test_reads_what_the_library_reads(settings, tmp_path):
-    data = trained(**settings)
+def test_reads_what_the_library_reads(settings, tmp_path, train_sentencepiece):
+    data = train_sentencepiece(**settings)
     (tmp_path / "tokenizer.model").write_bytes(data)
     ours = read_sentencepiece(tmp_path / "tokenizer.model")
     theirs = sentencepiece.SentencePieceProcessor(model_proto=data)
@@ -74,8 +31,8 @@ def test_reads_what_the_library_reads(settings, tmp_path):
     assert ours.add_dummy_prefix is settings.get("add_dummy_prefix", True)
 
 
-def test_truncations_are_refused_or_shorter(tmp_path):
-    data = trained(model_type="bpe")
+def test_truncations_are_refused_or_shorter(tmp_path, train_sentencepiece):
+    data = train_sentencepiece(model_type="bpe")
     whole = 300
     for n in range(0, len(data), 97):
         (tmp_path / "m").write_bytes(data[:n])

@@ -84,8 +84,8 @@ def test_round_trip(tmp_path, big_endian, alignment):
             tensor = file.tensors[spec.name]
             assert tensor.shape == spec.shape and tensor.type is spec.type and tensor.nbytes == len(raw)
             assert (tensor.data == raw).all() and not tensor.data.flags.writeable, spec.name
-            start = next(i.start for i in file.tensors.infos() if i.name == spec.name)
-            assert start % file.alignment == 0
+            offset = next(i.offset for i in file.tensors.infos() if i.name == spec.name)
+            assert offset % file.alignment == 0 and file.data_offset % file.alignment == 0
         assert file.tensors["t.single"].dequantize() == 1.5
         assert file.tensors["t.none"].dequantize().shape == (0, 4)
 

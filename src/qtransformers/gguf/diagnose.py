@@ -15,28 +15,28 @@ from qtransformers.errors import GGUFError, ModelNotFoundError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
-# First bytes of what people have in place of a GGUF: (prefix, what it is, what to do).
+# First bytes of what people have in place of a GGUF: (prefixes, what it is, what to do).
 _CONVERT = "Convert the model to GGUF: qtransformers convert"
 _AGAIN = "Download the file itself again"
 _KINDS = (
-    (b"PK\x03\x04", "a zip archive or PyTorch checkpoint", _CONVERT),
-    (b"\x80\x02", "a Python pickle, likely an old PyTorch checkpoint", _CONVERT),
-    (b"\x80\x04", "a Python pickle, likely an old PyTorch checkpoint", _CONVERT),
-    (b"\x89HDF", "an HDF5 file", _CONVERT),
-    (b"\x93NUMPY", "a NumPy array", _CONVERT),
-    (b"lmgg", "llama.cpp's format before GGUF (ggml)", "Convert the original model again"),
-    (b"fmgg", "llama.cpp's format before GGUF (ggmf)", "Convert the original model again"),
-    (b"tjgg", "llama.cpp's format before GGUF (ggjt)", "Convert the original model again"),
-    (b"\x1f\x8b", "gzip data", "Unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "zstd data", "Unpack it first"),
-    (b"\xfd7zXZ", "xz data", "Unpack it first"),
-    (b"7z\xbc\xaf", "a 7-Zip archive", "Unpack it first"),
-    (b"<", "a web page or XML, likely an error page saved as a file", _AGAIN),
-    (b"{", "JSON", "Pass the .gguf file beside it"),
-    (b"Entry not found", "an error message of the Hub saved as a file", _AGAIN),
-    (b"Invalid username", "an error message of the Hub saved as a file", _AGAIN),
-    (b"\0\0\0\0", "zeros, likely an unfinished download", _AGAIN),
-)  # fmt: skip
+    ((b"PK\x03\x04",), "a zip archive or PyTorch checkpoint", _CONVERT),
+    (
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+        "a Python pickle, likely an old PyTorch checkpoint",
+        _CONVERT,
+    ),
+    ((b"\x89HDF",), "an HDF5 file", _CONVERT),
+    ((b"\x93NUMPY",), "a NumPy array", _CONVERT),
+    ((b"lmgg", b"fmgg", b"tjgg"), "llama.cpp's format before GGUF", "Convert the original model again"),
+    ((b"\x1f\x8b",), "gzip data", "Unpack it first"),
+    ((b"\x28\xb5\x2f\xfd",), "zstd data", "Unpack it first"),
+    ((b"\xfd7zXZ",), "xz data", "Unpack it first"),
+    ((b"7z\xbc\xaf",), "a 7-Zip archive", "Unpack it first"),
+    ((b"<",), "a web page or XML, likely an error page saved as a file", _AGAIN),
+    ((b"{", b"["), "JSON", "Pass the .gguf file beside it"),
+    ((b"Entry not found", b"Invalid username"), "an error message of the Hub saved as a file", _AGAIN),
+    ((b"\0\0\0\0",), "zeros, likely an unfinished download", _AGAIN),
+)
 
 
 def map_file(path: Path) -> tuple[mmap.mmap, NDArray[np.uint8]]:
@@ -89,12 +89,11 @@ def check_kind(head: bytes, path: Path) -> None:
     if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
         found, remedy = "a safetensors file", _CONVERT
     else:
-        text = head.lstrip()
         found, remedy = next(
             (
                 (what, do)
-                for prefix, what, do in _KINDS
-                if (text if prefix.isascii() and prefix.strip() else head).startswith(prefix)
+                for prefixes, what, do in _KINDS
+                if head.startswith(prefixes) or head.lstrip().startswith(prefixes)
             ),
             (f"unknown data that starts with {head[:8]!r}", "Check the path, or download the file again"),
         )

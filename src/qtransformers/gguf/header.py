@@ -81,7 +81,7 @@ class TensorInfo(NamedTuple):
     name: str
     type: QuantType
     shape: tuple[int, ...]  # row-major, the reverse of the file's order
-    start: int  # bytes from the start of the file
+    offset: int  # bytes from the header's data_offset
     nbytes: int
 
 
@@ -129,7 +129,7 @@ class _Parser:
     def __init__(self, data: NDArray[np.uint8], file: str, size: int) -> None:
         self.data, self.view, self.file, self.size = data, data.data, file, size
         self.at = 0
-        self.order = "<"
+        self.big_endian = False
 
     def parse(self) -> Header:
         version = self.version()
@@ -147,12 +147,11 @@ class _Parser:
         for i in range(n_tensors):
             info = self.tensor(i, wide, expected, tensors)
             tensors[info.name] = info
-            expected = align_up(info.start + info.nbytes, alignment)
+            expected = align_up(info.offset + info.nbytes, alignment)
         end = self.at
         base = align_up(end, alignment) if tensors else end
-        tensors = {k: t._replace(start=base + t.start) for k, t in tensors.items()}
         self.check_extent(tensors, base)
-        return Header(self.file, version, self.order == ">", fields, tensors, alignment, infos, end, base)
+        return Header(self.file, version, self.big_endian, fields, tensors, alignment, infos, end, base)
 
     # --- primitives
 
@@ -170,12 +169,14 @@ class _Parser:
         self.at += n
         return self.at - n
 
-    def number(self, code: str, what: str) -> int:
-        return struct.unpack_from(self.order + code, self.view, self.need(struct.calcsize(code), what))[0]
+    def number(self, size: int, what: str) -> int:
+        """An unsigned integer of `size` bytes."""
+        at = self.need(size, what)
+        return int.from_bytes(self.view[at : at + size], "big" if self.big_endian else "little")
 
     def string(self, what: str, limit: int = MAX_STRING) -> slice:
         """Pass over a length and as many bytes; where those bytes lie."""
-        n = self.number("Q", f"the length of {what}")
+        n = self.number(8, f"the length of {what}")
         if n > limit:
             raise self.fail(
                 f"{what} claims {n} bytes; expected at most {limit}. The file is damaged, or made by another tool's rules."
@@ -208,7 +209,7 @@ class _Parser:
             raise self.fail(f"starts with {bytes(self.view[:4])!r}; expected {MAGIC!r}. This is not a GGUF file.")
         (version,) = struct.unpack_from("<I", self.view, start + 4)
         if version and version & 0xFFFF == 0:  # small numbers have their bytes at the other end
-            self.order = ">"
+            self.big_endian = True
             (version,) = struct.unpack_from(">I", self.view, start + 4)
         if version not in VERSIONS:
             remedy = (
@@ -218,7 +219,8 @@ class _Parser:
         return version
 
     def count(self, what: str, least: int) -> int:
-        n = self.number("q", f"the number of {what}")
+        n = self.number(8, f"the number of {what}")
+        n -= (n >> 63) << 64  # signed in the file
         room = (len(self.data) - self.at) // least
         if not 0 <= n <= room:
             raise self.fail(f"claims {n} {what}; the bytes left hold at most {room}. The file is truncated or damaged.")
@@ -234,11 +236,11 @@ class _Parser:
                 f"{key} appears twice in the metadata; expected unique keys. Remove one with a GGUF editor."
             )
         typed = self.at
-        kind_id = self.number("I", f"the type of {key}")
+        kind_id = self.number(4, f"the type of {key}")
         count = None
         if kind_id == ARRAY:
-            kind_id = self.number("I", f"the element type of {key}")
-            count = self.number("Q", f"the length of {key}")
+            kind_id = self.number(4, f"the element type of {key}")
+            count = self.number(8, f"the length of {key}")
         kind = VALUE_TYPES.get(kind_id)
         if kind is None:
             found = "an array of arrays" if kind_id == ARRAY else f"the unknown value type {kind_id}"
@@ -272,7 +274,7 @@ class _Parser:
         elif count:
             from qtransformers.native import lib  # most of the header's bytes are here, so only here it pays
 
-            self.at, whole = lib.skip_strings(self.data, self.at, count, self.order == ">")
+            self.at, whole = lib.skip_strings(self.data, self.at, count, self.big_endian)
             if whole < count:
                 self.string(f"{key}[{whole}]")  # says what is wrong with it
                 raise self.fail(f"{key}[{whole}] changed while it was read. Do not write to a file that is open.")
@@ -296,7 +298,7 @@ class _Parser:
             raise self.fail(f"{key} is {n}; expected 0 to {limit}. The file is damaged: convert it again.")
 
     def scalar(self, field: Field) -> Any:
-        return np.frombuffer(self.view, dtype_of(field.kind, self.order == ">"), 1, field.start)[0]
+        return np.frombuffer(self.view, dtype_of(field.kind, self.big_endian), 1, field.start)[0]
 
     def alignment(self, fields: dict[str, Field]) -> int:
         field = fields.get("general.alignment")
@@ -318,16 +320,17 @@ class _Parser:
         name = self.identifier(f"the name of tensor {i}", WIDE_NAME_BYTES if wide else NAME_BYTES)
         if name in seen:
             raise self.fail(f"tensor {name} appears twice; expected unique names. Convert the model again.")
-        n_dims = self.number("I", f"the number of dimensions of {name}")
+        n_dims = self.number(4, f"the number of dimensions of {name}")
         limit = WIDE_DIMENSIONS if wide else DIMENSIONS
         if n_dims > limit:
             raise self.fail(f"{name} has {n_dims} dimensions; expected at most {limit}. The file is damaged.")
         at = self.need(8 * n_dims + 12, f"the shape, type and offset of {name}")
-        *dims, type_id, offset = struct.unpack_from(f"{self.order}{n_dims}qIQ", self.view, at)
+        *dims, type_id, offset = struct.unpack_from(f"{'>' if self.big_endian else '<'}{n_dims}qIQ", self.view, at)
         shape = tuple(reversed(dims))
         if min(shape, default=0) < 0:
             raise self.fail(f"{name} is {list(shape)}; expected no negative dimension. The file is damaged.")
-        if math.prod(d for d in shape if d) > MAX_PRODUCT:
+        n_values = math.prod(shape)
+        if (n_values or math.prod(d or 1 for d in shape)) > MAX_PRODUCT:
             raise self.fail(f"{name} is {list(shape)}, more values than can be counted. The file is damaged.")
         type = type_of(type_id, name, self.file)
         width = dims[0] if dims else 1
@@ -336,7 +339,7 @@ class _Parser:
                 f"{name} has rows of {width} values; expected a multiple of {type.block_size}, the block of {type.name}. "
                 "Convert the model again, with a type that fits."
             )
-        nbytes = type.row_bytes(math.prod(shape))
+        nbytes = type.row_bytes(n_values)
         if offset != expected:
             raise self.fail(
                 f"{name} has its data at offset {offset}; expected {expected}, right after the tensor before it. "
@@ -347,13 +350,12 @@ class _Parser:
     def check_extent(self, tensors: dict[str, TensorInfo], base: int) -> None:
         """Tensor data inside the file: sums are Python's, so nothing wraps."""
         for t in tensors.values():
-            if t.start + t.nbytes > self.size:
+            start = base + t.offset
+            if start + t.nbytes > self.size:
                 raise self.fail(
-                    f"{t.name} needs bytes {t.start} to {t.start + t.nbytes}, but the file has {self.size}. "
+                    f"{t.name} needs bytes {start} to {start + t.nbytes}, but the file has {self.size}. "
                     "It is truncated: download it again."
                 )
-        if tensors and base > self.size:
-            raise self.fail(f"its data should start at byte {base}, but the file has {self.size}. It is truncated.")
 
 
 def check_vocabulary(fields: dict[str, Field], file: str) -> None:

@@ -121,7 +121,7 @@ class Tensors(Mapping[str, QTensor]):
     """Name -> QTensor, in file order; each is made when first asked for."""
 
     def __init__(self, headers: list[Header], datas: list[NDArray[np.uint8]]) -> None:
-        self._datas = datas
+        self._datas, self._bases = datas, [h.data_offset for h in headers]
         self._infos = {name: (i, info) for i, header in enumerate(headers) for name, info in header.tensors.items()}
         self._swapped, self._files = headers[0].big_endian, [h.file for h in headers]
         self._made: WeakValueDictionary[str, QTensor] = WeakValueDictionary()  # swapped copies end with their tensor
@@ -156,7 +156,8 @@ class Tensors(Mapping[str, QTensor]):
     def _make(self, shard: int, info: TensorInfo) -> QTensor:
         if not self._datas:
             raise GGUFError(f"{self._files[shard]} is closed; take what you need of its tensors before.")
-        data = self._datas[shard][info.start : info.start + info.nbytes]
+        start = self._bases[shard] + info.offset
+        data = self._datas[shard][start : start + info.nbytes]
         cls = SwappedQTensor if self._swapped else QTensor
         return cls(info.name, info.type, info.shape, data, self._files[shard])
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.errors import ConfigError
 from qtransformers.kernels import kernels_for
 
 
@@ -16,7 +17,10 @@ def rope_frequencies(
     """Radians per position of each rotated pair `[dim / 2]`.
 
     `factors [dim / 2]` divide them one by one (Llama 3.1's `rope_freqs`); `scaling="linear"` divides all by `factor`.
+    ConfigError for another kind of scaling.
     """
+    if scaling not in ("none", "linear"):
+        raise ConfigError(f"rope scaling is {scaling!r}; expected none or linear.")
     freqs = base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
     if factors is not None:
         freqs = freqs / factors

@@ -11,6 +11,8 @@ from qtransformers.errors import ConfigError, GGUFError, UnsupportedError
 from qtransformers.settings import Settings, usable_cores
 from qtransformers.types import QuantType
 
+__all__ = ["dequantize", "quantize", "reference_dequantize", "reference_quantize"]
+
 _PARALLEL = 1 << 20  # values from which threads pay
 
 
@@ -25,33 +27,77 @@ def dequantize(
     """Decode whole blocks `[nbytes]` to f32 `[n_blocks * block_size]`, into `out` where given.
 
     `threads` and `isa` (generic, avx2, avx512) default to the environment's, then to the machine's best.
-    GGUFError for bytes that are no whole blocks, UnsupportedError for a type that holds no floats, ConfigError for a wrong `out`.
+    GGUFError for bytes that are no whole blocks, UnsupportedError for a type that holds no floats, ConfigError for a wrong array.
     """
-    from qtransformers.native import lib  # types and sizes are read without the extension
-
-    n = check_blocks(data, type) * type.block_size
-    if out is None:
-        out = np.empty(n, np.float32)
-    else:
-        check_out(out, n)
-    settings = Settings.from_env()
-    if threads is None:
-        threads = (settings.threads or usable_cores()) if n >= _PARALLEL else 1
-    try:
-        lib.dequantize(data, type.id, out, threads, isa or settings.isa or "")
-    except ValueError as e:
-        raise ConfigError(str(e)) from None
+    n = _n_blocks(data, type) * type.block_size
+    out = _given_or_new(out, np.float32, n)
+    _native("dequantize", data, type, out, n, threads, isa)
     return out
 
 
-def check_blocks(data: NDArray[np.uint8], type: QuantType) -> int:
-    """The number of blocks in `data [nbytes]`; errors as for `dequantize`."""
+def quantize(
+    x: NDArray[np.float32],
+    type: QuantType,
+    out: NDArray[np.uint8] | None = None,
+    *,
+    threads: int | None = None,
+    isa: str | None = None,
+) -> NDArray[np.uint8]:
+    """Encode f32 `[n]` as whole blocks `[nbytes]` of F32, F16, BF16 or Q8_0, bit for bit as ggml does.
+
+    F16 and BF16 round to nearest even, values beyond their range become infinity, NaN stays NaN. Q8_0 has neither:
+    ConfigError names the place. UnsupportedError for another type, ConfigError for a wrong array or an `n` that fills no blocks.
+    """
+    n = _n_values(x, type)
+    out = _given_or_new(out, np.uint8, type.row_bytes(n))
+    good = _native("quantize", x, type, out, n, threads, isa)
+    if good * type.block_size != n:
+        first = good * type.block_size
+        raise ConfigError(
+            f"values {first}..{first + type.block_size - 1} hold NaN, infinity or a magnitude beyond 127 * 65504, which {type.name} "
+            "cannot store. Use F32 or BF16 for this tensor, or mend the weights."
+        )
+    return out
+
+
+def reference_dequantize(data: NDArray[np.uint8], type: QuantType) -> NDArray[np.float32]:
+    """`dequantize` in plain NumPy, the truth that the C++ path is compared with."""
+    from qtransformers.quants.reference import decode
+
+    _n_blocks(data, type)
+    return decode(data, type)
+
+
+def reference_quantize(x: NDArray[np.float32], type: QuantType) -> NDArray[np.uint8]:
+    """`quantize` in plain NumPy; what a type cannot store is not refused but garbled."""
+    from qtransformers.quants.reference import encode
+
+    _n_values(x, type)
+    return encode(x, type)
+
+
+def _native(
+    name: str, x: NDArray[Any], type: QuantType, out: NDArray[Any], n: int, threads: int | None, isa: str | None
+) -> Any:
+    from qtransformers.native import lib  # types and sizes are read without the extension
+
+    settings = Settings.from_env()
+    if threads is None:
+        threads = (settings.threads or usable_cores()) if n >= _PARALLEL else 1
+    elif threads < 1:
+        raise ConfigError(f"threads is {threads}; expected at least 1.")
+    try:
+        return getattr(lib, name)(x, type.id, out, threads, isa or settings.isa or "")
+    except ValueError as e:  # an instruction set that this machine lacks
+        raise ConfigError(str(e)) from None
+
+
+def _n_blocks(data: NDArray[np.uint8], type: QuantType) -> int:
     if type.family == "int":
         raise UnsupportedError(
             f"{type.name} holds whole numbers, which are not decoded; read them with QTensor.numpy()."
         )
-    if data.dtype != np.uint8 or data.ndim != 1 or not data.flags.c_contiguous:
-        raise ConfigError(f"blocks of {type.name} are {_what(data)}; expected contiguous uint8 [nbytes].")
+    _check(data, np.uint8, f"blocks of {type.name}")
     n, rest = divmod(data.size, type.block_bytes)
     if rest:
         raise GGUFError(
@@ -61,12 +107,33 @@ def check_blocks(data: NDArray[np.uint8], type: QuantType) -> int:
     return n
 
 
-def check_out(out: NDArray[np.float32], n: int) -> None:
-    """ConfigError unless `out` can take `n` floats in place."""
-    if out.dtype != np.float32 or out.shape != (n,) or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ConfigError(f"out is {_what(out)}; expected writable contiguous float32 [{n}].")
+def _n_values(x: NDArray[np.float32], type: QuantType) -> int:
+    from qtransformers.quants.reference import ENCODE
+
+    if type.name not in ENCODE:
+        raise UnsupportedError(f"nothing here encodes {type.name}; expected one of {', '.join(ENCODE)}.")
+    _check(x, np.float32, "x")
+    if x.size % type.block_size:
+        raise ConfigError(
+            f"{x.size} values fill no whole number of {type.name} blocks; expected a multiple of {type.block_size}."
+        )
+    return x.size
 
 
-def _what(x: NDArray[Any]) -> str:
-    order = "" if x.flags.c_contiguous else " non-contiguous"
-    return f"{'' if x.flags.writeable else 'read-only '}{order}{x.dtype} {list(x.shape)}".strip()
+def _given_or_new(out: NDArray[Any] | None, dtype: type[Any], n: int) -> NDArray[Any]:
+    if out is None:
+        return np.empty(n, dtype)
+    _check(out, dtype, "out")
+    if out.size != n or not out.flags.writeable:
+        raise ConfigError(
+            f"out is {'' if out.flags.writeable else 'read-only '}[{out.size}]; expected a writable array [{n}]."
+        )
+    return out
+
+
+def _check(x: NDArray[Any], dtype: type[Any], what: str) -> None:
+    if x.dtype != dtype or x.ndim != 1 or not x.flags.c_contiguous:
+        order = "" if x.flags.c_contiguous else "non-contiguous "
+        raise ConfigError(
+            f"{what}: found {order}{x.dtype} {list(x.shape)}; expected contiguous {np.dtype(dtype)} of one dimension."
+        )

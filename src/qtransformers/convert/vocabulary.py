@@ -1,0 +1,236 @@
+"""The tokenizer of a Hugging Face folder as `tokenizer.*` metadata of GGUF."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qtransformers.convert.pre import derive_pre
+from qtransformers.convert.sentencepiece import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNIGRAM,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    read_sentencepiece,
+)
+from qtransformers.errors import LoadError, ModelNotFoundError, TokenizerError, UnsupportedError
+
+# What marks a turn or a role should never be made from a user's text, whatever its `special` flag says.
+_LOOKS_LIKE_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<(start|end)_of_turn>|<pad>", re.DOTALL)
+_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
+_FAR = -1000.0  # the score of pieces that no merge makes
+
+
+@dataclass
+class Vocabulary:
+    """What every kind of tokenizer has: text and type by id; scores for SPM, merges for BPE."""
+
+    model: str  # tokenizer.ggml.model
+    tokens: dict[int, str]
+    types: dict[int, int]
+    scores: dict[int, float] | None = None
+    merges: list[str] | None = None
+    pre: str | None = None
+    add_space_prefix: bool | None = None
+
+
+def tokenizer_metadata(folder: Path, vocab_size: int, pre: str | None = None) -> dict[str, Any]:
+    """Metadata for a model with `vocab_size` embedding rows; ids without a token become unused `[PAD<id>]`.
+
+    `pre` overrides the derived name of the pre-tokenizer. LoadError when there are more tokens than rows.
+    """
+    files = {name: _json(folder / name) for name in ("tokenizer.json", "tokenizer_config.json", "config.json")}
+    files["generation_config.json"] = _json(folder / "generation_config.json")
+    vocabulary = _read(folder, files, pre)
+    count = 1 + max(vocabulary.tokens)
+    if count > vocab_size:
+        raise LoadError(
+            f"{folder}: the tokenizer has {count} tokens, the embedding {vocab_size} rows. Use the tokenizer that belongs to these weights."
+        )
+    ids = range(vocab_size)
+    metadata: dict[str, Any] = {"tokenizer.ggml.model": vocabulary.model}
+    if vocabulary.pre is not None:
+        metadata["tokenizer.ggml.pre"] = vocabulary.pre
+    metadata["tokenizer.ggml.tokens"] = [vocabulary.tokens.get(i, f"[PAD{i}]") for i in ids]
+    if vocabulary.scores is not None:
+        scores = [vocabulary.scores.get(i, _FAR) for i in ids]
+        metadata["tokenizer.ggml.scores"] = np.array(scores, np.float32)
+    metadata["tokenizer.ggml.token_type"] = np.array([vocabulary.types.get(i, UNUSED) for i in ids], np.int32)
+    if vocabulary.merges is not None:
+        metadata["tokenizer.ggml.merges"] = vocabulary.merges
+    if vocabulary.add_space_prefix is not None:
+        metadata["tokenizer.ggml.add_space_prefix"] = vocabulary.add_space_prefix
+    return metadata | _special(vocabulary, files) | _templates(folder, files["tokenizer_config.json"])
+
+
+def _read(folder: Path, files: Mapping[str, Any], pre: str | None) -> Vocabulary:
+    model = files["tokenizer.json"].get("model", {})
+    if (folder / "tokenizer.model").exists():
+        vocabulary = _from_sentencepiece(folder / "tokenizer.model")
+    elif not model:
+        raise ModelNotFoundError(f"{folder}: no tokenizer.json and no tokenizer.model; copy the tokenizer there.")
+    elif model.get("type", "BPE") == "BPE" and "merges" in model:
+        vocabulary = _from_bpe(folder, files["tokenizer.json"], pre)
+    else:
+        raise UnsupportedError(
+            f"{folder / 'tokenizer.json'}: a tokenizer of type {model.get('type')!r}; convert knows BPE and SentencePiece."
+        )
+    for id_, text, special in _added(folder, files):
+        vocabulary.tokens[id_] = text
+        control = special or _LOOKS_LIKE_CONTROL.fullmatch(text)
+        if vocabulary.types.get(id_) not in (UNKNOWN, BYTE):
+            vocabulary.types[id_] = CONTROL if control else USER_DEFINED
+    return vocabulary
+
+
+def _from_bpe(folder: Path, tokenizer: Mapping[str, Any], pre: str | None) -> Vocabulary:
+    """A `tokenizer.json` of type BPE: over bytes spelled as characters (GPT-2), or over characters with bytes to fall back on."""
+    model = tokenizer["model"]
+    tokens = {int(i): text for text, i in model["vocab"].items()}
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    if not model.get("byte_fallback"):
+        name = pre or derive_pre(folder / "tokenizer.json")
+        return Vocabulary("gpt2", tokens, dict.fromkeys(tokens, NORMAL), merges=merges, pre=name)
+    # SPM merges the pair with the best score, so a piece's score is the rank of the first merge that makes it.
+    rank: dict[str, int] = {}
+    for i, merge in enumerate(model["merges"]):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        rank.setdefault(left + right, i)
+    scores = {i: float(-rank[text]) if text in rank else _FAR for i, text in tokens.items()}
+    types = {i: BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", text) else NORMAL for i, text in tokens.items()}
+    if (unk := model["vocab"].get(model.get("unk_token"))) is not None:
+        types[unk] = UNKNOWN
+    return Vocabulary("llama", tokens, types, scores, add_space_prefix=_adds_space(tokenizer))
+
+
+def _adds_space(tokenizer: Mapping[str, Any]) -> bool:
+    steps = [
+        *_steps(tokenizer.get("normalizer"), "normalizers"),
+        *_steps(tokenizer.get("pre_tokenizer"), "pretokenizers"),
+    ]
+    return any(
+        s["type"] == "Prepend" or (s["type"] == "Metaspace" and s.get("prepend_scheme", "always") != "never")
+        for s in steps
+    )
+
+
+def _steps(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
+    if step is None:
+        return []
+    return [s for part in step[inner] for s in _steps(part, inner)] if step["type"] == "Sequence" else [step]
+
+
+def _from_sentencepiece(path: Path) -> Vocabulary:
+    model = read_sentencepiece(path)
+    if model.model_type == UNIGRAM:
+        raise UnsupportedError(
+            f"{path}: a Unigram vocabulary; convert knows SentencePiece of type BPE (Llama, Mistral)."
+        )
+    return Vocabulary(
+        "llama",
+        dict(enumerate(model.texts)),
+        dict(enumerate(model.types)),
+        dict(enumerate(model.scores)),
+        add_space_prefix=model.add_dummy_prefix,
+    )
+
+
+def _added(folder: Path, files: Mapping[str, Any]) -> Iterator[tuple[int, str, bool]]:
+    """Tokens beside the vocabulary proper, as (id, text, special); the later files of Hugging Face win."""
+    for text, id_ in _json(folder / "added_tokens.json").items():
+        yield int(id_), text, False
+    for token in files["tokenizer.json"].get("added_tokens", []):
+        yield int(token["id"]), token["content"], bool(token.get("special"))
+    for id_, token in files["tokenizer_config.json"].get("added_tokens_decoder", {}).items():
+        yield int(id_), token["content"], bool(token.get("special"))
+
+
+def _special(vocabulary: Vocabulary, files: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids of the tokens with a role, and whether encoding adds the first and last of them."""
+    id_of = {text: i for i, text in vocabulary.tokens.items()}
+    settings, config = files["tokenizer_config.json"], files["config.json"]
+    ids: dict[str, int] = {}
+    for role, key in _ROLES.items():
+        token = settings.get(f"{role}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        stated = id_of.get(text) if text is not None else config.get(f"{role}_token_id")
+        if isinstance(stated, int) and 0 <= stated < len(id_of):
+            ids[key] = stated
+    ends = _ends(config, files["generation_config.json"])
+    if ends:
+        ids.setdefault("eos", ends[0])
+    others = [i for i in ends if i != ids.get("eos")]
+    for i in sorted(others, key=lambda i: "eom" not in vocabulary.tokens.get(i, "")):
+        role = "eom" if "eom" in vocabulary.tokens.get(i, "") else "eot"
+        ids.setdefault(role, i)
+    metadata: dict[str, Any] = {f"tokenizer.ggml.{key}_token_id": np.uint32(i) for key, i in ids.items()}
+    for role in ("bos", "eos"):
+        adds = _adds(role, ids.get(role), vocabulary, files)
+        if adds is not None:
+            metadata[f"tokenizer.ggml.add_{role}_token"] = adds
+    return metadata
+
+
+def _ends(config: Mapping[str, Any], generation: Mapping[str, Any]) -> list[int]:
+    """Every id that ends an answer."""
+    found = generation.get("eos_token_id", config.get("eos_token_id"))
+    return [found] if isinstance(found, int) else list(found or [])
+
+
+def _adds(role: str, id_: int | None, vocabulary: Vocabulary, files: Mapping[str, Any]) -> bool | None:
+    """Whether the tokenizer puts `role` around a text: its own flag for Llama's class, else what its template does."""
+    settings = files["tokenizer_config.json"]
+    stated = settings.get(f"add_{role}_token")
+    if isinstance(stated, bool) and (
+        "Llama" in settings.get("tokenizer_class", "") or not files["tokenizer.json"].get("post_processor")
+    ):
+        return stated
+    if not files["tokenizer.json"]:
+        return role == "bos"  # SentencePiece's own habit, as the Llama class has it
+    templates = [
+        s
+        for s in _steps(files["tokenizer.json"].get("post_processor"), "processors")
+        if s["type"] == "TemplateProcessing"
+    ]
+    if id_ is None:
+        return False
+    edge: Callable[[list[Any]], Any] = (lambda steps: steps[0]) if role == "bos" else (lambda steps: steps[-1])
+    return any(edge(t["single"]).get("SpecialToken", {}).get("id") == vocabulary.tokens[id_] for t in templates)
+
+
+def _templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Chat templates: the file wins over the setting; named ones keep their names."""
+    found = settings.get("chat_template") or []
+    named = {"default": found} if isinstance(found, str) else {t["name"]: t["template"] for t in found}
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        named["default"] = file.read_text(encoding="utf-8")
+    named |= {
+        p.stem: p.read_text(encoding="utf-8") for p in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
+    key = "tokenizer.chat_template"
+    return {key if name == "default" else f"{key}.{name}": text for name, text in named.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty when there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as e:
+        raise TokenizerError(
+            f"{path}: not JSON ({e}). A git-LFS pointer? Then: git lfs pull --include {path.name}"
+        ) from e
+    if not isinstance(found, dict):
+        raise TokenizerError(f"{path}: expected a JSON object, found a {type(found).__name__}.")
+    return found

@@ -1,0 +1,62 @@
+"""Weights on their way from a checkpoint to GGUF: which type, which rows, which bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers.convert.checkpoint import Stored
+from qtransformers.errors import LoadError
+from qtransformers.quants import dequantize, quantize
+from qtransformers.types import BY_NAME, QuantType
+
+SLAB = 16 << 20  # bytes of f32 in flight
+KEPT_ROLES = ("norm", "rope", "router", "position")  # small, and the maths hangs on them
+
+
+def stored_type(wanted: QuantType, role: str, shape: tuple[int, ...]) -> QuantType:
+    """The type a weight of this role and shape gets when `wanted` was asked for.
+
+    Vectors and kept roles stay F32; a width that is no multiple of the block becomes F16.
+    """
+    if len(shape) < 2 or role in KEPT_ROLES:
+        return BY_NAME["F32"]
+    return BY_NAME["F16"] if shape[-1] % wanted.block_size else wanted
+
+
+def interleave(n_rows: int, n_heads: int) -> NDArray[np.intp]:
+    """Rows of a Q or K projection in the order that rotates neighbours: NORM rope from the two halves of a head.
+
+    Hugging Face pairs i with i + head_dim / 2; row 2i of the result is row i of a head, row 2i + 1 its partner.
+    """
+    return np.arange(n_rows).reshape(n_heads, 2, -1).swapaxes(1, 2).reshape(-1)
+
+
+def encoded(tensor: Stored, order: NDArray[np.intp] | None, to: QuantType) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of `tensor` in type `to`, slab by slab of whole rows; `order` permutes the rows.
+
+    LoadError for a value that is not finite, or becomes so in F16.
+    """
+    width = tensor.shape[-1] if len(tensor.shape) > 1 else 1  # a bias is a column: its values are the rows
+    rows = tensor.data.reshape(-1, width * tensor.type.block_bytes)
+    step = max(1, SLAB // (4 * width))
+    for start in range(0, len(rows), step):
+        slab = rows[start : start + step] if order is None else rows[order[start : start + step]]
+        values = dequantize(np.ascontiguousarray(slab).reshape(-1), tensor.type)
+        check_finite(values, tensor)
+        if to is tensor.type:
+            yield np.ascontiguousarray(slab).reshape(-1)
+            continue
+        out = quantize(values, to)
+        if to.name == "F16":
+            check_finite(out.view(np.float16), tensor, " in F16. Convert to BF16 or F32")
+        yield out
+
+
+def check_finite(values: NDArray[np.floating], tensor: Stored, remedy: str = ". The checkpoint is damaged") -> None:
+    """LoadError when a value is NaN or infinite."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise LoadError(f"{tensor.file}: {tensor.name} holds {values[bad[0]]}{remedy}.")

@@ -50,6 +50,6 @@ def test_a_choice_and_a_switch_from_the_environment_are_checked():
 
 
 def test_every_flag_has_a_spelling_of_its_own():
-    spellings = [s for flag in FLAGS.values() for s in flag.spellings]
-    assert len(spellings) == len(set(spellings))
+    spellings = [flag.spellings[-1] for flag in FLAGS.values()]
+    assert len(spellings) == len(set(spellings)) and all(s.startswith("--") for s in spellings)
     assert all(flag.help and not flag.help.endswith(".") for flag in FLAGS.values())

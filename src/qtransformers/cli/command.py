@@ -14,7 +14,7 @@ from qtransformers.errors import QTransformersError
 VERBS = {
     # "run": "chat with a model, or get one answer",
     "show": "what is in a GGUF file",
-    # "convert": "make a GGUF file from a Hugging Face model",
+    "convert": "make a GGUF file from a Hugging Face model",
     # "doctor": "check this machine and this installation",
 }
 INTERRUPTED = 130

@@ -92,7 +92,7 @@ _ROWS = (
     # what to print and write
     Flag(("--json",), "print JSON", env=False),
     Flag(("--full",), "print whole arrays and texts", env=False),
-    Flag(("--type",), "tensor type: F32, F16, BF16 or Q8_0 (default: Q8_0)", str, "TYPE", default="Q8_0", env=False),
+    Flag(("-t", "--type"), "tensor type: F32, F16, BF16 or Q8_0 (default: Q8_0)", str, "TYPE", default="Q8_0", env=False),
     Flag(("--overwrite",), "replace the file where it exists", env=False),
     Flag(("-o", "--output"), "the file to write", str, "FILE", env=False),
     Flag(("--name",), "general.name of the file written (default: the folder's)", str, "NAME", env=False),

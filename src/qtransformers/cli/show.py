@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from qtransformers.cli.flags import add_flags
-from qtransformers.cli.terminal import painter, printable, size, table
+from qtransformers.cli.terminal import painter, printable, table
 
 if TYPE_CHECKING:
     from qtransformers.gguf import GGUFFile
@@ -19,15 +19,18 @@ SHORT_TEXT, SHORT_ARRAY = 80, 6  # characters, elements
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """FILE and the ways to print it."""
-    parser.add_argument("file", metavar="FILE", help="a GGUF file, or the first of its shards")
+    parser.add_argument(
+        "file", metavar="FILE", help="a GGUF file or the first of its shards, `demo`, or user/repo:QUANT"
+    )
     add_flags(parser, "json", "full")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the file's content on stdout."""
     from qtransformers.gguf import GGUFFile
+    from qtransformers.load.hub import resolve_model
 
-    with GGUFFile(args.file) as file:
+    with GGUFFile(resolve_model(args.file)) as file:
         if args.json:
             json.dump(as_json(file, args.full), sys.stdout, indent=2)
             print()
@@ -74,10 +77,14 @@ def types(file: GGUFFile) -> dict[str, dict[str, int]]:
 
 def as_text(file: GGUFFile, full: bool, color: str = "auto") -> list[str]:
     """The file for people, as lines without control characters."""
+    from qtransformers.load.files import size_text
+
     paint = painter(color, sys.stdout)
     order = "big-endian" if file.big_endian else "little-endian"
     shards = f", {len(file.paths)} shards" if len(file.paths) > 1 else ""
-    lines = [f"{paint('bold', printable(str(file.path)))}  {size(file.nbytes)}{shards}, GGUF v{file.version}, {order}"]
+    lines = [
+        f"{paint('bold', printable(str(file.path)))}  {size_text(file.nbytes)}{shards}, GGUF v{file.version}, {order}"
+    ]
     total = totals(file)
     if total["parameters"]:
         lines.append(f"{total['parameters']:,} parameters, {total['bits_per_weight']:.2f} bits per weight")
@@ -86,13 +93,19 @@ def as_text(file: GGUFFile, full: bool, color: str = "auto") -> list[str]:
     if not file.tensors:
         return [*lines, "", "no tensors"]
     rows = [
-        (name, f"{r['tensors']}", f"{r['parameters']:,}", size(r["bytes"]), f"{r['bytes'] / total['tensor_bytes']:.1%}")
+        (
+            name,
+            f"{r['tensors']}",
+            f"{r['parameters']:,}",
+            size_text(r["bytes"]),
+            f"{r['bytes'] / total['tensor_bytes']:.1%}",
+        )
         for name, r in types(file).items()
     ]
     lines += ["", paint("bold", f"types ({len(rows)})")]
     lines += table([("type", "tensors", "parameters", "size", "share"), *rows], right=(1, 2, 3, 4))
     lines += ["", paint("bold", f"tensors ({len(file.tensors)}), shape as (out, in)")]
-    found = [(t.name, t.type.name, " x ".join(map(str, t.shape)), size(t.nbytes)) for t in file.tensors.values()]
+    found = [(t.name, t.type.name, " x ".join(map(str, t.shape)), size_text(t.nbytes)) for t in file.tensors.values()]
     return lines + table(found, right=(2, 3))
 
 

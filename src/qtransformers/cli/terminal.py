@@ -69,15 +69,6 @@ def progress(title: str, color: str = "auto") -> Iterator[Callable[[int, int], N
             bar.stop()
 
 
-def size(n_bytes: float) -> str:
-    """Bytes for people, in powers of 1000 as file managers have it: `3.97 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}" if unit != "B" else f"{n_bytes:.0f} B"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"
-
-
 def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
     """Rows as lines with aligned columns, those in `right` to the right; the last is as wide as it is."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []

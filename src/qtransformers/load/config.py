@@ -254,6 +254,14 @@ def merged(first: GenerationDefaults, other: GenerationDefaults) -> GenerationDe
     return replace(first, eos=tuple(dict.fromkeys(first.eos + other.eos)))
 
 
+def generation_metadata(defaults: GenerationDefaults) -> dict[str, Any]:
+    """The recommendations as GGUF metadata; those that GGUF has no key for are left out."""
+    values = {row[1]: getattr(defaults, name) for name, row in _RECOMMENDED.items() if row[1]}
+    if defaults.do_sample is False:
+        values["general.sampling.temp"] = 0.0
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def _defaults(values: Mapping[str, Any], ids: list[Any], eos_key: str, n_vocab: int, file: str) -> GenerationDefaults:
     for i in ids:
         if type(i) is not int or not 0 <= i < n_vocab:

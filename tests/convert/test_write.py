@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from qtransformers.convert import convert, plan_conversion, write
+from qtransformers.errors import ConfigError, LoadError
+from qtransformers.gguf import GGUFFile
+from qtransformers.quants import reference_dequantize, reference_quantize
+from qtransformers.types import BY_NAME
+
+SCALING = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def test_the_demo_model_converts_to_the_frozen_file(data, tmp_path):
+    made = convert(data / "demo_model", tmp_path / "demo.gguf", "Q8_0", name="qtransformers demo")
+    assert made.read_bytes() == (data / "demo-Q8_0.gguf").read_bytes()
+
+
+def test_the_package_ships_the_demo_model(data):
+    from importlib.resources import files
+
+    shipped = files("qtransformers") / "data" / "demo.gguf"
+    assert shipped.stat().st_size <= 5_000_000
+    with GGUFFile(str(shipped)) as ours, GGUFFile(data / "demo-Q8_0.gguf") as frozen:
+        assert list(ours.tensors) == list(frozen.tensors)
+        assert ours.metadata["tokenizer.ggml.tokens"] == frozen.metadata["tokenizer.ggml.tokens"]
+
+
+@pytest.mark.parametrize("type", ["F32", "F16", "BF16", "Q8_0"])
+def test_every_value_arrives(type, tiny_model, tmp_path):
+    folder = tiny_model()
+    source = load_file(folder / "model.safetensors")
+    with GGUFFile(convert(folder, tmp_path / "out.gguf", type)) as file:
+        assert len(file.tensors) == len(source)
+        for ours, theirs in (
+            ("token_embd", "model.embed_tokens"),
+            ("output", "lm_head"),
+            ("output_norm", "model.norm"),
+            ("blk.1.attn_v", "model.layers.1.self_attn.v_proj"),
+            ("blk.0.ffn_down", "model.layers.0.mlp.down_proj"),
+            ("blk.1.ffn_norm", "model.layers.1.post_attention_layernorm"),
+        ):
+            tensor, values = file.tensors[f"{ours}.weight"], source[f"{theirs}.weight"]
+            row = BY_NAME["F32"] if values.ndim == 1 else BY_NAME[type]
+            expected = reference_dequantize(reference_quantize(values.reshape(-1), row), row).reshape(values.shape)
+            assert tensor.type is row
+            np.testing.assert_array_equal(tensor.dequantize(), expected)
+        for ours, theirs, n_heads in (("attn_q", "q_proj", 4), ("attn_k", "k_proj", 2)):
+            values = source[f"model.layers.1.self_attn.{theirs}.weight"]
+            halves = values.reshape(n_heads, 2, 8, 64)
+            got = reference_quantize(np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(-1), BY_NAME[type])
+            np.testing.assert_array_equal(file.tensors[f"blk.1.{ours}.weight"].data, got)
+
+
+def test_computed_tensors_are_written(tiny_model, tmp_path):
+    folder = tiny_model({"rope_scaling": SCALING})
+    plan = plan_conversion(folder)
+    with GGUFFile(convert(folder, tmp_path / "out.gguf")) as file:
+        found = file.tensors["rope_freqs.weight"]
+        np.testing.assert_array_equal(found.dequantize(), next(t.source for t in plan.tensors if t.name == found.name))
+
+
+def test_the_default_name_and_overwriting(tiny_model, tmp_path, monkeypatch):
+    folder = tiny_model()
+    monkeypatch.chdir(tmp_path)
+    assert convert(folder, type="f16").name == "tiny-F16.gguf"
+    with pytest.raises(ConfigError, match=r"tiny-F16\.gguf"):
+        convert(folder, type="f16")
+    assert convert(folder, type="f16", overwrite=True).exists()
+
+
+def test_progress_is_told_all_bytes(tiny_model, tmp_path):
+    told = []
+    plan = plan_conversion(tiny_model({"rope_scaling": SCALING}))
+    write(plan, tmp_path / "x.gguf", progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (plan.nbytes, plan.nbytes) and told == sorted(told) and len(told) >= len(plan.tensors)
+
+
+def test_an_error_leaves_nothing_behind(tiny_model, tmp_path):
+    weights = np.full((64,), np.nan, np.float32)
+    folder = tiny_model(tensors={"model.norm.weight": weights})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(LoadError, match=r"model\.norm\.weight holds nan"):
+        convert(folder, tmp_path / "out" / "x.gguf")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -6,10 +6,12 @@ import argparse
 import json
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtransformers.cli.flags import add_flags
-from qtransformers.cli.terminal import painter, printable, table
+from qtransformers.cli.terminal import note, painter, printable, table
+from qtransformers.errors import ShardError
 
 if TYPE_CHECKING:
     from qtransformers.gguf import GGUFFile
@@ -27,16 +29,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the file's content on stdout."""
-    from qtransformers.gguf import GGUFFile
     from qtransformers.load.hub import resolve_model
 
-    with GGUFFile(resolve_model(args.file)) as file:
+    with open_file(resolve_model(args.file)) as file:
         if args.json:
             json.dump(as_json(file, args.full), sys.stdout, indent=2)
             print()
         else:
             print("\n".join(as_text(file, args.full, args.color)))
     return 0
+
+
+def open_file(path: Path) -> GGUFFile:
+    """The model with all its shards; a shard whose others are missing, or that is not the first, alone."""
+    from qtransformers.gguf import GGUFFile
+
+    try:
+        return GGUFFile(path)
+    except ShardError as e:
+        note(f"{e} Showing this file alone.")
+        return GGUFFile(path, alone=True)
 
 
 def as_json(file: GGUFFile, full: bool) -> dict[str, Any]:

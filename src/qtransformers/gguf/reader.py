@@ -165,6 +165,8 @@ class Tensors(Mapping[str, QTensor]):
 class GGUFFile:
     """A GGUF file, or all shards of one given the first, mapped and checked; nothing is copied.
 
+    With `alone` a shard is opened without the others, whichever it is.
+
     Raises ModelNotFoundError (no such file, a git-LFS pointer), ShardError (shards that are missing or do not belong
     together) and GGUFError (anything malformed). The files must not be written to while open.
     """
@@ -179,11 +181,11 @@ class GGUFFile:
     metadata: Metadata
     tensors: Tensors
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, alone: bool = False) -> None:
         self.path = Path(path)
         mapped, data = map_file(self.path)
         header = _parse(data, self.path)
-        self.paths = tuple(shard_paths(self.path, header, data))
+        self.paths = (self.path,) if alone else tuple(shard_paths(self.path, header, data))
         maps, headers, datas = [mapped], [header], [data]
         for shard in self.paths[1:]:
             mapped, data = map_file(shard)

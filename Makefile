@@ -27,7 +27,7 @@ format: $(VENV)/.dev
 
 # Minutes long: what every change need not wait for.
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -rP
 
 # The packages as they would be published, in dist/.
 wheel: $(VENV)/.build

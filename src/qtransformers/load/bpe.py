@@ -9,6 +9,7 @@ from typing import Any
 from qtransformers.errors import TokenizerError
 from qtransformers.load.pretokenizers import PreTokenizer
 from qtransformers.load.vocab import CONTROL, PREFIX, UNKNOWN, Vocab
+from qtransformers.load.wpm import simple_lower
 
 SPACE = "\u2581"
 
@@ -21,30 +22,46 @@ def byte_alphabet() -> dict[int, str]:
     return out | {b: chr(256 + k) for k, b in enumerate(rest)}
 
 
-def bpe_encoder(vocab: Vocab, merges: Any, pre: PreTokenizer) -> Callable[[str], list[int]]:
-    """A function from text to ids; TokenizerError where the merges do not fit the tokens."""
+def bpe_encoder(
+    vocab: Vocab, merges: Any, pre: PreTokenizer, *, drop_blanks: bool = False, lowercase: bool = False
+) -> Callable[[str], list[int]]:
+    """A function from text to ids; TokenizerError where the merges do not fit the tokens.
+
+    drop_blanks: blanks only separate words and get no tokens.
+    """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     pairs = merge_pairs(vocab, merges)
-    hidden = ((vocab.types == CONTROL) | (vocab.types == UNKNOWN)).nonzero()[0].tolist()
     ids = dict(vocab.index)
-    for i in hidden:
+    for i in ((vocab.types == CONTROL) | (vocab.types == UNKNOWN)).nonzero()[0].tolist():
         del ids[vocab.tokens[i]]
+    nothing = len(vocab.tokens)  # an id for characters that no token has: they part their neighbours, then go
+    ids["\0nothing\0"] = nothing
     try:
-        model = models.BPE(ids, pairs, ignore_merges=pre.ignore_merges, byte_fallback=not pre.byte_level)
+        model = models.BPE(
+            ids, pairs, ignore_merges=pre.ignore_merges, byte_fallback=not pre.byte_level, unk_token="\0nothing\0"
+        )
     except Exception as error:
         raise _bad_merge(vocab, pairs, ids, error) from None
     tokenizer = Tokenizer(model)
-    steps: list[Any] = [pre_tokenizers.Split(Regex(s), "isolated") for s in pre.splits]
+    steps: list[Any] = [pre_tokenizers.Split(Regex(r"\s+"), "removed")] if drop_blanks else []
+    steps += [pre_tokenizers.Split(Regex(s), "isolated") for s in pre.splits]
     if pre.byte_level:
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
 
     def split_and_merge(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        found = tokenizer.encode(text, add_special_tokens=False).ids
+        return found if nothing not in found else [i for i in found if i != nothing]
 
-    encode = _newlines_whole(split_and_merge, ids) if pre.whole_newlines else split_and_merge
-    return _spaces_escaped(encode) if pre.escape_spaces else encode
+    encode: Callable[[str], list[int]] = split_and_merge
+    if pre.whole_newlines:
+        encode = _newlines_whole(encode, ids)
+    if pre.escape_spaces:
+        encode = _rewritten(encode, lambda text: text.replace(" ", SPACE))
+    if lowercase:
+        encode = _rewritten(encode, lambda text: "".join(map(simple_lower, text)))
+    return encode
 
 
 def merge_pairs(vocab: Vocab, merges: Any) -> list[tuple[str, str]]:
@@ -78,8 +95,8 @@ def _bad_merge(vocab: Vocab, pairs: list[tuple[str, str]], ids: dict[str, int], 
     return TokenizerError(f"{vocab.file}: the tokenizers library refuses this vocabulary: {error}")
 
 
-def _spaces_escaped(encode: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
-    return lambda text: encode(text.replace(" ", SPACE))
+def _rewritten(encode: Callable[[str], list[int]], rewrite: Callable[[str], str]) -> Callable[[str], list[int]]:
+    return lambda text: encode(rewrite(text))
 
 
 def _newlines_whole(encode: Callable[[str], list[int]], ids: dict[str, int]) -> Callable[[str], list[int]]:

@@ -22,20 +22,22 @@ def piece_decoder(
     def decode(i: int) -> bytes:
         text = vocab.tokens[i]
         if i in vocab.control_ids or i in vocab.user_ids:
-            return text.encode("utf-8", "replace")
+            return text.encode("utf-8", "surrogateescape")
         if vocab.types[i] == UNUSED:
             return b""
         if vocab.types[i] == BYTE:
-            return bytes([int(text[3:5], 16)]) if len(text) == 6 else text.encode("utf-8", "replace")
+            return bytes([int(text[3:5], 16)]) if len(text) == 6 else text.encode("utf-8", "surrogateescape")
         if byte_level:
-            return b"".join(bytes([alphabet[c]]) if c in alphabet else c.encode("utf-8", "replace") for c in text)
+            return b"".join(
+                bytes([alphabet[c]]) if c in alphabet else c.encode("utf-8", "surrogateescape") for c in text
+            )
         if word_prefix:
             text = text[len(word_prefix) :] if text.startswith(word_prefix) else " " + text
         if word_suffix and text.endswith(word_suffix):
             text = text[: -len(word_suffix)] + " "
         if escaped:
             text = text.replace(SPACE, " ")
-        return text.encode("utf-8", "replace")
+        return text.encode("utf-8", "surrogateescape")
 
     def cached(i: int) -> bytes:
         piece = cache.get(i)

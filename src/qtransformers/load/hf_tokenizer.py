@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qtransformers.errors import ModelNotFoundError, TokenizerError
+from qtransformers.load.decoding import piece_decoder
+from qtransformers.load.parts import TokenizerParts
 from qtransformers.load.vocab import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Kind, Vocab, make_vocab
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -22,21 +23,6 @@ NAMED_TOKENS = {
     "sep": "sep_token",
     "mask": "mask_token",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class HubTokenizer:
-    """What a directory says: the vocabulary, how to encode, what goes around a text, how pieces become bytes."""
-
-    vocab: Vocab
-    encode: Callable[[str, bool], list[int]]
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    byte_level: bool
-    escaped: bool
-    strip_space: bool
-    word_prefix: str  # "##": pieces that go on a word; "" where blanks are part of the pieces
-    word_suffix: str  # "</w>": pieces that end a word
 
 
 def read_file(folder: Path, name: str) -> bytes | None:
@@ -66,10 +52,18 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def hub_tokenizer(folder: Path, data: bytes) -> HubTokenizer:
-    """The tokenizer of `tokenizer.json` (its bytes) and the files beside it."""
+def hub_tokenizer(folder: Path) -> TokenizerParts:
+    """The tokenizer of a directory; ModelNotFoundError where there is none, TokenizerError where it cannot be built."""
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"{folder} is no directory; expected one with tokenizer.json.")
     config = read_json(folder, "tokenizer_config.json")
-    file = str(folder / "tokenizer.json")
+    data = read_file(folder, "tokenizer.json")
+    if data is None:
+        raise ModelNotFoundError(f"{folder}: no tokenizer.json. Copy it there from the model's repository.")
+    return _from_json(data, config, str(folder / "tokenizer.json"))
+
+
+def _from_json(data: bytes, config: Mapping[str, Any], file: str) -> TokenizerParts:
     plain = _load(data, config, file)
     plain.encode_special_tokens = True  # the library's name for: leave special tokens in a text unrecognised
     described = json.loads(data)
@@ -88,17 +82,14 @@ def hub_tokenizer(folder: Path, data: bytes) -> HubTokenizer:
     names = {s["type"] for s in steps}
     word_piece = next((s for s in steps if s["type"] == "WordPiece"), None)
     bpe_words = next((s for s in steps if s["type"] == "BPEDecoder"), None)
-    return HubTokenizer(
-        vocab=vocab,
-        encode=encode,
-        before=before,
-        after=after,
+    piece = piece_decoder(
+        vocab,
         byte_level="ByteLevel" in names,
         escaped="Metaspace" in names or any(s["type"] == "Replace" and s.get("content") == " " for s in steps),
-        strip_space=_strips(steps),
         word_prefix=word_piece.get("prefix", "##") if word_piece else "",
         word_suffix=bpe_words.get("suffix", "</w>") if bpe_words else "",
     )
+    return TokenizerParts(vocab, encode, piece, before, after, strip_space=_strips(steps))
 
 
 def _load(data: bytes, config: Mapping[str, Any], file: str) -> Any:

@@ -101,7 +101,6 @@ KINDS = {
     "gpt2": Kind("bpe"),
     "gemma4": Kind("bpe"),
     "whitespace": Kind("bpe"),
-    "hybriddna": Kind("bpe"),
     "bert": Kind("wpm", {"bos": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103}, add_bos=True),
     "t5": Kind("ugm", {"eos": 1, "unk": 2, "pad": 0}, add_eos=True),
     "rwkv": Kind("rwkv"),
@@ -161,9 +160,9 @@ def vocab_from_metadata(metadata: Mapping[str, Any], file: str) -> Vocab:
         types,
         scores,
         ids,
-        add_bos=_flag(metadata, file, "add_bos_token", None if kind.algorithm == "bpe" else kind.add_bos),
-        add_eos=bool(_flag(metadata, file, "add_eos_token", kind.add_eos)),
-        add_space_prefix=bool(_flag(metadata, file, "add_space_prefix", kind.add_space_prefix)),
+        add_bos=flag(metadata, file, "add_bos_token", None if kind.algorithm == "bpe" else kind.add_bos),
+        add_eos=bool(flag(metadata, file, "add_eos_token", kind.add_eos)),
+        add_space_prefix=bool(flag(metadata, file, "add_space_prefix", kind.add_space_prefix)),
     )
 
 
@@ -295,7 +294,8 @@ def _special_ids(metadata: Mapping[str, Any], file: str, kind: Kind, n_tokens: i
     return ids
 
 
-def _flag(metadata: Mapping[str, Any], file: str, name: str, default: bool | None) -> bool | None:
+def flag(metadata: Mapping[str, Any], file: str, name: str, default: bool | None) -> bool | None:
+    """A yes-or-no key of the tokenizer; TokenizerError where it is something else."""
     value = metadata.get(PREFIX + name, default)
     if value is not None and not isinstance(value, (bool, np.bool_)):
         raise TokenizerError(f"{file}: {PREFIX}{name} is {_describe(value)}; expected true or false. Correct the key.")

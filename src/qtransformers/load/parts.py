@@ -1,0 +1,46 @@
+"""What a tokenizer is made of, whichever files it came from, and encoding around special tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qtransformers.load.specials import SpecialMatcher, Strip
+from qtransformers.load.vocab import Vocab
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizerParts:
+    """How to encode, what each id stands for, what the model expects around a text."""
+
+    vocab: Vocab
+    encode: Callable[[str, bool], list[int]]  # text, whether texts of control tokens become those tokens
+    piece: Callable[[int], bytes]  # what a token stands for in a text
+    before: Sequence[int] = ()
+    after: Sequence[int] = ()
+    strip_space: bool = False  # a text's first blank is the tokenizer's own and goes away in decoding
+    warnings: Sequence[str] = ()  # what the files left open, and how it was filled in
+
+
+def around_specials(
+    vocab: Vocab, encode: Callable[[str], list[int]], strip: Strip | None = None, prefix: str = ""
+) -> Callable[[str, bool], list[int]]:
+    """Encoding that cuts a text at its special tokens; `prefix` goes before each piece that follows one or begins the text."""
+    matchers: dict[bool, SpecialMatcher] = {}
+
+    def encode_all(text: str, encode_special: bool) -> list[int]:
+        matcher = matchers.get(encode_special)
+        if matcher is None:
+            ids = vocab.user_ids | vocab.control_ids if encode_special else vocab.user_ids
+            matcher = matchers[encode_special] = SpecialMatcher(vocab.tokens, ids, strip)
+        out: list[int] = []
+        after_special = True
+        for piece in matcher.split(text):
+            if isinstance(piece, int):
+                out.append(piece)
+            else:
+                out += encode(prefix + piece if after_special else piece)
+            after_special = isinstance(piece, int)
+        return out
+
+    return encode_all

@@ -1,0 +1,148 @@
+"""Unigram ("t5"): the most probable segmentation, found by the `tokenizers` library, after SentencePiece's normalisation.
+
+The normalisation is a table of replacements in the file, `precompiled_charsmap`: a double array over bytes (Kanda 2018,
+"Space- and Time-Efficient String Dictionaries") followed by the replacements, each ended by a zero byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers.errors import TokenizerError
+from qtransformers.load.vocab import NORMAL, PREFIX, UNUSED, USER_DEFINED, Vocab
+
+SPACE = "\u2581"
+UNKNOWN_PENALTY = 10.0
+
+
+def ugm_encoder(vocab: Vocab, charsmap: Any, *, merge_spaces: bool) -> Callable[[str], list[int]]:
+    """A function from text to ids; merge_spaces: runs of blanks count as one."""
+    find = unigram(vocab)
+    normalise = normaliser(vocab, charsmap)
+
+    def encode(text: str) -> list[int]:
+        text = normalise(text)
+        if merge_spaces:
+            text = "".join([SPACE + word for word in text.split(" ") if word])
+        else:
+            start = len(text) - len(text.lstrip(" "))
+            if vocab.add_space_prefix and start < len(text):
+                text = text[:start] + " " + text[start:]
+            text = text.replace(" ", SPACE)
+        return find(text) if text else []
+
+    return encode
+
+
+def unigram(vocab: Vocab) -> Callable[[str], list[int]]:
+    """The most probable tokens of a normalised text; unknown characters in a row are one unknown token."""
+    from tokenizers import Tokenizer, models
+
+    unknown = vocab.ids.get("unk")
+    if unknown is None:
+        raise TokenizerError(f"{vocab.file}: a Unigram vocabulary without unknown_token_id. Name the id of <unk>.")
+    scores = np.where(vocab.types == USER_DEFINED, 0.0, vocab.scores.astype(np.float64))
+    normal = vocab.types == NORMAL
+    least = float(scores[normal].min()) if normal.any() else 0.0
+    entries = [
+        ("\0unknown\0", least)
+    ]  # the library wants its unknown token among the others: a text that does not occur
+    ids = [unknown]
+    for i in np.flatnonzero(normal | (vocab.types == USER_DEFINED) | (vocab.types == UNUSED)).tolist():
+        text = vocab.tokens[i]
+        if not normal[i] and scores[i] <= len(text) * (least - UNKNOWN_PENALTY):
+            continue  # padding, never better than unknown characters; its score must not enter theirs
+        entries.append((text, max(float(scores[i]), least)))
+        ids.append(i)
+    tokenizer = Tokenizer(models.Unigram(entries, unk_id=0, byte_fallback=False))
+
+    def find(text: str) -> list[int]:
+        return [ids[i] for i in tokenizer.encode(text, add_special_tokens=False).ids]
+
+    return find
+
+
+def normaliser(vocab: Vocab, charsmap: Any) -> Callable[[str], str]:
+    """The replacements of `precompiled_charsmap` (None: none); the longest that matches at a character counts."""
+    if charsmap is None or len(charsmap) == 0:
+        return lambda text: text
+    array, replacements = charsmap_parts(vocab.file, charsmap)
+    kept = _beginnings([vocab.tokens[i] for i in vocab.user_ids])
+    inert: set[str] = set()  # characters that begin no replacement
+
+    def normalise(text: str) -> str:
+        out: list[str] = []
+        raw = text.encode()
+        offset = at = 0  # in raw, in text
+        while at < len(text):
+            c = text[at]
+            length = 0
+            if c not in inert and c not in kept:
+                length, value, dead = walk(array, raw, offset, len(c.encode()))
+                if length:
+                    end = replacements.find(b"\0", value)
+                    out.append(replacements[value:end].decode("utf-8", "replace"))
+                    at += len(raw[offset : offset + length].decode())
+                    offset += length
+                    continue
+                if dead:
+                    inert.add(c)
+            step = max(1, _longest_beginning(text, at, kept)) if c in kept else 1
+            out.append(text[at : at + step])
+            offset += len(text[at : at + step].encode())
+            at += step
+        return "".join(out)
+
+    return normalise
+
+
+def charsmap_parts(file: str, charsmap: Any) -> tuple[list[int], bytes]:
+    """The double array (32-bit units) and the replacements; TokenizerError where the table is damaged."""
+    key = f"{file}: {PREFIX}precompiled_charsmap"
+    data = np.asarray(charsmap)
+    if data.ndim != 1 or data.dtype.itemsize != 1:
+        raise TokenizerError(f"{key} is no array of bytes. Convert the file again.")
+    raw = data.tobytes()
+    size = int.from_bytes(raw[:4], "little")
+    if len(raw) < 4 or size % 4 or 4 + size >= len(raw):
+        raise TokenizerError(f"{key} has {len(raw)} bytes but announces {size} for its index. Convert the file again.")
+    array: NDArray[np.uint32] = np.frombuffer(raw, "<u4", size // 4, 4)
+    return array.tolist(), raw[4 + size :]
+
+
+def walk(array: list[int], raw: bytes, start: int, first: int) -> tuple[int, int, bool]:
+    """The longest key at raw[start:]: its length in bytes (0: none), its value, and whether no key begins with the
+    `first` bytes there.
+    """
+    length = value = 0
+    node = _base(array[0]) if array else 0
+    for at in range(start, len(raw)):
+        c = raw[at]
+        node ^= c
+        if c == 0 or node >= len(array) or array[node] & 0x800000FF != c:
+            return length, value, at - start < first and not length
+        unit = array[node]
+        node ^= _base(unit)
+        if unit >> 8 & 1 and node < len(array):
+            length, value = at - start + 1, array[node] & 0x7FFFFFFF
+    return length, value, False
+
+
+def _base(unit: int) -> int:
+    return (unit >> 10) << ((unit & 0x200) >> 6)
+
+
+def _beginnings(texts: list[str]) -> set[str]:
+    return {t[:n] for t in texts for n in range(1, len(t) + 1)}
+
+
+def _longest_beginning(text: str, at: int, kept: set[str]) -> int:
+    """The length of the longest text at `at` that begins a user-defined token: it is not normalised."""
+    n = 0
+    while at + n < len(text) and text[at : at + n + 1] in kept:
+        n += 1
+    return n

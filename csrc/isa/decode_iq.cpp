@@ -112,16 +112,15 @@ static inline void decode(const block::IQ1_S& b, float* y) {
 static inline void decode(const block::IQ1_M& b, float* y) {
     const float d = widen(f16(b.scales[0] >> 12 | (b.scales[1] >> 12) << 4 | (b.scales[2] >> 12) << 8 | (b.scales[3] >> 12) << 12));
     for (int g = 0; g < 8; g++) {
+        const uint32_t h = b.qh[2 * g] | b.qh[2 * g + 1] << 8;  // of each point three bits of its index, one of its shift
+        const uint32_t two = (h >> 3 & 0x11) | (h >> 11 & 0x11) << 16, minus = ((two | two << 4) & 0x01010101) * 255;
         uint32_t index[4];
-        int8_t q[32], shift[32];
-        for (int i = 0; i < 4; i++) {
-            const uint32_t h = b.qh[2 * g + i / 2] >> 4 * (i % 2);
-            const uint64_t side = h & 8 ? ~uint64_t(0) : 0x0101010101010101;
-            index[i] = b.qs[4 * g + i] | (h & 7) << 8;
-            __builtin_memcpy(shift + 8 * i, &side, 8);
-        }
+        int8_t q[32];
+        uint8_t m[32];
+        for (int i = 0; i < 4; i++) index[i] = b.qs[4 * g + i] | (h >> 4 * i & 7) << 8;
         look_up(codebook::iq1, index, q);
-        for (int i = 0; i < 32; i++) q[i] = int8_t(8 * q[i] + shift[i]);
+        spread(minus, m);
+        for (int i = 0; i < 32; i++) q[i] = int8_t(8 * q[i] + 1 + 2 * int8_t(m[i]));
         const uint32_t s = b.scales[g / 2] >> 6 * (g % 2);
         scale<16>(q, d * float(2 * (s & 7) + 1) * 0.125f, y + 32 * g);
         scale<16>(q + 16, d * float(2 * (s >> 3 & 7) + 1) * 0.125f, y + 32 * g + 16);

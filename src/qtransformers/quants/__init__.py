@@ -81,13 +81,14 @@ def _native(
 ) -> Any:
     from qtransformers.native import lib  # types and sizes are read without the extension
 
-    settings = Settings.from_env()
     if threads is None:
-        threads = (settings.threads or usable_cores()) if n >= _PARALLEL else 1
+        threads = (Settings.from_env().threads or usable_cores()) if n >= _PARALLEL else 1
     elif threads < 1:
         raise ConfigError(f"threads is {threads}; expected at least 1.")
+    if isa is None:
+        isa = Settings.from_env().isa or ""
     try:
-        return getattr(lib, name)(x, type.id, out, threads, isa or settings.isa or "")
+        return getattr(lib, name)(x, type.id, out, threads, isa)
     except ValueError as e:  # an instruction set that this machine lacks
         raise ConfigError(str(e)) from None
 

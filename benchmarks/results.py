@@ -1,0 +1,50 @@
+"""What the benchmarks share: measuring in turns, and a section for each script in RESULTS.md."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from qtransformers.machine import cores, cpu_name
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+def fastest(calls: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
+    """Seconds of the fastest of `rounds` runs of each call; the calls take turns, so that all see the same machine."""
+    best = dict.fromkeys(calls, float("inf"))
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def machine() -> str:
+    """The machine in a line, with how busy it was."""
+    found = cores()
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"{cpu_name()}, {found.usable} of {found.installed} cores usable{load}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table, the first column left, numbers right."""
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def publish(script: str, title: str, body: str, path: Path = RESULTS) -> None:
+    """Print a section and put it in RESULTS.md, in place of the one that the same script wrote before."""
+    section = f"## {title}\n<!-- {Path(script).name} -->\n{time.strftime('%Y-%m-%d')}, {machine()}. `python benchmarks/{Path(script).name}`\n\n{body.strip()}\n"
+    print(section)
+    old = (
+        path.read_text(encoding="utf-8")
+        if path.exists()
+        else "# Results\nEach section is written by the script it names.\n"
+    )
+    head, *sections = re.split(r"^(?=## )", old, flags=re.MULTILINE)
+    kept = {re.search(r"<!-- (\S+) -->", s).group(1): s.rstrip() + "\n" for s in sections}
+    kept[Path(script).name] = section
+    path.write_text(head.rstrip() + "\n\n" + "\n".join(kept[name] for name in sorted(kept)), encoding="utf-8")

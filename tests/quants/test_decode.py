@@ -16,8 +16,6 @@ from qtransformers.types import BY_NAME, TYPES
 
 FLOATS = [row for row in TYPES.values() if row.family != "int"]
 NOT_IN_GGUF = {"Q1_0", "Q2_0", "Q8_1", "Q8_K", "F64"}  # as of 0.19.0; below, libggml stands in for it
-
-
 ISAS = usable_isas()
 each_type = pytest.mark.parametrize("type", FLOATS, ids=str)
 
@@ -137,3 +135,12 @@ def test_a_machine_without_the_instruction_set_says_what_it_has():
         dequantize(np.zeros(34, np.uint8), BY_NAME["Q8_0"], isa="neon9")
     with pytest.raises(ConfigError, match="threads is 0"):
         dequantize(np.zeros(34, np.uint8), BY_NAME["Q8_0"], threads=0)
+
+
+def test_the_environment_chooses_the_instruction_set(monkeypatch):
+    data, q8 = random_blocks(BY_NAME["Q8_0"], 2), BY_NAME["Q8_0"]
+    monkeypatch.setenv("QTRANSFORMERS_ISA", "generic")
+    assert same_bits(dequantize(data, q8), reference_dequantize(data, q8))
+    monkeypatch.setenv("QTRANSFORMERS_ISA", "none such")
+    with pytest.raises(ConfigError, match="'none such' is not available here"):
+        dequantize(data, q8)

@@ -1,0 +1,29 @@
+"""Every example runs, offline, on the demo model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+USES = {  # example: arguments, a line of its output
+    "inspect_file.py": (["{gguf}"], "llama, 38 tensors, 3,970,080 bytes"),
+    "convert_model.py": (["{folder}", "{tmp}/out.gguf"], "wrote "),
+}
+
+
+def test_every_example_is_listed():
+    assert {p.name for p in EXAMPLES.glob("*.py")} == set(USES)
+
+
+@pytest.mark.parametrize("name", USES)
+def test_example(name, data, tmp_path):
+    words, expected = USES[name]
+    places = {"gguf": data / "demo-Q8_0.gguf", "folder": data / "demo_model", "tmp": tmp_path}
+    line = [sys.executable, str(EXAMPLES / name), *(w.format(**places) for w in words)]
+    done = subprocess.run(
+        line, capture_output=True, text=True, encoding="utf-8", check=False, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout

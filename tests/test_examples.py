@@ -22,8 +22,6 @@ def test_example(name, data, tmp_path):
     words, expected = USES[name]
     places = {"gguf": data / "demo-Q8_0.gguf", "folder": data / "demo_model", "tmp": tmp_path}
     line = [sys.executable, str(EXAMPLES / name), *(w.format(**places) for w in words)]
-    done = subprocess.run(
-        line, capture_output=True, text=True, encoding="utf-8", check=False, timeout=120, cwd=tmp_path
-    )
+    done = subprocess.run(line, capture_output=True, text=True, encoding="utf-8", check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout

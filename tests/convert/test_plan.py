@@ -6,7 +6,7 @@ import pytest
 
 from qtransformers.convert import plan_conversion
 from qtransformers.convert.plan import size_label
-from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
+from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, TokenizerError, UnsupportedError
 from qtransformers.types import BY_NAME
 
 
@@ -152,3 +152,13 @@ def test_a_broken_config(tiny_model):
 @pytest.mark.parametrize("n, label", [(260_000, "260K"), (3_672_320, "3.7M"), (999_600_000, "1B"), (8_030_261_248, "8B"), (1_500_000_000, "1.5B"), (12, "12"), (70_553_706_496, "71B")])  # fmt: skip
 def test_size_label(n, label):
     assert size_label(n) == label
+
+
+def test_a_vocabulary_that_reads_other_tokens_is_refused(tiny_model):
+    folder = tiny_model()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "round"}, "content": "squad"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(TokenizerError, match=r"differs from tokenizer\.json's, at '.*squad"):
+        plan_conversion(folder)
+    assert plan_conversion(folder, pre="gpt-2").metadata["tokenizer.ggml.pre"] == "gpt-2"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qtransformers.archs import SPECS, ArchSpec, Hyperparameters, Slot
 from qtransformers.convert.checkpoint import Stored, open_checkpoint
+from qtransformers.convert.pre import check_round_trip
 from qtransformers.convert.vocabulary import tokenizer_metadata
 from qtransformers.convert.weights import interleave, stored_type
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
@@ -95,6 +96,8 @@ def plan_conversion(
         **_recommendations(folder, n_vocab),
         **tokenizer_metadata(folder, n_vocab, pre),
     }
+    if pre is None:
+        check_round_trip(folder, metadata)
     return ConversionPlan(folder, metadata, targets)
 
 

@@ -5,6 +5,7 @@ Names are not stored in a tokenizer.json, and hashes of vocabularies know only m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,27 @@ def derive_pre(path: Path) -> str:
     raise TokenizerError(
         f"{path}: its pre-tokenizer has no name in GGUF ({hint}). If you know which one fits, pass pre (--pre NAME)."
     )
+
+
+def check_round_trip(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """TokenizerError when the vocabulary in `metadata` cuts the probe other than the tokenizer.json of `folder` does."""
+    from qtransformers.load.gguf_tokenizer import gguf_tokenizer
+    from qtransformers.load.tokenizer import Tokenizer
+
+    if not (folder / "tokenizer.json").exists():
+        return
+    theirs = Tokenizer.from_pretrained(folder)
+    ours = Tokenizer(gguf_tokenizer(metadata, f"{folder}, converted", None))
+    expected, found = theirs.encode(PROBE, add_bos=False), ours.encode(PROBE, add_bos=False)
+    if found != expected:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected))
+        )
+        text = theirs.decode(expected[max(0, at - 3) : at + 5])
+        raise TokenizerError(
+            f"{folder}: GGUF's way of cutting text differs from tokenizer.json's, at {text!r} for instance. The model would read "
+            "other tokens than it was trained on. If you know which pre-tokenizer fits, pass pre (--pre NAME)."
+        )
 
 
 def _splitter(row: PreTokenizer) -> Any:

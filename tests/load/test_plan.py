@@ -11,7 +11,7 @@ import pytest
 from qtransformers.archs.llama import SPEC
 from qtransformers.archs.spec import Slot
 from qtransformers.cache import PagedCache
-from qtransformers.errors import ConfigError, LoadError, UnsupportedError
+from qtransformers.errors import ConfigError, LoadError, QTransformersError, UnsupportedError
 from qtransformers.gguf import GGUFFile
 from qtransformers.load import prepare, resolve
 from qtransformers.load.plan import activations_bytes, cache_bytes, kernel_of
@@ -195,3 +195,33 @@ def test_planning_reads_no_weights(demo):
 class _Untouchable:
     def __init__(self, t):
         self.name, self.type, self.shape, self.nbytes, self.n_values = t.name, t.type, t.shape, t.nbytes, t.n_values
+
+
+def tiny(make, path, **changes):
+    keys = {
+        "general.architecture": "llama", "llama.block_count": 1, "llama.context_length": 64, "llama.embedding_length": 32, "llama.feed_forward_length": 64,
+        "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.attention.key_length": 8, "llama.attention.value_length": 8,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.dimension_count": 8, "llama.rope.freq_base": 1e4, "llama.rope.scaling.type": "none",
+        "llama.rope.scaling.factor": 1.0, "llama.attention.sliding_window": 0, "llama.expert_count": 0, "llama.vocab_size": 50, **changes,
+    }  # fmt: skip
+    h = {"n_embd": 32, "n_ff": 64, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "head_dim_v": 8, "vocab_size": 50, "rope_dim": 8}  # fmt: skip
+    slots = [s for s in SPEC.slots(1) if s.part == "weight" and s.presence == "required"]
+    return make(path, keys, [make.tensor(s.name, np.zeros(s.shape(h))) for s in slots])
+
+
+def test_hostile_metadata(make, tmp_path):
+    """Any value under any key is an error of ours, or harmless; none takes long or much memory."""
+    path = tmp_path / "tiny.gguf"
+    values = [True, -1, 0, 1, 2**31 - 1, 2**40, 2**63, 0.0, -1.0, math.nan, math.inf, "", "x", [], ["a"], np.zeros(0, np.int32), np.array([4, 5], np.int32), np.full(100_000, 4, np.uint8)]  # fmt: skip
+    tiny(make, path)
+    assert prepared(path).hparams.n_heads == 4
+    refused = 0
+    for p in SPEC.hparams:
+        for value in values:
+            tiny(make, path, **{f"llama.{p.key}": value})
+            try:
+                prepared(path)
+            except QTransformersError as e:
+                refused += 1
+                assert len(str(e)) < 5000
+    assert refused > 150

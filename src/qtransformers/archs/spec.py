@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -11,9 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qtransformers.checks import shown
+
 Bias = Literal["never", "optional", "required"]
 Absent = Literal["error", "none"]
 Agreement = Literal["equal", "at_most", "free"]
+Grade = Literal["error", "unsupported", "warning"]
 
 REMAKE = "The file is damaged or was made by a faulty tool: convert the model again"
 INT_LIMIT = 2**31 - 1
@@ -25,7 +28,7 @@ class Problem:
     """Something wrong with a model: a sentence with what was found, what was expected, what to do."""
 
     text: str
-    grade: Literal["error", "unsupported", "warning"] = "error"  # unsupported: well-formed, but nothing we can run
+    grade: Grade = "error"  # unsupported: well-formed, but nothing we can run
 
     def __str__(self) -> str:
         return self.text
@@ -233,21 +236,21 @@ class BadValue(ValueError):
 
 def checked(p: HParam, value: Any, n_layers: int | None = None) -> Any:
     """The value as `p.kind`, within bounds; an array with one value a layer counts as that value when all are equal."""
-    if p.kind is not str and not isinstance(value, str) and hasattr(value, "__len__"):
+    if p.kind is not str and isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
         value = _of_all_layers(value, n_layers)
     if p.kind is float and type(value) is int:
         value = float(value) if abs(value) < 2**53 else math.inf
     if isinstance(value, np.generic):
         value = value.item()
     if type(value) is not p.kind:
-        raise BadValue(f"is {_shown(value)} ({type(value).__name__}); expected {_expected(p)}. {REMAKE}.")
+        raise BadValue(f"is {shown(value)} ({type(value).__name__}); expected {_expected(p)}. {REMAKE}.")
     if p.kind is str or p.kind is bool:
         return value
     high: float = p.maximum if p.maximum is not None else INT_LIMIT if p.kind is int else 3.4e38
     low: float = p.minimum if p.minimum is not None else -high
     number: float = value  # type: ignore[assignment]
     if not low <= number <= high:  # NaN fails too
-        raise BadValue(f"is {value}; expected {_expected(p)}. {REMAKE}.")
+        raise BadValue(f"is {shown(value)}; expected {_expected(p)}. {REMAKE}.")
     return value
 
 
@@ -257,7 +260,7 @@ def _of_all_layers(values: Any, n_layers: int | None) -> Any:
         raise BadValue(f"has {n} values; expected one, or one for each of the {n_layers or ''} layers. {REMAKE}.")
     first = values[0]
     if any(values[i] != first for i in range(n)):
-        text = f"differs between layers ({_shown([values[i] for i in range(min(n, 6))])}); this architecture has one value for all here"
+        text = f"differs between layers ({shown([values[i] for i in range(min(n, 6))])}); this architecture has one value for all here"
         raise BadValue(f"{text}. Use a version of qtransformers that knows such models.", unsupported=True)
     return first
 
@@ -266,11 +269,6 @@ def _expected(p: HParam) -> str:
     what = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}[p.kind]
     low = f" of at least {p.minimum:g}" if p.minimum is not None else ""
     return what + low + (f" and at most {p.maximum:g}" if p.maximum is not None else "")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def dimension(expression: str, hparams: Mapping[str, Any]) -> int:

@@ -21,7 +21,9 @@ from qtransformers.archs.spec import (
     checked,
     read_hparams,
 )
+from qtransformers.checks import shown
 from qtransformers.errors import LoadError, UnsupportedError
+from qtransformers.load.findings import Findings
 
 JSON_LIMIT = 256 << 20  # bytes; the largest tokenizer.json in use have about 35 MB
 OTHER_MODEL = "They belong to different models: pass the config of this one"
@@ -87,7 +89,7 @@ def disagreements(
     model_type = config.get("model_type")
     if isinstance(model_type, str) and model_type not in spec.hf_model_types:
         yield Problem(
-            f"{gguf_file}: general.architecture is {architecture}; {config_file}: model_type is {model_type}, "
+            f"{gguf_file}: general.architecture is {architecture}; {config_file}: model_type is {shown(model_type)}, "
             f"expected {' or '.join(spec.hf_model_types)}. {OTHER_MODEL}."
         )
     yield from _fixed(spec, config, config_file)
@@ -108,19 +110,22 @@ def tensor_disagreements(
     config_file: str,
 ) -> Iterator[Problem]:
     """Tensors whose presence or values config.json decides: biases, a tied output, computed rope factors."""
+    findings = Findings()
     for slot in spec.slots(hparams["n_layers"]):
         t, present = slot.spec, slot.name in tensors
-        if slot.part == "bias" and t.bias == "optional" and isinstance(wanted := config.get(t.hf_bias), bool):
-            if wanted != present:
-                has, says = ("has" if present else "has no"), str(wanted).lower()
-                yield Problem(f"{gguf_file} {has} {slot.name}; {config_file}: {t.hf_bias} is {says}. {OTHER_MODEL}.")
-        elif slot.part == "weight" and t.on_absent.startswith("tie:") and not present:
-            if config.get("tie_word_embeddings") is False:
-                yield Problem(f"{gguf_file} has no {slot.name}; {config_file}: tie_word_embeddings is false. {OTHER_MODEL}.")  # fmt: skip
-        elif slot.part == "weight" and t.from_config is not None:
-            text = _computed_differs(t.from_config, config, hparams, tensors.get(slot.name), slot.name)
+        if slot.part == "bias":
+            wanted = config.get(t.hf_bias)
+            if t.bias == "optional" and isinstance(wanted, bool) and wanted != present:
+                state, says = ("is there" if present else "is absent"), str(wanted).lower()
+                findings.add(slot.name, f"{state}; {config_file}: {t.hf_bias} is {says}. {OTHER_MODEL}.")
+        elif t.on_absent.startswith("tie:") and not present and config.get("tie_word_embeddings") is False:
+            findings.add(slot.name, f"is absent; {config_file}: tie_word_embeddings is false. {OTHER_MODEL}.")
+        elif t.from_config is not None:
+            text = _computed_differs(t.from_config, config, hparams, tensors.get(slot.name), config_file)
             if text:
-                yield Problem(f"{gguf_file}: {slot.name} {text.format(config_file=config_file)}. {OTHER_MODEL}.")
+                findings.add(slot.name, f"{text}. {OTHER_MODEL}.")
+    for p in findings.problems():
+        yield Problem(f"{gguf_file}: {p.text}", p.grade)
 
 
 def raise_problems(headline: str, problems: Iterable[Problem]) -> None:
@@ -171,7 +176,7 @@ def _fixed(spec: ArchSpec, config: Mapping[str, Any], file: str) -> Iterator[Pro
     for key, allowed in spec.hf_fixed.items():
         if config.get(key) is not None and config[key] not in allowed:
             yield Problem(
-                f"{file}: {key} is {config[key]!r}; {spec.id} models here have {' or '.join(map(repr, allowed))}",
+                f"{file}: {key} is {shown(config[key])}; {spec.id} models here have {' or '.join(map(repr, allowed))}",
                 "unsupported",
             )
 
@@ -181,15 +186,14 @@ def _computed_differs(
     config: Mapping[str, Any],
     hparams: Mapping[str, Any],
     tensor: Any,
-    name: str,
+    config_file: str,
 ) -> str:
     """How a tensor differs from the one config.json implies; "" when it does not. Absent means all ones."""
     try:
-        wanted = compute(config, hparams)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
-        return (
-            f"cannot be compared: {{config_file}} lacks or garbles what it is computed from ({type(e).__name__}: {e})"
-        )
+        with np.errstate(all="ignore"):  # what comes of odd numbers is compared like any
+            wanted = compute(config, hparams)
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as e:
+        return f"cannot be compared: {config_file} lacks or garbles what it is computed from ({type(e).__name__}: {e})"
     found = None if tensor is None else tensor.dequantize().ravel()
     if wanted is None and found is None:
         return ""
@@ -198,7 +202,7 @@ def _computed_differs(
     if want.shape == have.shape and np.allclose(want, have, rtol=1e-3):
         return ""
     state = "is absent" if found is None else f"has {_ends(have)}"
-    return f"{state}; {{config_file}} asks for {'none' if wanted is None else _ends(want)}"
+    return f"{state}; {config_file} asks for {'none' if wanted is None else _ends(want)}"
 
 
 def _ends(values: Any) -> str:
@@ -266,7 +270,7 @@ def _defaults(values: Mapping[str, Any], ids: list[Any], eos_key: str, n_vocab: 
     for i in ids:
         if type(i) is not int or not 0 <= i < n_vocab:
             raise LoadError(
-                f"{file}: {eos_key} is {i!r}; expected ids from 0 to {n_vocab - 1}. Correct it, or pass the file of this model."
+                f"{file}: {eos_key} is {shown(i)}; expected ids from 0 to {n_vocab - 1}. Correct it, or pass the file of this model."
             )
     good = {}
     for name, value in values.items():

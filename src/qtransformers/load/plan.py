@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from qtransformers.archs.spec import ArchSpec, Problem, Slot
@@ -12,12 +13,12 @@ from qtransformers.cache.pages import CODECS, PAGE_TOKENS
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.table import why_not
 from qtransformers.load.files import size_text
+from qtransformers.load.findings import LAYER, Findings, template
 from qtransformers.tensor import QTensor
 from qtransformers.types import QuantType
 
 PREFILL_CHUNK = 512  # tokens of a prompt that one forward pass takes
 LOGITS_ROWS = 1
-_LAYER = re.compile(r"\bblk\.(\d+)\.")
 _OTHER = "The file is incomplete or of another architecture: download or convert it again"
 
 
@@ -74,22 +75,6 @@ class LoadPlan:
         )
 
 
-@dataclass
-class _Findings:
-    """Problems by kind, so that what is wrong in every layer is one line."""
-
-    layers: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
-
-    def add(self, name: str, text: str, grade: str = "error") -> None:
-        found = _LAYER.search(name)
-        key = (_template(name), text, grade)
-        self.layers.setdefault(key, []).append(int(found[1]) if found else -1)
-
-    def problems(self) -> Iterator[Problem]:
-        for (name, text, grade), layers in self.layers.items():
-            yield Problem(f"{name.replace('{i}', _ranges(layers))} {text}", grade)  # type: ignore[arg-type]
-
-
 def make_plan(
     spec: ArchSpec,
     hparams: Mapping[str, int],
@@ -134,17 +119,18 @@ def match_tensors(
     """The file's tensors in their slots, the ties, and what does not fit."""
     planned: list[PlannedTensor] = []
     ties: dict[str, str] = {}
-    findings = _Findings()
+    findings = Findings()
     slots = {slot.name: slot for slot in spec.slots(hparams["n_layers"])}
     strangers = [name for name in tensors if name not in slots]
-    templates = {_template(name) for name in strangers} - {_template(name) for name in slots}
+    templates = {template(name) for name in strangers} - {template(name) for name in slots}
+    nearest_in_file = functools.cache(lambda name: _nearest(name, templates, "the file"))
     for name, slot in slots.items():
         tensor = tensors.get(name)
         shape = slot.shape(hparams)
         kind, _, target = slot.spec.on_absent.partition(":")
         if tensor is None:
             if slot.presence == "required":
-                nearest = _nearest(_template(name), templates, "the file")
+                nearest = nearest_in_file(template(name))
                 findings.add(name, f"is missing; expected {list(shape)}.{nearest} {_OTHER}.")
             elif kind == "tie" and slot.part == "weight":
                 ties[slot.attr] = target
@@ -214,14 +200,15 @@ def _judge_strangers(
     tensors: Mapping[str, QTensor],
     slots: Mapping[str, Slot],
     names: list[str],
-    findings: _Findings,
+    findings: Findings,
 ) -> None:
     """Tensors of the file that the architecture does not have."""
     unused = [re.compile(re.escape(u).replace(r"\{i\}", r"\d+") + r"(\.weight)?") for u in spec.unused]
-    absent = {_template(n) for n, s in slots.items() if n not in tensors and s.presence != "never"}
+    absent = {template(n) for n, s in slots.items() if n not in tensors and s.presence != "never"}
+    nearest_slot = functools.cache(lambda name: _nearest(name, absent, f"what {spec.id} has"))
     for name in names:
         base, _, suffix = name.rpartition(".")
-        layer = _LAYER.search(name)
+        layer = LAYER.search(name)
         if any(u.fullmatch(name) for u in unused):
             findings.add(name, "is not used: old converters wrote it, nothing reads it.", "warning")
         elif suffix == "input_scale" and f"{base}.weight" in slots:
@@ -232,25 +219,10 @@ def _judge_strangers(
         elif layer and int(layer[1]) >= hparams["n_layers"]:
             findings.add(name, f"is of layer {layer[1]}, but block_count is {hparams['n_layers']}. {_OTHER}.")
         else:
-            nearest = _nearest(_template(name), absent, f"what {spec.id} has")
+            nearest = nearest_slot(template(name))
             findings.add(name, f"is in the file, but {spec.id} has no such tensor, and leaving it out would change the results.{nearest} Convert the model as its own architecture.")  # fmt: skip
-
-
-def _template(name: str) -> str:
-    return _LAYER.sub("blk.{i}.", name)
 
 
 def _nearest(name: str, candidates: Iterable[str], where: str) -> str:
     close = get_close_matches(name, set(candidates), n=2, cutoff=0.75)
     return f" Nearest in {where}: {', '.join(sorted(close)).replace('{i}', '*')}." if close else ""
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`0-3,7` for [0, 1, 2, 3, 7]."""
-    parts: list[list[int]] = []
-    for n in sorted(set(numbers)):
-        if parts and n == parts[-1][1] + 1:
-            parts[-1][1] = n
-        else:
-            parts.append([n, n])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)

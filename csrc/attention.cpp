@@ -26,9 +26,10 @@ struct Call {
     std::vector<Tile> tiles;
 };
 
-bool is_half(const char* what, const Pages& pages) {
-    if (pages.dtype() == nb::dtype<float>()) return false;
-    if (pages.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) && pages.dtype().bits == 16) return true;
+// The type id of what the pages hold.
+int page_type(const char* what, const Pages& pages) {
+    if (pages.dtype() == nb::dtype<float>()) return 0;
+    if (pages.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) && pages.dtype().bits == 16) return 1;
     refuse(std::string(what) + " are neither float32 nor float16. Choose another cache codec.");
 }
 
@@ -63,17 +64,11 @@ void cut(Call& call, size_t s, size_t n_tokens) {
     }
 }
 
-void store_rows(const AttendJob& job, const float* from, uint8_t* pages, size_t dim, size_t t, size_t slot_of, ToHalf to_half) {
-    const size_t page = size_t(job.pages[slot_of / job.page_tokens]), slot = slot_of % job.page_tokens;
-    for (size_t h = 0; h < job.n_kv_heads; h++) {
-        const float* x = from + (t * job.n_kv_heads + h) * dim;
-        uint8_t* to = pages + ((page * job.n_kv_heads + h) * job.page_tokens + slot) * dim * (job.half ? 2 : 4);
-        if (job.half) {
-            to_half(x, reinterpret_cast<uint16_t*>(to), dim);
-        } else {
-            std::memcpy(to, x, 4 * dim);
-        }
-    }
+// One token's keys or values into its page.
+void store(const AttendJob& job, const float* from, uint8_t* pages, size_t dim, size_t t, Encode encode) {
+    const size_t position = size_t(job.positions[t]), page = size_t(job.pages[position / job.page_tokens]), slot = position % job.page_tokens;
+    for (size_t h = 0; h < job.n_kv_heads; h++)
+        encode(from + (t * job.n_kv_heads + h) * dim, pages + ((page * job.n_kv_heads + h) * job.page_tokens + slot) * dim * job.value_bytes, dim);
 }
 
 // Adds the partial result `b` of later keys to `a`: [n] rows of output, largest score, sum.
@@ -163,30 +158,31 @@ Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints p
     if (!n_kv || n_heads % n_kv) refuse("q has " + std::to_string(n_heads) + " heads; expected a multiple of the " + std::to_string(n_kv) + " of k.");
     if (!page_tokens || !d || !dv) refuse("k_pages is " + shape_of(k_pages) + ", v_pages " + shape_of(v_pages) + "; expected no empty dimension.");
     if (window < 0) refuse("window is " + std::to_string(window) + "; expected 0 or more tokens.");
-    const bool half = is_half("k_pages", k_pages);
-    if (half != is_half("v_pages", v_pages)) refuse("k_pages and v_pages are of different types; expected one.");
+    const int type = page_type("k_pages", k_pages);
+    if (type != page_type("v_pages", v_pages)) refuse("k_pages and v_pages are of different types; expected one.");
 
     Call call;
+    const Kernels& kernels = current_kernels();
     const int32_t* s0 = starts.data();
     check_starts(s0, starts.size(), T);
     for (size_t s = 0; s + 1 < starts.size(); s++) {
         if (s0[s + 1] == s0[s]) continue;
         const size_t first = s0[s];
-        call.jobs.push_back({q.data() + first * n_heads * d, n_heads, n_kv, d, dv, static_cast<const uint8_t*>(k_pages.data()), static_cast<const uint8_t*>(v_pages.data()), half,
-                             page_tokens, tables.data() + s * tables.shape(1), positions.data() + first, scale, size_t(window)});
+        call.jobs.push_back({q.data() + first * n_heads * d, n_heads, n_kv, d, dv, static_cast<const uint8_t*>(k_pages.data()), static_cast<const uint8_t*>(v_pages.data()),
+                             page_tokens, formats.of[type].block_bytes, kernels.decode[type], tables.data() + s * tables.shape(1), positions.data() + first, scale, size_t(window)});
         call.first.push_back(first);
         check_sequence(s, call.jobs.back(), s0[s + 1] - first, tables.shape(1), n_pages);
         cut(call, call.jobs.size() - 1, s0[s + 1] - first);
     }
     Fresh out{T, n_heads * dv};
-    const Kernels& kernels = current_kernels();
     nb::gil_scoped_release released;
     for (size_t s = 0; s < call.jobs.size(); s++) {
+        const AttendJob& job = call.jobs[s];
         const size_t first = call.first[s], n = (s + 1 < call.jobs.size() ? call.first[s + 1] : T) - first;
         parallel(n, 16, double(n) * n_kv * (d + dv), [&](size_t begin, size_t end) {
             for (size_t t = begin; t < end; t++) {
-                store_rows(call.jobs[s], k.data() + first * n_kv * d, static_cast<uint8_t*>(k_pages.data()), d, t, call.jobs[s].positions[t], kernels.to_half);
-                store_rows(call.jobs[s], v.data() + first * n_kv * dv, static_cast<uint8_t*>(v_pages.data()), dv, t, call.jobs[s].positions[t], kernels.to_half);
+                store(job, k.data() + first * n_kv * d, static_cast<uint8_t*>(k_pages.data()), d, t, kernels.encode[type]);
+                store(job, v.data() + first * n_kv * dv, static_cast<uint8_t*>(v_pages.data()), dv, t, kernels.encode[type]);
             }
         });
     }

@@ -20,7 +20,6 @@ struct Kernels {
     Swiglu swiglu;
     Rope rope;
     Attend attend;
-    ToHalf to_half;
 };
 
 const Kernels& kernels(std::string_view isa);  // "" is the best this machine has; throws std::invalid_argument otherwise

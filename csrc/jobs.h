@@ -59,8 +59,8 @@ struct AttendJob {
     const float* q;  // [tokens][n_heads][d]
     size_t n_heads, n_kv_heads, d, dv;
     const uint8_t *k_pages, *v_pages;  // [n_pages][n_kv_heads][page_tokens][d or dv]
-    bool half;                         // f16 pages, else f32
-    size_t page_tokens;
+    size_t page_tokens, value_bytes;
+    Decode decode;  // of a stored value
     const int32_t* pages;      // pages of the sequence, in order
     const int32_t* positions;  // [tokens]
     float scale;
@@ -78,6 +78,4 @@ QT_ALWAYS_INLINE size_t attend_scratch(size_t d, size_t dv) {  // floats
 }
 // Rows [row, row + n) of a KV head over the keys of one segment, into `state` [n][state_floats()].
 using Attend = void (*)(const AttendJob&, size_t kv_head, size_t row, size_t n, size_t segment, float* state, float* scratch);
-
-using ToHalf = void (*)(const float* x, uint16_t* out, size_t n);
 }  // namespace qt

@@ -8,5 +8,4 @@ void rms_norm(const float* x, const float* weight, double eps, float* out, size_
 void swiglu(const float* gate, const float* up, float* out, size_t n);
 void rope(const RopeJob&, size_t t0, size_t t1, float* turns);
 void attend(const AttendJob&, size_t kv_head, size_t row, size_t n, size_t segment, float* state, float* scratch);
-void to_half(const float* x, uint16_t* out, size_t n);
 }  // namespace qt::QT_ISA

@@ -6,48 +6,22 @@
 
 namespace qt::QT_ISA {
 
-QT_INLINE V widen(const uint16_t* p) {
-#if defined(__AVX512F__)
-    return _mm512_cvtph_ps(get<__m256i>(p));
-#elif defined(__F16C__)
-    return _mm256_cvtph_ps(get<__m128i>(p));
-#elif defined(__aarch64__)
-    return vcvt_f32_f16(get<float16x4_t>(p));
-#else
-    I h, magnitude;
-    for (int i = 0; i < VL; i++) h[i] = p[i];
-    magnitude = (h & 0x7fff) << 13;
-    I x = (I)((V)magnitude * all(0x1p112f));  // the exponent rebased, subnormals normalised
-    x |= (magnitude >= 0x0f800000) & 0x7f800000;
-    return (V)(x | (h & 0x8000) << 16);
-#endif
-}
-
-// n stored values as floats, zero up to whole vectors.
-static void unpack(const uint8_t* from, bool half, float* to, size_t n) {
-    const size_t whole = n / VL * VL, rest = n - whole;
-    if (half) {
-        const uint16_t* h = reinterpret_cast<const uint16_t*>(from);
-        for (size_t i = 0; i < whole; i += VL) store(to + i, widen(h + i));
-        if (rest) {
-            uint16_t last[VL] = {};
-            __builtin_memcpy(last, h + whole, 2 * rest);
-            store(to + whole, widen(last));
-        }
-    } else {
-        __builtin_memcpy(to, from, 4 * n);
-    }
-    for (size_t i = half && rest ? whole + VL : n; i < padded(n); i++) to[i] = 0;
-}
-
 // Keys or values [j0, j1) of the tile that starts at key `first`, in rows of `to`.
 static void gather(const AttendJob& a, const uint8_t* store, size_t kv_head, size_t dim, size_t first, size_t j0, size_t j1, float* to) {
-    const size_t row = dim * (a.half ? 2 : 4);
+    const size_t row = dim * a.value_bytes;
     for (size_t j = j0; j < j1;) {
         const size_t page = (first + j) / a.page_tokens, slot = (first + j) % a.page_tokens;
         const uint8_t* from = store + ((size_t(a.pages[page]) * a.n_kv_heads + kv_head) * a.page_tokens + slot) * row;
         const size_t left = a.page_tokens - slot, run = left < j1 - j ? left : j1 - j;
-        for (size_t i = 0; i < run; i++) unpack(from + i * row, a.half, to + (j + i) * padded(dim), dim);
+        if (dim == padded(dim)) {
+            a.decode(from, to + j * dim, run * dim);
+        } else {
+            for (size_t i = 0; i < run; i++) {
+                float* out = to + (j + i) * padded(dim);
+                a.decode(from + i * row, out, dim);
+                for (size_t k = dim; k < padded(dim); k++) out[k] = 0;
+            }
+        }
         j += run;
     }
 }

@@ -1,4 +1,4 @@
-// Operations on rows of floats: norm, gate, rotation, halves.
+// Operations on rows of floats: norm, gate, rotation.
 #include <math.h>
 
 #include "isa/ops.h"
@@ -124,35 +124,5 @@ void rope(const RopeJob& j, size_t t0, size_t t1, float* turns) {
             __builtin_memcpy(out + 2 * j.half, x + 2 * j.half, 4 * (j.dim - 2 * j.half));
         }
     }
-}
-
-// Float to half, ties to even; too large becomes infinite.
-QT_INLINE uint16_t narrow(float x) {
-    uint32_t u;
-    __builtin_memcpy(&u, &x, 4);
-    const uint16_t sign = uint16_t(u >> 16 & 0x8000);
-    u &= 0x7fffffff;
-    if (u > 0x7f800000) return sign | 0x7e00 | uint16_t(u >> 13 & 0x3ff);
-    if (u >= 0x477ff000) return sign | 0x7c00;
-    if (u < 0x38800000) {  // subnormal: adding 0.5 rounds to its last place
-        float y;
-        __builtin_memcpy(&y, &u, 4);
-        y += 0.5f;
-        __builtin_memcpy(&u, &y, 4);
-        return sign | uint16_t(u - 0x3f000000);
-    }
-    return sign | uint16_t((u + 0xfff + (u >> 13 & 1) - 0x38000000) >> 13);
-}
-
-void to_half(const float* x, uint16_t* out, size_t n) {
-    size_t i = 0;
-#if defined(__AVX512F__)
-    for (; i + 16 <= n; i += 16) put(out + i, _mm512_cvtps_ph(load(x + i), 0));
-#elif defined(__F16C__)
-    for (; i + 8 <= n; i += 8) put(out + i, _mm256_cvtps_ph(load(x + i), 0));
-#elif defined(__aarch64__)
-    for (; i + 4 <= n; i += 4) put(out + i, vcvt_f16_f32(load(x + i)));
-#endif
-    for (; i < n; i++) out[i] = narrow(x[i]);
 }
 }  // namespace qt::QT_ISA

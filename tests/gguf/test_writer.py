@@ -34,19 +34,21 @@ METADATA = {
     "a.doubles": np.array([0.1, np.inf]),
     "a.no_texts": Typed("str", []),
     "a.no_floats": Typed("f32", ()),
+    "a.no_ints": Typed("i32", []),
+    "a.raw": b"\0\xff",
     "a.numpy_texts": np.array(["x", "yz"]),
 }
 TYPES_IN_FILE = {
     "llama.block_count": "u32", "llama.rope.freq_base": "f32", "a.negative": "i32", "a.large": "u64", "a.huge": "u64", "a.low": "i64",
     "a.flag": "bool", "a.forced": "u64", "a.small": "i8", "a.double": "f64", "a.text": "str", "a.ints": "arr[i32]", "a.long_ints": "arr[i64]",
     "a.floats": "arr[f32]", "a.flags": "arr[bool]", "a.texts": "arr[str]", "a.bytes": "arr[u8]", "a.doubles": "arr[f64]",
-    "a.no_texts": "arr[str]", "a.no_floats": "arr[f32]", "a.numpy_texts": "arr[str]",
+    "a.no_texts": "arr[str]", "a.no_floats": "arr[f32]", "a.no_ints": "arr[i32]", "a.raw": "arr[u8]", "a.numpy_texts": "arr[str]",
 }  # fmt: skip
 
 
 def same(found, value):
     value = value.value if isinstance(value, Typed) else value
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, (list, tuple, bytes, np.ndarray)):
         return list(found) == list(value)
     return found == value
 
@@ -147,6 +149,7 @@ BAD_METADATA = {
     "float for int": (Typed("u32", 1.5), "expected u32"),
     "text for int": (Typed("u32", "1"), "expected u32"),
     "int for text": (Typed("str", 1), "among strings"),
+    "zero for text": (Typed("str", ["a", 0]), "0 among strings"),
     "int for bool": (Typed("bool", 2), "expected bool"),
     "an unknown type": (Typed("u128", 1), "expected one of u8"),
     "too large for f32": (1e39, "f32 cannot hold"),
@@ -219,6 +222,11 @@ def test_it_does_not_overwrite_unasked(tmp_path):
     with GGUFWriter(path, {"k": 1}, [], overwrite=True):
         pass
     assert GGUFFile(path).metadata["k"] == 1
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="is no folder"):
+        GGUFWriter(tmp_path / "a" / "m.gguf", {}, [])
 
 
 def test_a_full_disk_is_said_before_writing(tmp_path):

@@ -63,7 +63,7 @@ def dtype_of(kind: ValueType, big_endian: bool) -> np.dtype[Any]:
 def encode(value: Any, what: str, big_endian: bool = False) -> bytes:
     """Type id and payload of one value; ConfigError naming `what` when GGUF cannot hold it.
 
-    Unforced, an int is u32 (i32 or 64 bits where it must), a float f32, a list of ints i32, and NumPy keeps its dtype.
+    Unforced, an int is u32 (i32 or 64 bits where it must), a float f32, a list of ints i32, bytes u8, and NumPy keeps its dtype.
     """
     if isinstance(value, Encoded):
         if value.big_endian != big_endian:
@@ -73,6 +73,8 @@ def encode(value: Any, what: str, big_endian: bool = False) -> bytes:
     forced, value = (value.type, value.value) if isinstance(value, Typed) else (None, value)
     if forced is not None and forced not in VALUE_NAMES:
         raise ConfigError(f"{what} asks for type {forced!r}; expected one of {', '.join(VALUE_NAMES)}.")
+    if isinstance(value, (bytes, bytearray)):
+        value = np.frombuffer(value, np.uint8)
     if isinstance(value, np.ndarray) and value.dtype.kind == "U":
         value = value.tolist()
     if not (value.ndim if isinstance(value, np.ndarray) else isinstance(value, (list, tuple))):
@@ -97,8 +99,8 @@ def encode_string(text: str, what: str, order: str) -> bytes:
 
 def _pack(values: Sequence[Any] | NDArray[Any], kind: ValueType, what: str, order: str) -> bytes:
     if kind.name == "str":
-        if wrong := next((v for v in values if not isinstance(v, str)), None):
-            raise ConfigError(f"{what} holds {wrong!r} among strings.")
+        if wrong := [v for v in values if not isinstance(v, str)]:
+            raise ConfigError(f"{what} holds {wrong[0]!r:.80} among strings.")
         return b"".join(encode_string(v, what, order) for v in values)
     numbers = np.asarray(values)
     if numbers.ndim != 1 or numbers.dtype.kind not in "biuf":
@@ -109,6 +111,8 @@ def _pack(values: Sequence[Any] | NDArray[Any], kind: ValueType, what: str, orde
 def _as_numbers(numbers: NDArray[Any], kind: ValueType, what: str) -> NDArray[Any]:
     """Cast, refusing to lose anything but precision of floats."""
     target = np.dtype(kind.code)
+    if not numbers.size:
+        return numbers.astype(target)
     if target.kind == "f" and numbers.dtype.kind in "iuf":
         with np.errstate(over="ignore"):
             cast = numbers.astype(target)

@@ -30,7 +30,7 @@ class AtomicFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+        self.temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
         descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         self.committed = False
         self.file: IO[bytes] = os.fdopen(descriptor, "wb", buffering=1 << 20)
@@ -71,7 +71,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_room(folder: Path, nbytes: int) -> None:
-    """That a disk has room for a file; QTransformersError with both numbers."""
+    """That a folder is there and has room for a file; QTransformersError with both numbers."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder to write to. Make it first, or choose another.")
     free = shutil.disk_usage(folder).free
     if nbytes > free:
         raise QTransformersError(f"{folder} has {free} bytes free; {nbytes} are needed. Free some, or write elsewhere.")
@@ -80,7 +82,7 @@ def check_room(folder: Path, nbytes: int) -> None:
 class GGUFWriter:
     """Writes a model as one GGUF file, or as shards: `write` each tensor in the order given, then `close`.
 
-    `metadata` maps keys to int, float, bool, str, NumPy values, flat lists of them, or `Typed(type, value)`; `tensors` are
+    `metadata` maps keys to int, float, bool, str, bytes, NumPy values, flat lists of them, or `Typed(type, value)`; `tensors` are
     (name, shape, type), shapes row-major as in QTensor. With `max_bytes` or `max_tensors` (of each file) the files are
     `<path without .gguf>-00001-of-0000N.gguf`. Nothing appears under its final name before `close`; leaving the `with`
     block by an error removes what was written. ConfigError: values GGUF cannot hold, wrong order or size of data, a

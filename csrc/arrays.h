@@ -31,13 +31,11 @@ std::string shape_of(const Array& a) {
 template <class Array>
 void expect(const char* what, const Array& a, std::initializer_list<int64_t> shape) {
     bool same = a.ndim() == shape.size();
+    for (size_t i = 0; same && i < shape.size(); i++) same = shape.begin()[i] < 0 || int64_t(a.shape(i)) == shape.begin()[i];
+    if (same) return;
     std::string expected;
-    size_t i = 0;
-    for (int64_t n : shape) {
-        same = same && (n < 0 || int64_t(a.shape(i)) == n);
-        expected += (i++ ? ", " : "") + (n < 0 ? std::string("any") : std::to_string(n));
-    }
-    if (!same) refuse(std::string(what) + " is " + shape_of(a) + "; expected [" + expected + "].");
+    for (int64_t n : shape) expected += (expected.empty() ? "" : ", ") + (n < 0 ? std::string("any") : std::to_string(n));
+    refuse(std::string(what) + " is " + shape_of(a) + "; expected [" + expected + "].");
 }
 
 // A new float array, and where its values go.

@@ -42,15 +42,15 @@ void check_starts(const int32_t* starts, size_t n, size_t T) {
 
 // Positions of a sequence rise, and every page that is read or written exists.
 void check_sequence(size_t s, const AttendJob& job, size_t n, size_t table, size_t n_pages) {
-    const std::string who = "sequence " + std::to_string(s) + ": ";
+    auto refuse = [&](const std::string& message) { qt::refuse("sequence " + std::to_string(s) + ": " + message); };
     for (size_t t = 0; t < n; t++)
         if (job.positions[t] < 0 || (t && job.positions[t] <= job.positions[t - 1]))
-            refuse(who + "positions must rise from 0 or more, found " + std::to_string(job.positions[t]) + " at its row " + std::to_string(t) + ".");
+            refuse("positions must rise from 0 or more, found " + std::to_string(job.positions[t]) + " at its row " + std::to_string(t) + ".");
     const size_t last = (job.end(n - 1) - 1) / job.page_tokens;
-    if (last >= table) refuse(who + "position " + std::to_string(job.positions[n - 1]) + " lies beyond its " + std::to_string(table) + " pages.");
+    if (last >= table) refuse("position " + std::to_string(job.positions[n - 1]) + " lies beyond its " + std::to_string(table) + " pages.");
     for (size_t p = job.begin(0) / job.page_tokens; p <= last; p++)
         if (job.pages[p] < 0 || size_t(job.pages[p]) >= n_pages)
-            refuse(who + "page " + std::to_string(p) + " is number " + std::to_string(job.pages[p]) + "; the cache has pages 0 to " + std::to_string(int64_t(n_pages) - 1) + ".");
+            refuse("page " + std::to_string(p) + " is number " + std::to_string(job.pages[p]) + "; the cache has pages 0 to " + std::to_string(int64_t(n_pages) - 1) + ".");
 }
 
 void cut(Call& call, size_t s, size_t n_tokens) {
@@ -106,7 +106,9 @@ void attend(Call& call, const Kernels& kernels, float* out) {
         tile.state = states;
         states += tile.n_segments * tile.n * ld;
         segments += tile.n_segments;
-        work += double(tile.n_segments) * attend_segment * tile.n * any.d;
+        const AttendJob& j = call.jobs[tile.sequence];
+        const size_t first = tile.row / j.group(), last = (tile.row + tile.n - 1) / j.group();
+        work += double(j.end(last) - j.begin(first)) * double(tile.n * (any.d + any.dv));
     }
     auto job = [&](const Tile& tile) -> const AttendJob& { return call.jobs[tile.sequence]; };
     auto to = [&](const Tile& tile) { return out + call.first[tile.sequence] * any.n_heads * any.dv; };

@@ -61,7 +61,8 @@ void share_linear(const LinearJob& job, Linear kernel, size_t T) {
         tokens = std::max<size_t>(48, (T + pieces - 1) / pieces);  // fewer, and decoding would cost more than it feeds
     }
     const size_t row_chunks = (job.out + rows - 1) / rows, token_chunks = (T + tokens - 1) / tokens;
-    parallel(row_chunks * token_chunks, 1, double(T) * job.in * job.out, [&](size_t begin, size_t end) {
+    const double work = double(T + 4) * double(job.in) * double(job.out);  // decoding counts as much as 4 tokens
+    parallel(row_chunks * token_chunks, 1, work, [&](size_t begin, size_t end) {
         float* tile = scratch(linear_tile);
         for (size_t i = begin; i < end; i++) {
             const size_t r = i / token_chunks * rows, t = i % token_chunks * tokens;

@@ -44,9 +44,9 @@ void count_forks() {
 }  // namespace
 
 struct Pool::Team {
-    explicit Team(int threads) : born(forks.load(std::memory_order_relaxed)), done(threads) {
+    explicit Team(int threads) : born(forks.load(std::memory_order_relaxed)) {
         try {
-            for (int t = 1; t < threads; t++) workers.emplace_back([this, t] { work(t); });
+            for (int t = 1; t < threads; t++) workers.emplace_back([this] { work(); });
         } catch (...) {
             dismiss();
             throw;
@@ -65,21 +65,21 @@ struct Pool::Team {
         std::lock_guard one_at_a_time(busy);
         items = n, grain = step, chunk = f, argument = p;
         next.store(0, std::memory_order_relaxed);
-        const uint32_t e = announce();
+        gate.fetch_or(open, std::memory_order_release);
+        announce();
         claim();
-        for (size_t t = 1; t <= workers.size(); t++)  // what is left is one chunk long: spin, then let a waiting worker run
-            for (int k = 0; done[t].epoch.load(std::memory_order_acquire) != e; k++) k < 1 << 12 ? pause() : std::this_thread::yield();
+        gate.fetch_and(~open, std::memory_order_relaxed);  // who has not come by now need not come
+        for (int k = 0; gate.load(std::memory_order_acquire); k++)  // what is left is one chunk long
+            k < 1 << 12 ? pause() : std::this_thread::yield();
         if (failed.load(std::memory_order_relaxed)) {
             failed.store(false, std::memory_order_relaxed);
             std::rethrow_exception(std::exchange(failure, nullptr));
         }
     }
 
-    uint32_t announce() {
-        const uint32_t e = epoch.load(std::memory_order_relaxed) + 1;
-        epoch.store(e, std::memory_order_seq_cst);
+    void announce() {
+        epoch.fetch_add(1, std::memory_order_seq_cst);
         if (asleep.load(std::memory_order_seq_cst)) epoch.notify_all();
-        return e;
     }
 
     void claim() {
@@ -95,13 +95,12 @@ struct Pool::Team {
         }
     }
 
-    void work(int t) {
-        uint32_t seen = 0;
-        for (;;) {
+    void work() {
+        for (uint32_t seen = 0;;) {
             seen = wait(seen);
             if (stop) return;
-            claim();
-            done[t].epoch.store(seen, std::memory_order_release);
+            if (gate.fetch_add(1, std::memory_order_acquire) & open) claim();
+            gate.fetch_sub(1, std::memory_order_release);
         }
     }
 
@@ -119,22 +118,19 @@ struct Pool::Team {
         }
     }
 
-    struct alignas(cache_line) Done {
-        std::atomic<uint32_t> epoch{0};
-    };
-
     const uint64_t born;
     std::mutex busy;
     size_t items = 0, grain = 1;
     Chunk chunk = nullptr;
     void* argument = nullptr;
-    bool stop = false;
+    std::atomic<bool> stop{false};
     std::exception_ptr failure;
     std::atomic<bool> failed{false};
+    static constexpr uint32_t open = 1u << 31;
+    alignas(cache_line) std::atomic<uint32_t> gate{0};  // open while there is work to claim, plus the workers inside
     alignas(cache_line) std::atomic<uint32_t> epoch{0};
     alignas(cache_line) std::atomic<int> asleep{0};
     alignas(cache_line) std::atomic<size_t> next{0};
-    std::vector<Done> done;
     std::vector<std::thread> workers;
 };
 

@@ -10,7 +10,7 @@
 namespace qt {
 
 // A team of threads, the caller of run() being one of them. Chunks of the work are claimed from a counter, so that an
-// interrupted thread does not hold the others up. Idle threads spin for about 200 us, then sleep.
+// interrupted thread does not hold the others up, and one that comes late is not waited for. Idle threads spin for about 200 us, then sleep.
 // Runs are serialised; an exception in a chunk ends the run and is thrown on; a pool inherited through fork() starts anew.
 class Pool {
   public:
@@ -43,12 +43,12 @@ Pool* current_pool();
 // The kernels of that pool, or the best this machine has.
 const Kernels& current_kernels();
 
-// f(begin, end) over all items: by the current pool where `work`, in additions or so, is worth waking it for.
+// f(begin, end) over all items: by the current pool where `work`, in multiplications or so, is worth waking it for.
 template <class F>
 void parallel(size_t items, size_t grain, double work, F&& f) {
-    constexpr double worthwhile = 50000;
+    constexpr double worthwhile = 200000;
     Pool* pool = current_pool();
-    if (pool && items > grain && work > worthwhile) {
+    if (pool && pool->threads() > 1 && items > grain && work > worthwhile) {
         pool->run(items, grain, f);
     } else if (items) {
         f(size_t(0), items);

@@ -7,6 +7,8 @@
 #include <string_view>
 
 #include "blocks.h"
+#include "isa/gemm.h"
+#include "isa/gemv.h"
 #include "jobs.h"
 
 namespace qt {
@@ -16,6 +18,8 @@ struct Kernels {
     Decode decode[max_types];  // by type id, null where a type holds no floats
     Encode encode[max_types];  // by type id, null where a type needs more than rounding
     Linear linear[n_regimes][max_types];
+    const Gemv* gemv;  // integer products by type id, where this instruction set has them, else null
+    const Gemm* gemm;
     RmsNorm rms_norm;
     Swiglu swiglu;
     Rope rope;

@@ -21,8 +21,10 @@ struct Weight {
     Bytes data;
     int type;
     size_t rows, cols, row_bytes;
+    bool exact;  // products in floats only
 
-    Weight(nb::object tensor, Bytes data, int type, size_t rows, size_t cols) : tensor(tensor), data(data), type(type), rows(rows), cols(cols) {
+    Weight(nb::object tensor, Bytes data, int type, size_t rows, size_t cols, bool exact)
+        : tensor(tensor), data(data), type(type), rows(rows), cols(cols), exact(exact) {
         if (type < 0 || type >= max_types || !formats.of[type].name) refuse(name() + " has type " + std::to_string(type) + ", which holds no floats.");
         const Format& f = format();
         if (cols % f.block_size) refuse(name() + " has rows of " + std::to_string(cols) + " values, no multiple of the block of " + std::to_string(f.block_size) + ".");
@@ -48,6 +50,8 @@ struct PaddedRows {
     }
 };
 
+constexpr size_t few_tokens_most = 4;  // from here on a product with 16 tokens at once is faster
+
 // Rows in chunks that fill a cache, or that leave several for each thread; tokens only where rows are too few.
 void share_linear(const LinearJob& job, Linear kernel, size_t T) {
     const size_t threads = width(), step = linear_rows;
@@ -71,6 +75,42 @@ void share_linear(const LinearJob& job, Linear kernel, size_t T) {
     });
 }
 
+// Integer products, one token at a time: weights come from memory once, for the other tokens from L2.
+void share_gemv(const LinearJob& job, const Gemv& gemv, Linear exact, size_t T) {
+    const size_t each = (gemv.packed_bytes(int(job.in)) + 63) / 64 * 64;
+    std::byte* packed = shared_scratch(T * each);
+    bool fits[few_tokens_most];
+    for (size_t t = 0; t < T; t++) fits[t] = gemv.pack(job.x + t * job.ldx, int(job.in), packed + t * each);
+    constexpr size_t chunk_bytes = 131072;
+    const size_t most = std::max<size_t>(4, job.out / (4 * width())), rows = std::clamp<size_t>(chunk_bytes / job.row_bytes, 4, most);
+    parallel(job.out, rows, double(T) * job.in * job.out, [&](size_t begin, size_t end) {
+        for (size_t r = begin; r < end; r += rows) {
+            const size_t stop = std::min(r + rows, end);
+            for (size_t t = 0; t < T; t++) {
+                float* y = job.y + t * job.out;
+                if (!fits[t]) {
+                    exact(job, r, stop, t, t + 1, scratch(linear_tile));
+                    continue;
+                }
+                gemv.rows(job.w + r * job.row_bytes, packed + t * each, int(job.in), int(stop - r), y + r);
+                if (job.bias)
+                    for (size_t i = r; i < stop; i++) y[i] += job.bias[i];
+            }
+        }
+    });
+}
+
+// Integer products, many tokens at a time.
+void share_gemm(const LinearJob& job, const Gemm& gemm, size_t T) {
+    std::byte* packed = shared_scratch(gemm.packed_bytes(T, job.in));
+    const size_t blocks = (job.in + 255) / 256;
+    parallel(blocks, 1, double(T) * job.in * 8, [&](size_t begin, size_t end) {
+        for (size_t b = begin; b < end; b++) gemm.pack(job.x, T, job.in, b, packed);
+    });
+    const GemmJob many{job.w, job.row_bytes, job.in, job.out, T, packed, job.bias, job.y};
+    parallel(job.out, gemm_rows, double(T) * job.in * job.out, [&](size_t begin, size_t end) { gemm.rows(many, begin, end, scratch(gemm.tile_floats(T))); });
+}
+
 Out linear(Floats x, const Weight& w, std::optional<Floats> bias) {
     if (x.ndim() != 2 || x.shape(1) != w.cols) refuse("x is " + shape_of(x) + "; " + w.name() + ", " + w.shape() + ", expects [any, " + std::to_string(w.cols) + "].");
     if (bias) expect("bias", *bias, {int64_t(w.rows)});
@@ -85,8 +125,14 @@ Out linear(Floats x, const Weight& w, std::optional<Floats> bias) {
         return y.array;
     }
     const PaddedRows rows(from, T, w.cols);
-    share_linear({w.data.data(), w.row_bytes, k.decode[w.type], f.block_size, f.block_bytes, w.type == 0, rows.data, rows.stride, w.cols, w.rows, b, y.data},
-                 k.linear[regime(T)][w.type], T);
+    const LinearJob job{w.data.data(), w.row_bytes, k.decode[w.type], f.block_size, f.block_bytes, w.type == 0, rows.data, rows.stride, w.cols, w.rows, b, y.data};
+    const Linear exact = k.linear[regime(T)][w.type];
+    if (!w.exact && T && T <= few_tokens_most && k.gemv && k.gemv[w.type].rows)
+        share_gemv(job, k.gemv[w.type], exact, T);
+    else if (!w.exact && T > few_tokens_most && k.gemm && k.gemm[w.type].rows && rows.stride == w.cols)
+        share_gemm(job, k.gemm[w.type], T);
+    else
+        share_linear(job, exact, T);
     return y.array;
 }
 
@@ -154,7 +200,7 @@ Out rope(Floats x, Ints positions, nb::ndarray<const double, nb::c_contig, nb::d
 
 void bind_kernels(nb::module_& m) {
     nb::class_<Weight>(m, "Weight", "A matrix [rows, cols] of any type that decodes to floats, read where it lies.")
-        .def(nb::init<nb::object, Bytes, int, size_t, size_t>(), nb::arg("tensor"), nb::arg("data").noconvert(), nb::arg("type"), nb::arg("rows"), nb::arg("cols"))
+        .def(nb::init<nb::object, Bytes, int, size_t, size_t, bool>(), nb::arg("tensor"), nb::arg("data").noconvert(), nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("exact") = true)
         .def_ro("tensor", &Weight::tensor, "The QTensor it was bound from.")
         .def_prop_ro("name", [](const Weight& w) { return w.tensor.attr("name"); })
         .def_prop_ro("type", [](const Weight& w) { return w.tensor.attr("type"); })

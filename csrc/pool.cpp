@@ -178,16 +178,31 @@ const Kernels& current_kernels() {
     return pool ? pool->kernels() : best;
 }
 
-float* scratch(size_t n) {
-    thread_local std::unique_ptr<float[], Release> floats;
-    thread_local size_t size = 0;
-    if (n > size) {
-        size = 0;
-        floats.reset();
-        floats.reset(static_cast<float*>(::operator new[](n * sizeof(float), std::align_val_t(cache_line))));
-        size = n;
+namespace {
+// Memory that grows as needed and is freed with its thread.
+struct Arena {
+    std::unique_ptr<float[], Release> floats;
+    size_t size = 0;
+    float* at_least(size_t n) {
+        if (n > size) {
+            size = 0;
+            floats.reset();
+            floats.reset(static_cast<float*>(::operator new[](n * sizeof(float), std::align_val_t(cache_line))));
+            size = n;
+        }
+        return floats.get();
     }
-    return floats.get();
+};
+}  // namespace
+
+float* scratch(size_t n) {
+    thread_local Arena arena;
+    return arena.at_least(n);
+}
+
+std::byte* shared_scratch(size_t bytes) {
+    thread_local Arena arena;
+    return reinterpret_cast<std::byte*>(arena.at_least((bytes + sizeof(float) - 1) / sizeof(float)));
 }
 
 namespace {

@@ -63,4 +63,7 @@ inline int width() {
 
 // Floats for the calling thread alone, at least n, until its next call; not initialised.
 float* scratch(size_t n);
+
+// Other such memory of the calling thread, 64-byte aligned, for what it shares with its pool during a call.
+std::byte* shared_scratch(size_t bytes);
 }  // namespace qt

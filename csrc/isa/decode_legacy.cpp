@@ -1,5 +1,5 @@
-// Plain floats and the formats with one scale per block.
-#include "isa/decode.h"
+// See decode_legacy.h.
+#include "isa/decode_legacy.h"
 
 namespace qt::QT_ISA {
 
@@ -20,77 +20,6 @@ void decode_BF16(const uint8_t* blocks, float* out, size_t n_blocks) {
 
 void decode_F64(const uint8_t* blocks, float* out, size_t n_blocks) {
     for (size_t i = 0; i < n_blocks; i++) out[i] = float(load<double>(blocks + 8 * i));
-}
-
-static inline void decode(const block::Q4_0& b, float* y) {
-    const float d = widen(b.d);
-    int8_t q[32];
-    for (int i = 0; i < 16; i++) q[i] = int8_t((b.qs[i] & 15) - 8);
-    for (int i = 0; i < 16; i++) q[i + 16] = int8_t((b.qs[i] >> 4) - 8);
-    scale<16>(q, d, y);
-    scale<16>(q + 16, d, y + 16);
-}
-
-static inline void decode(const block::Q4_1& b, float* y) {
-    const float d = widen(b.d), m = widen(b.m);
-    uint8_t q[32];
-    nibbles(b.qs, q);
-    scale_min<16>(q, d, -m, y);
-    scale_min<16>(q + 16, d, -m, y + 16);
-}
-
-// The fifth bit of each value stands in qh.
-static inline void five_bits(const uint8_t* qs, const uint8_t* qh, uint8_t* q) {
-    uint8_t high[32];
-    spread(load<uint32_t>(qh), high);
-    for (int i = 0; i < 16; i++) q[i] = (qs[i] & 15) | (high[i] & 16);
-    for (int i = 0; i < 16; i++) q[i + 16] = qs[i] >> 4 | (high[i + 16] & 16);
-}
-
-static inline void decode(const block::Q5_0& b, float* y) {
-    const float d = widen(b.d);
-    uint8_t u[32];
-    int8_t q[32];
-    five_bits(b.qs, b.qh, u);
-    for (int half = 0; half < 32; half += 16) {
-        for (int i = 0; i < 16; i++) q[half + i] = int8_t(u[half + i] - 16);
-        scale<16>(q + half, d, y + half);
-    }
-}
-
-static inline void decode(const block::Q5_1& b, float* y) {
-    const float d = widen(b.d), m = widen(b.m);
-    uint8_t q[32];
-    five_bits(b.qs, b.qh, q);
-    scale_min<16>(q, d, -m, y);
-    scale_min<16>(q + 16, d, -m, y + 16);
-}
-
-static inline void decode(const block::Q8_0& b, float* y) { scale<32>(b.qs, widen(b.d), y); }
-static inline void decode(const block::Q8_1& b, float* y) { scale<32>(b.qs, widen(b.d), y); }
-
-// A set bit is +d, a clear one -d.
-static inline void decode(const block::Q1_0& b, float* y) {
-    const float d = widen(b.d);
-    for (int g = 0; g < 4; g++) {
-        uint8_t set[32];
-        int8_t q[32];
-        spread(load<uint32_t>(b.qs + 4 * g), set);
-        for (int i = 0; i < 32; i++) q[i] = int8_t((set[i] & 2) - 1);
-        scale<32>(q, d, y + 32 * g);
-    }
-}
-
-// Four neighbours a byte, lowest first: -1, 0, 1, 2.
-static inline void decode(const block::Q2_0& b, float* y) {
-    int8_t q[64];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) {
-        const uint32_t x = b.qs[i], pairs = (x | x << 12) & 0x000f000f, each = (pairs | pairs << 6) & 0x03030303;
-        const uint32_t minus_one = (each + 0x7f7f7f7f) ^ 0x80808080;  // bytewise, no borrow crosses
-        __builtin_memcpy(q + 4 * i, &minus_one, 4);
-    }
-    scale<64>(q, widen(b.d), y);
 }
 
 QT_DECODER(Q4_0)

@@ -7,8 +7,16 @@ namespace qt::QT_ISA {
 #define QT_STRING2(x) #x
 #define QT_STRING(x) QT_STRING2(x)
 
+#ifdef QT_ISA_avx512
+constexpr const Gemv* gemv = gemv_table.of;
+constexpr const Gemm* gemm = gemm_table.of;
+#else
+constexpr const Gemv* gemv = nullptr;
+constexpr const Gemm* gemm = nullptr;
+#endif
+
 static consteval Kernels fill() {
-    Kernels k{.name = QT_STRING(QT_ISA), .decode = {}, .encode = {}, .linear = {}, .rms_norm = rms_norm, .swiglu = swiglu, .rope = rope, .attend = attend};
+    Kernels k{.name = QT_STRING(QT_ISA), .decode = {}, .encode = {}, .linear = {}, .gemv = gemv, .gemm = gemm, .rms_norm = rms_norm, .swiglu = swiglu, .rope = rope, .attend = attend};
 #define QT_SERVES(id, name)        \
     k.decode[id] = decode_##name; \
     k.linear[one_token][id] = k.linear[few_tokens][id] = k.linear[many_tokens][id] = linear_decoded;

@@ -26,15 +26,22 @@ else:
     Weight = lib.Weight
 
 
-def bind(tensor: QTensor) -> Weight:
+ACCURACIES = ("exact", "fast")
+
+
+def bind(tensor: QTensor, accuracy: str = "exact") -> Weight:
     """A matrix `[out, in]` the kernels multiply with, read where it lies: `.shape`, `.type`, `.name`, `.tensor`.
 
+    `accuracy="exact"` multiplies floats. `"fast"` rounds activations where this machine has integer kernels: to two int8
+    planes for up to 4 tokens (off by about 3e-5), to one with a power of two per 32 columns for more (about 1e-2).
     UnsupportedError for a type that holds no floats, ConfigError for a tensor that is no matrix.
     """
     check("linear", tensor.type, "cpu", tensor.name, tensor.file)
     if len(tensor.shape) != 2:
         raise ConfigError(f"{tensor.file}: {tensor.name} is {list(tensor.shape)}; expected a matrix [out, in].")
-    return lib.Weight(tensor, tensor.data, tensor.type.id, *tensor.shape)
+    if accuracy not in ACCURACIES:
+        raise ConfigError(f"accuracy={accuracy!r}; expected one of {', '.join(ACCURACIES)}.")
+    return lib.Weight(tensor, tensor.data, tensor.type.id, *tensor.shape, accuracy == "exact")
 
 
 def linear(x: F32, w: Weight, bias: F32 | None = None) -> F32:

@@ -1,0 +1,25 @@
+// Products with many tokens: x is packed once, in parts on any thread, then rows are multiplied by it.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "blocks.h"
+
+namespace qt {
+
+struct GemmJob {
+    const uint8_t* w;  // [out] rows of row_bytes
+    size_t row_bytes, in, out, T;
+    const void* packed;  // [blocks of 256 columns][groups of 16 tokens]
+    const float* bias;   // [out] or null
+    float* y;            // [T][out]
+};
+struct Gemm {
+    size_t (*packed_bytes)(size_t T, size_t in);                                                  // 64-byte aligned
+    void (*pack)(const float* x, size_t T, size_t in, size_t block, void* packed);                // one block of 256 columns
+    size_t (*tile_floats)(size_t T);                                                              // scratch of a thread, 64-byte aligned
+    void (*rows)(const GemmJob&, size_t r0, size_t r1, float* tile);
+};
+inline constexpr size_t gemm_rows = 48;  // rows [r0, r1) are best a multiple of this
+struct GemmTable { Gemm of[max_types]; };  // by type id, null pointers where there is none
+}  // namespace qt

@@ -1,0 +1,101 @@
+// Activations as int8, 16 tokens x 256 columns a record, transposed so that a register holds 4 columns of 16 tokens.
+// A scale for each 256 values of a token, and below it a power of two for each 32: outliers cost only their own 32.
+#pragma once
+#include "panel.h"
+#include "simd512.h"
+
+namespace qt::QT_ISA {
+
+constexpr int tokens = 16;
+
+struct alignas(64) Acts {
+    int8_t q[64][tokens][4];  // [column / 4][token][column % 4]
+    float d[tokens];
+    int32_t up[8][tokens];      // group j of 32 is in units of d 2^up: shifted to where a float has its exponent
+    int32_t minus16[16][tokens];  // -128 * sums of q over 16 columns, which undo the offset of signed codes
+    int32_t minus32[8][tokens];
+    float sum16[16][tokens];  // sums over 16 columns in units of d, which minima multiply
+    float sum32[8][tokens];
+};
+
+// 16 x 16 words of 32 bits.
+INLINE void transpose16(Z (&v)[16]) {
+    Z u[16];
+    UNROLL for (int t = 0; t < 8; t++) {
+        u[2 * t] = _mm512_unpacklo_epi32(v[2 * t], v[2 * t + 1]);
+        u[2 * t + 1] = _mm512_unpackhi_epi32(v[2 * t], v[2 * t + 1]);
+    }
+    UNROLL for (int t = 0; t < 4; t++) {
+        v[4 * t] = _mm512_unpacklo_epi64(u[4 * t], u[4 * t + 2]);
+        v[4 * t + 1] = _mm512_unpackhi_epi64(u[4 * t], u[4 * t + 2]);
+        v[4 * t + 2] = _mm512_unpacklo_epi64(u[4 * t + 1], u[4 * t + 3]);
+        v[4 * t + 3] = _mm512_unpackhi_epi64(u[4 * t + 1], u[4 * t + 3]);
+    }
+    UNROLL for (int e = 0; e < 4; e++) {  // v[4g + e]: lane l holds column 4l + e of rows 4g .. 4g + 3
+        Z p = _mm512_shuffle_i32x4(v[e], v[4 + e], 0x88), q = _mm512_shuffle_i32x4(v[e], v[4 + e], 0xdd);
+        Z r = _mm512_shuffle_i32x4(v[8 + e], v[12 + e], 0x88), s = _mm512_shuffle_i32x4(v[8 + e], v[12 + e], 0xdd);
+        u[e] = _mm512_shuffle_i32x4(p, r, 0x88), u[e + 8] = _mm512_shuffle_i32x4(p, r, 0xdd);
+        u[e + 4] = _mm512_shuffle_i32x4(q, s, 0x88), u[e + 12] = _mm512_shuffle_i32x4(q, s, 0xdd);
+    }
+    UNROLL for (int i = 0; i < 16; i++) v[i] = u[i];
+}
+
+// One token's 256 columns, of which `n` exist: bytes, unit and exponents.
+INLINE void round_token(const float* x, int n, int8_t* q, float& d, int32_t* up) {
+    V v[16], top[8], all = _mm512_setzero_ps(), bad = all;
+    UNROLL for (int i = 0; i < 16; i++) v[i] = _mm512_maskz_loadu_ps(n >= 16 * i + 16 ? 0xffff : n > 16 * i ? (1 << (n - 16 * i)) - 1 : 0, x + 16 * i);
+    UNROLL for (int j = 0; j < 8; j++) {
+        top[j] = _mm512_max_ps(_mm512_abs_ps(v[2 * j]), _mm512_abs_ps(v[2 * j + 1]));
+        all = _mm512_max_ps(all, top[j]);
+        bad = _mm512_add_ps(bad, _mm512_add_ps(_mm512_sub_ps(v[2 * j], v[2 * j]), _mm512_sub_ps(v[2 * j + 1], v[2 * j + 1])));
+    }
+    const bool finite = !_mm512_cmp_ps_mask(bad, bad, _CMP_UNORD_Q);
+    float most = _mm512_reduce_max_ps(all);
+    if (most < 1e-35f) most = 0;  // its inverse would overflow
+    const float inverse = most > 0 ? 127 / most : 0;
+    d = finite ? most / (127 * 128) : __builtin_nanf("");
+    UNROLL for (int j = 0; j < 8; j++) {
+        int halvings = 0;  // while every value still fits
+        UNROLL for (int h = 1; h <= 7; h++) halvings += !_mm512_cmp_ps_mask(top[j], _mm512_set1_ps(most / float(1 << h)), _CMP_GT_OQ);
+        up[j * tokens] = (7 - halvings) << 23;
+        const V scale = _mm512_set1_ps(inverse * float(1 << halvings));
+        UNROLL for (int i = 2 * j; i < 2 * j + 2; i++)
+            _mm_store_si128((__m128i*)(q + 16 * i), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(v[i], scale))));
+    }
+}
+
+// Columns [0, n) of up to 16 tokens, `ld` apart.
+static void pack_acts(const float* x, size_t ld, int n_tokens, int n, Acts& a) {
+    alignas(64) int8_t rows[tokens][256];
+    for (int t = 0; t < tokens; t++) {
+        if (t < n_tokens) {
+            round_token(x + t * ld, n, rows[t], a.d[t], &a.up[0][t]);
+            continue;
+        }
+        __builtin_memset(rows[t], 0, 256);
+        a.d[t] = 0;
+        for (int j = 0; j < 8; j++) a.up[j][t] = 0;
+    }
+    const Z one = b8(1), zero = _mm512_setzero_si512();
+    for (int i = 0; i < 4; i++) {
+        Z v[16];
+        UNROLL for (int t = 0; t < 16; t++) v[t] = _mm512_load_si512(rows[t] + 64 * i);
+        transpose16(v);
+        UNROLL for (int k = 0; k < 16; k++) _mm512_store_si512(a.q[16 * i + k], v[k]);
+        Z sums[4];
+        UNROLL for (int g = 0; g < 4; g++) {
+            sums[g] = zero;
+            UNROLL for (int k = 0; k < 4; k++) sums[g] = _mm512_dpbusd_epi32(sums[g], one, v[4 * g + k]);
+            _mm512_store_si512(a.minus16[4 * i + g], _mm512_sub_epi32(zero, _mm512_slli_epi32(sums[g], 7)));
+            const Z up = _mm512_srli_epi32(_mm512_load_si512(a.up[2 * i + g / 2]), 23);
+            _mm512_store_ps(a.sum16[4 * i + g], _mm512_cvtepi32_ps(_mm512_sllv_epi32(sums[g], up)));
+        }
+        UNROLL for (int h = 0; h < 2; h++) {
+            const int j = 2 * i + h;
+            const Z sum = _mm512_add_epi32(sums[2 * h], sums[2 * h + 1]), up = _mm512_srli_epi32(_mm512_load_si512(a.up[j]), 23);
+            _mm512_store_si512(a.minus32[j], _mm512_sub_epi32(zero, _mm512_slli_epi32(sum, 7)));
+            _mm512_store_ps(a.sum32[j], _mm512_cvtepi32_ps(_mm512_sllv_epi32(sum, up)));
+        }
+    }
+}
+}  // namespace qt::QT_ISA

@@ -1,0 +1,138 @@
+// One row of 32-value blocks times one packed input: 128 values a step, as two registers whose 16-byte lanes are the 4 blocks,
+// so that one register of scales serves both.
+#pragma once
+#include "codebooks.h"
+#include "gemv_pack.h"
+
+namespace qt::QT_ISA {
+
+// 4 consecutive blocks of `stride` bytes, 64 < 4 * stride <= 128, as two overlapping registers.
+template <int stride>
+struct Quad {
+    static constexpr int second = 4 * stride - 64;
+    Z a, b;
+    INLINE Quad(const uint8_t* p) : a(once(p)), b(once(p + second)) {}
+    static constexpr int at(int i) { return i < 64 ? i : 64 + i - second; }
+    INLINE Z pick(Z index) const { return _mm512_permutex2var_epi8(a, index, b); }
+};
+// Byte `from` + 0..15 of each block; f16 word at byte `from` of each block; bit i of the two bytes at `from`, spread over bytes.
+template <int stride> INLINE Z run_index(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 16) + from + i % 16); }); }
+template <int stride> INLINE Z word_index32(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 8 % 4) + from + i % 2); }); }
+template <int stride> INLINE Z bits_index(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 16) + from + i % 16 / 8); }); }
+INLINE V halves(Z z) { return _mm512_cvtph_ps(_mm512_castsi512_si256(z)); }
+INLINE Z nibble_table(const int8_t* values, int offset) { return bytes([&](int i) { return values[i % 16] + offset; }); }
+
+// Codes as unsigned bytes are value + offset; with minima the value is d * code + m.
+template <class B, int from>
+struct Nibbles {
+    static constexpr int stride = sizeof(B);
+    Z run = run_index<stride>(from), word = word_index32<stride>(0);
+    INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
+        Z q = keep(p.pick(run));
+        w0 = _mm512_and_si512(q, b8(15)), w1 = _mm512_and_si512(right(q, 4), b8(15));
+    }
+    INLINE V scale(const Quad<stride>& p) const { return halves(p.pick(word)); }
+};
+template <class B, int from, int high>
+struct FiveBits : Nibbles<B, from> {
+    using Base = Nibbles<B, from>;
+    static constexpr int stride = sizeof(B);
+    Z first = bits_index<stride>(high), second = bits_index<stride>(high + 2), bit = bytes([](int i) { return 1 << i % 8; });
+    INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
+        Base::codes(p, w0, w1);
+        const Z sixteen = b8(16);
+        w0 = _mm512_or_si512(w0, _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(p.pick(first), bit), sixteen));
+        w1 = _mm512_or_si512(w1, _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(p.pick(second), bit), sixteen));
+    }
+};
+struct GemvQ4_0 : Nibbles<block::Q4_0, 2> {
+    static constexpr int offset = 8;
+    static constexpr bool minima = false;
+};
+struct GemvQ4_1 : Nibbles<block::Q4_1, 4> {
+    static constexpr int offset = -1;
+    static constexpr bool minima = true;
+    Z min_word = word_index32<stride>(2);
+};
+struct GemvQ5_0 : FiveBits<block::Q5_0, 6, 2> {
+    static constexpr int offset = 16;
+    static constexpr bool minima = false;
+};
+struct GemvQ5_1 : FiveBits<block::Q5_1, 8, 4> {
+    static constexpr int offset = -1;
+    static constexpr bool minima = true;
+    Z min_word = word_index32<stride>(2);
+};
+struct GemvIQ4_NL : Nibbles<block::IQ4_NL, 2> {
+    static constexpr int offset = 128;
+    static constexpr bool minima = false;
+    Z table = nibble_table(codebook::iq4[0], 128);
+    INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
+        Z q = keep(p.pick(run));  // vpermb reads 6 bits of the index and the table repeats every 16 entries: no masking
+        w0 = _mm512_permutexvar_epi8(q, table), w1 = _mm512_permutexvar_epi8(right(q, 4), table);
+    }
+};
+struct GemvMXFP4 : Nibbles<block::MXFP4, 1> {
+    static constexpr int offset = 12;
+    static constexpr bool minima = false;
+    Z table = nibble_table(codebook::fp4[0], 12), exponent = bytes([](int i) { return 17 * (i / 16); });
+    INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
+        Z q = keep(p.pick(run));
+        w0 = _mm512_permutexvar_epi8(q, table), w1 = _mm512_permutexvar_epi8(right(q, 4), table);
+    }
+    INLINE V scale(const Quad<stride>& p) const {  // 2^(e - 127) halved; the two lowest are subnormal
+        const Z e = _mm512_maskz_permutexvar_epi8(0x1111111111111111ull, exponent, p.a);
+        const Z low = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e), high = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+        return _mm512_castsi512_ps(_mm512_mask_mov_epi32(high, _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2)), low));
+    }
+};
+struct GemvQ8_0 {
+    static constexpr int stride = sizeof(block::Q8_0), offset = 128;
+    static constexpr bool minima = false;
+    static_assert(stride == 34);
+    // 136 bytes: three registers would cover them, but each half needs two.
+    Z first = bytes([](int i) { return 34 * (i / 16) + 2 + i % 16; });
+    Z second = bytes([](int i) { int f = 34 * (i / 16) + 18 + i % 16; return f < 68 ? f - 4 : 64 + f - 72; });
+    Z word = words([](int i) { return 17 * (i / 4 % 4); });
+    INLINE void decode(const uint8_t* p, Z& w0, Z& w1, V& d) const {
+        const Z a = once(p), b = once(p + 64);
+        w0 = _mm512_xor_si512(_mm512_permutex2var_epi8(a, first, b), b8(0x80));
+        w1 = _mm512_xor_si512(_mm512_permutex2var_epi8(load512(p + 4), second, load512(p + 72)), b8(0x80));
+        d = halves(_mm512_permutex2var_epi16(a, word, b));
+    }
+};
+
+template <class Q>
+INLINE float dot_32(const Q& q, const uint8_t* w, const Packed128* a, int groups, const uint8_t*& ahead) {
+    constexpr int size = 4 * Q::stride;
+    V sum[planes] = {};
+    alignas(64) uint8_t rest[size];
+    for (int g = 0; g < groups; g += 4, w += size, a += planes) {
+        prefetch(ahead, size);
+        if (groups - g < 4) [[unlikely]] {  // the row ends inside: zero blocks, which meet zeros of x
+            __builtin_memset(rest, 0, size);
+            __builtin_memcpy(rest, w, size_t(groups - g) * Q::stride);
+            w = rest;
+        }
+        Z w0, w1;
+        V d, m;
+        if constexpr (requires { q.decode(w, w0, w1, d); }) {
+            q.decode(w, w0, w1, d);
+        } else {
+            const Quad<Q::stride> p(w);
+            q.codes(p, w0, w1);
+            d = q.scale(p);
+            if constexpr (Q::minima) m = halves(p.pick(q.min_word));
+        }
+        UNROLL for (int t = 0; t < planes; t++) {
+            const Z start = once(a[t].init);
+            const V dx = _mm512_load_ps(a[t].d);
+            Z total = _mm512_dpbusd_epi32(Q::minima ? _mm512_setzero_si512() : start, w0, load512(a[t].q));
+            total = _mm512_dpbusd_epi32(total, w1, load512(a[t].q + 64));
+            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), _mm512_mul_ps(d, dx), sum[t]);
+            if constexpr (Q::minima) sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(start), _mm512_mul_ps(m, dx), sum[t]);
+        }
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
+}
+}  // namespace qt::QT_ISA

@@ -1,0 +1,136 @@
+"""Products with rounded activations (accuracy="fast") against the twin in float64."""
+
+import numpy as np
+import pytest
+
+from blocks import edge_blocks, random_blocks
+from qtransformers.errors import ConfigError
+from qtransformers.kernels import cpu, reference
+from qtransformers.kernels.table import why_not
+from qtransformers.tensor import QTensor
+from qtransformers.types import BY_NAME, TYPES
+
+WEIGHTS = [t for t in TYPES.values() if why_not("linear", t) is None]
+QUANTIZED = [t for t in WEIGHTS if t.is_quantized]
+by_name = pytest.mark.parametrize("kind", QUANTIZED, ids=lambda t: t.name)
+PLANES, ONE_PLANE = 5e-5, 1e-2  # of the product of the norms of x and a row
+
+
+def weight(kind, rows, cols, data=None):
+    n = rows * cols // kind.block_size
+    return QTensor(
+        "blk.0.ffn_up.weight", kind, (rows, cols), random_blocks(kind, n) if data is None else data, "a.gguf"
+    )
+
+
+def outliers(tokens, cols, seed=0):
+    """Activations as trained networks have them: channels of very different size, 1 in 500 twenty times as large."""
+    rng = np.random.default_rng(seed)
+    channel = np.exp(0.6 * rng.standard_normal(cols)) * np.where(rng.random(cols) < 0.002, 20, 1)
+    return (rng.standard_normal((tokens, cols)) * channel).astype(np.float32)
+
+
+def assert_close(y, x, tensor, bias=None):
+    bound = PLANES if len(x) <= 4 else ONE_PLANE
+    norms = np.linalg.norm(x.astype(np.float64), axis=1)[:, None] * np.linalg.norm(
+        tensor.dequantize().astype(np.float64), axis=1
+    )
+    assert (np.abs(y - reference.linear(x, tensor, bias).astype(np.float64)) <= bound * (norms + 1e-30)).all()
+
+
+@by_name
+@pytest.mark.parametrize("tokens", [1, 3, 5, 16, 37])
+@pytest.mark.parametrize("rows, blocks", [(1, 1), (55, 3), (130, 5)])
+def test_every_type(kind, rows, blocks, tokens, isa):
+    cols = kind.block_size * blocks
+    tensor, x = weight(kind, rows, cols), outliers(tokens, cols)
+    bias = np.random.default_rng(1).standard_normal(rows).astype(np.float32)
+    with cpu.Pool(2, isa):
+        assert_close(cpu.linear(x, cpu.bind(tensor, "fast"), bias), x, tensor, bias)
+        assert_close(cpu.linear(x, cpu.bind(tensor, "fast")), x, tensor)
+
+
+@by_name
+@pytest.mark.parametrize("tokens", [2, 20])
+def test_long_rows(kind, tokens, isa):
+    cols = 2048 + 256
+    tensor, x = weight(kind, 9, cols), outliers(tokens, cols)
+    with cpu.Pool(1, isa):
+        assert_close(cpu.linear(x, cpu.bind(tensor, "fast")), x, tensor)
+
+
+@by_name
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_extreme_blocks(kind, tokens, isa):
+    blocks = edge_blocks(kind)
+    cols = 4 * kind.block_size
+    rows = blocks.size // kind.row_bytes(cols)
+    tensor = weight(kind, rows, cols, blocks[: rows * kind.row_bytes(cols)])
+    x = outliers(tokens, cols)
+    with cpu.Pool(2, isa):
+        y = cpu.linear(x, cpu.bind(tensor, "fast"))
+        exact = cpu.linear(x, cpu.bind(tensor))
+    norms = np.linalg.norm(x.astype(np.float64), axis=1)[:, None] * np.linalg.norm(
+        tensor.dequantize().astype(np.float64), axis=1
+    )
+    exact, y = np.where(norms < 1e28, exact, 0), np.where(norms < 1e28, y, 0)
+    sane = norms < 1e28  # beyond, a scale times a sum of codes is no float any more
+    assert sane.any()
+    assert (np.abs(y - exact)[sane] <= (PLANES if tokens <= 4 else ONE_PLANE) * norms[sane] + 1e-30).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 5, 33])
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "IQ3_S"])
+def test_results_do_not_depend_on_threads(name, tokens, isa):
+    tensor, x = weight(BY_NAME[name], 301, 768), outliers(tokens, 768)
+    results = []
+    for threads in (1, 2, 5):
+        with cpu.Pool(threads, isa):
+            results.append(cpu.linear(x, cpu.bind(tensor, "fast")))
+    assert all(np.array_equal(results[0], r) for r in results[1:])
+
+
+@pytest.mark.parametrize("few, many", [(1, 4), (5, 40)])
+@pytest.mark.parametrize("name", ["Q8_0", "Q5_K", "Q2_K", "IQ2_XS"])
+def test_a_token_does_not_depend_on_the_others_of_its_regime(name, few, many, isa):
+    tensor, x = weight(BY_NAME[name], 77, 512), outliers(many, 512)
+    with cpu.Pool(2, isa):
+        w = cpu.bind(tensor, "fast")
+        assert np.array_equal(cpu.linear(x[:few].copy(), w), cpu.linear(x, w)[:few])
+
+
+@pytest.mark.parametrize("tokens", [2, 9])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "IQ4_XS", "TQ2_0"])
+def test_what_is_not_finite_stays_with_its_token(name, bad, tokens, isa):
+    tensor, x = weight(BY_NAME[name], 21, 512), outliers(tokens, 512)
+    clean = x.copy()
+    x[1, 300] = bad
+    with cpu.Pool(2, isa):
+        w = cpu.bind(tensor, "fast")
+        y, expected = cpu.linear(x, w), cpu.linear(clean, w)
+    assert not np.isfinite(y[1]).any()
+    others = [t for t in range(tokens) if t != 1]
+    assert np.array_equal(y[others], expected[others])
+
+
+@pytest.mark.parametrize("tokens", [1, 16])
+@pytest.mark.parametrize("scale", [0.0, 1e-44, 1e-30, 1e-8, 1e8, 1e25])
+@pytest.mark.parametrize("name", ["Q4_K", "Q4_0", "IQ2_XXS"])
+def test_activations_of_any_size(name, scale, tokens, isa):
+    tensor = weight(BY_NAME[name], 13, 512)
+    x = (outliers(tokens, 512).astype(np.float64) * scale).astype(np.float32)
+    with cpu.Pool(2, isa):
+        assert_close(cpu.linear(x, cpu.bind(tensor, "fast")), x, tensor)
+
+
+def test_plain_types_are_never_rounded(isa):
+    for kind in (t for t in WEIGHTS if not t.is_quantized):
+        tensor, x = weight(kind, 11, 96), outliers(7, 96)
+        with cpu.Pool(2, isa):
+            assert np.array_equal(cpu.linear(x, cpu.bind(tensor, "fast")), cpu.linear(x, cpu.bind(tensor)))
+
+
+def test_an_unknown_accuracy_is_refused():
+    with pytest.raises(ConfigError, match="accuracy='best'; expected one of exact, fast"):
+        cpu.bind(weight(BY_NAME["Q4_0"], 1, 32), "best")

@@ -127,6 +127,14 @@ def test_what_is_refused_changes_nothing(model, new, remove, error, message):
     assert model.read_bytes() == before and os.listdir(model.parent) == ["m.gguf"]
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
+def test_a_read_only_file(model):
+    model.chmod(0o444)
+    with pytest.raises(ConfigError, match="may not be written to"):
+        edit_metadata(model, set={"a.flag": False})
+    assert os.listdir(model.parent) == ["m.gguf"]
+
+
 @pytest.mark.parametrize("written", [0, 1, 37, 150])
 def test_an_interrupted_edit_is_undone_by_the_next(model, written, monkeypatch):
     """A crash after some bytes of the new header: nothing of ours runs any more."""

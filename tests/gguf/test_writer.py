@@ -211,6 +211,18 @@ def test_wrong_calls_leave_nothing_behind(tmp_path, call, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_closed_writer_takes_no_more(tmp_path):
+    with GGUFWriter(tmp_path / "m.gguf", {}, [("a", (1,), "F32"), ("none", (0,), "F32")]) as writer:
+        writer.write("a", b"")
+        writer.write("a", np.float32([1]))
+        writer.write("none", b"")
+        writer.close()
+    for name in ("a", "none"):
+        with pytest.raises(ConfigError, match="is closed"):
+            writer.write(name, b"")
+    assert GGUFFile(tmp_path / "m.gguf").tensors["a"].dequantize() == 1
+
+
 def test_it_does_not_overwrite_unasked(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(b"precious")

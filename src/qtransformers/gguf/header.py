@@ -60,12 +60,11 @@ _EXPECTED: dict[str, tuple[str, frozenset[str] | set[str]]] = {
 
 
 class Field(NamedTuple):
-    """Where a metadata value lies: `[start, stop)` are its bytes, `[entry, stop)` those of key, type and value."""
+    """Where a metadata value lies: `[start, stop)` are its bytes, `[typed, stop)` those of its type as well."""
 
     kind: ValueType  # of the value, or of an array's elements
     length: int | None  # elements of an array; None for a single value
-    entry: int
-    typed: int  # where type id and payload start
+    typed: int
     start: int
     stop: int
 
@@ -229,7 +228,6 @@ class _Parser:
         return n
 
     def field(self, i: int, fields: dict[str, Field]) -> None:
-        entry = self.at
         key = self.identifier(f"the key of metadata entry {i}", MAX_KEY)
         if key in fields:
             raise self.fail(
@@ -249,7 +247,7 @@ class _Parser:
             )
         start = self.at
         self.value(key, kind, count)
-        fields[key] = field = Field(kind, count, entry, typed, start, self.at)
+        fields[key] = field = Field(kind, count, typed, start, self.at)
         self.check_type(key, field)
 
     def value(self, key: str, kind: ValueType, count: int | None) -> None:

@@ -42,6 +42,8 @@ def edit_metadata(path: str | Path, set: Mapping[str, Any] | None = None, remove
     cannot be; GGUFError for what a reader would refuse.
     """
     path = Path(os.path.realpath(path))
+    if path.is_file() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        raise ConfigError(f"{path} may not be written to. Change its permissions and its folder's, or edit a copy.")
     restore_header(path)
     mapped, data = map_file(path)
     header = parse_header(data, path.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -30,7 +29,7 @@ class AtomicFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
+        self.temporary = path.with_name(f".{path.name[:40]}.{os.urandom(4).hex()}.part")
         descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         self.committed = False
         self.file: IO[bytes] = os.fdopen(descriptor, "wb", buffering=1 << 20)
@@ -124,6 +123,8 @@ class GGUFWriter:
 
     def write(self, name: str, data: QTensor | NDArray[Any] | bytes) -> None:
         """Append to a tensor: whole blocks as bytes (uint8), or values of the tensor's own plain type."""
+        if not self._files:
+            raise ConfigError(f"{self._name} is closed; data of {name} came too late.")
         if name in self._empty:
             return
         if self._next == len(self._pending) or self._pending[self._next][1].name != name:

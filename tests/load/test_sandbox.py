@@ -8,8 +8,9 @@ from datetime import datetime
 import pytest
 
 from qtransformers.errors import TemplateError
+from qtransformers.load.budget import Limits
 from qtransformers.load.costs import FILTERS, TESTS
-from qtransformers.load.sandbox import MAX_SOURCE, Limits, Template
+from qtransformers.load.sandbox import MAX_SOURCE, Template
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
@@ -29,14 +29,18 @@ class Engine:
         n_tokens: int,
         context_length: int,
         prefill_chunk: int,
+        logits_rows: int | None = None,
+        unused_ids: Iterable[int] = (),
         pool: AbstractContextManager[Any] | None = None,
     ) -> None:
-        self.n_tokens = n_tokens  # ids from here on pad the vocabulary and are never sampled
+        self.n_tokens = n_tokens  # ids from here on pad the vocabulary and are never sampled, nor are `unused_ids`
         self.context_length = context_length
         self.prefill_chunk = prefill_chunk
+        self._logits_chunk = min(prefill_chunk, logits_rows or prefill_chunk)
+        self._unused = np.array(sorted(i for i in unused_ids if i < n_tokens), np.int64)
         self._forward: Forward | None = forward
         self._cache: PagedCache | None = cache
-        self._pool = pool if pool is not None else nullcontext()
+        self._pool: AbstractContextManager[Any] = pool if pool is not None else nullcontext()
         self._lock = Lock()
 
     def step(self, sequences: Seq[Sequence]) -> list[str]:
@@ -50,18 +54,22 @@ class Engine:
         row = 0
         for sequence, part in zip(sequences, parts, strict=True):
             sequence.past += len(part.tokens)
-            chosen = len(part.output_rows) > 0
-            texts.append(sequence.accept(sequence.sampler(logits[row, : self.n_tokens])) if chosen else "")
-            row += chosen
+            if not len(part.output_rows):
+                texts.append("")
+                continue
+            candidates = logits[row, : self.n_tokens]
+            candidates[self._unused] = -np.inf
+            texts.append(sequence.accept(sequence.sampler(candidates)))
+            row += 1
         return texts
 
     def logits(self, tokens: Seq[int]) -> NDArray[np.float32]:
-        """Logits of every token, `[T, vocab_size]`."""
+        """Logits of every token, `[T, vocab_size]`, at most `logits_rows` of them in one forward."""
         parts = []
         pages: list[int] = []
         try:
-            for past in range(0, len(tokens), self.prefill_chunk):
-                chunk = tokens[past : past + self.prefill_chunk]
+            for past in range(0, len(tokens), self._logits_chunk):
+                chunk = tokens[past : past + self._logits_chunk]
                 with self._lock:
                     forward, cache = self._open()
                     self._reserve(pages, past + len(chunk), cache)
@@ -79,9 +87,10 @@ class Engine:
         pages.clear()
 
     def close(self) -> None:
-        """Let weights and cache go, after the forward that runs now. Later calls raise ConfigError."""
+        """Let weights, cache and threads go, after the forward that runs now. Later calls raise ConfigError."""
         with self._lock:
             self._forward = self._cache = None
+            self._pool = nullcontext()
 
     @property
     def closed(self) -> bool:

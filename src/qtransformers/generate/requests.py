@@ -105,9 +105,11 @@ def stop_texts(stop: str | Iterable[str] | None) -> tuple[str, ...]:
 def prompt_ids(prompt: Any, n_tokens: int) -> tuple[int, ...]:
     """Token ids as a tuple of ints below `n_tokens`; ConfigError naming the first that is none."""
     try:
-        ids = tuple(prompt)
+        ids = tuple(prompt) if not isinstance(prompt, (bytes, bytearray, dict, set, frozenset)) else None
     except TypeError:
-        raise ConfigError(f"prompt={shown(prompt)}; expected text or a list of token ids.") from None
+        ids = None
+    if ids is None:
+        raise ConfigError(f"prompt={shown(prompt)}; expected text or a list of token ids.")
     return tuple(whole(f"prompt[{i}]", id, 0, n_tokens - 1) for i, id in enumerate(ids))
 
 

@@ -20,8 +20,9 @@ from typing import Any, Protocol
 
 from qtransformers.checks import shown, text, whole
 from qtransformers.errors import ConfigError
+from qtransformers.load.budget import Limits
 from qtransformers.load.formats import CHOICES, PromptFormat
-from qtransformers.load.sandbox import Limits, Template
+from qtransformers.load.sandbox import Template
 from qtransformers.load.specials import SpecialMatcher
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")

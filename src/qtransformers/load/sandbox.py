@@ -9,129 +9,34 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import GeneratorType
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
+from jinja2.ext import loopcontrols
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro, TemplateReference, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace
-from jinja2.visitor import NodeTransformer
 
 from qtransformers.errors import TemplateError
+from qtransformers.load.budget import CALL, STEP, Budget, Limits, OverBudget, size_of
 from qtransformers.load.costs import (
     FILTERS,
-    ITEM,
     METHODS,
     OPERATORS,
     TESTS,
-    UNBOUNDED,
     Cost,
     formatted_size,
     none,
     result_size,
 )
+from qtransformers.load.metering import Generation, metered
 
 BUDGET = " budget"  # its key among the variables: no template can spell it
 MAX_SOURCE = 128 * 1024
 MAX_RANGE = 100_000  # as jinja's own sandbox
-CALL, STEP = 128, 4  # units of work
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What rendering may take. `value` and `work` grow with the size of the messages."""
-
-    value: int = 2**20  # characters or items of any one value, and of the whole text
-    work: int = 2**25  # units; one is about a character written or 50 ns
-    seconds: float = 5.0
-
-    def grown(self, size: int) -> Limits:
-        """The limits for variables of `size` characters and items."""
-        return Limits(self.value + 4 * size, self.work + 64 * size, self.seconds)
-
-
-class OverBudget(Exception):
-    """The template wants more than it may have."""
-
-
-class Budget:
-    """What is left for one rendering."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._left = limits.work
-        self._deadline = time.monotonic() + limits.seconds
-
-    def spend(self, units: int) -> None:
-        """Take `units`; OverBudget when there are not so many, or the time is over."""
-        self._left -= units
-        if self._left < 0:
-            raise OverBudget(f"takes more than {self.limits.work:,} units of work")
-        if time.monotonic() > self._deadline:
-            raise OverBudget(f"takes longer than {self.limits.seconds:g} s")
-
-    def allow(self, size: int) -> None:
-        """Refuse a value of `size` before it exists."""
-        if size > self.limits.value:
-            found = "of unbounded size" if size >= UNBOUNDED else f"of {size:,} characters or items"
-            raise OverBudget(f"makes a value {found}; at most {self.limits.value:,} characters or items are allowed")
-        self.spend(max(size, 0))
-
-    def made(self, value: Any) -> Any:
-        """Charge for a value that was just made."""
-        if isinstance(value, str):
-            self.allow(len(value))
-        elif isinstance(value, (list, tuple, dict)):
-            self.allow(ITEM * len(value))
-        elif isinstance(value, int) and value.bit_length() > 4096:
-            raise OverBudget("makes a number of more than 4,096 bits")
-        else:
-            self.spend(1)
-        return value
-
-    def measure(self, value: Any) -> int:
-        """Size of a value with all that is in it, as often as it is in it; charged, for its text or a comparison will be as long."""
-        if isinstance(value, str):
-            size = len(value)
-        else:
-            size = 0
-            stack = [value]
-            while stack:
-                item = stack.pop()
-                size += 1
-                if isinstance(item, str):
-                    size += len(item)
-                elif isinstance(item, (list, tuple)):
-                    stack += item
-                    size += len(item)
-                elif isinstance(item, dict):
-                    stack += [*item, *item.values()]
-                    size += len(item)
-                elif isinstance(item, int):
-                    size += item.bit_length() // 3
-                if size > self.limits.value:
-                    break
-        if size > self.limits.value:
-            raise OverBudget(f"uses a value of more than {self.limits.value:,} characters and items")
-        self.spend(1 + size // 8)
-        return size
-
-    def listed(self, value: Any) -> Any:
-        """A generator as a list, everything else as it is."""
-        return list(self.counted(value)) if isinstance(value, GeneratorType) else value
-
-    def counted(self, items: Any) -> Iterator[Any]:
-        """The items, each charged."""
-        for item in items:
-            self.spend(STEP)
-            yield item
 
 
 def _budget(context: Context) -> Budget:
@@ -355,81 +260,6 @@ GLOBALS: dict[str, Callable[..., Any]] = {
 }
 
 
-class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: marks the assistant's part for training; rendering shows what is in it."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Any) -> list[nodes.Node]:
-        """The statements between the tags."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)  # type: ignore[no-any-return]
-
-
-FORBIDDEN: dict[type[nodes.Node], str] = {
-    nodes.Include: "include",
-    nodes.Import: "import",
-    nodes.FromImport: "from ... import",
-    nodes.Extends: "extends",
-    nodes.ScopedEvalContextModifier: "autoescape",
-}
-
-
-class _Metered(NodeTransformer):
-    """Puts the charges into a template's syntax tree."""
-
-    def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
-        if type(node) in FORBIDDEN:
-            raise TemplateError(
-                f"chat template, line {node.lineno}: {{% {FORBIDDEN[type(node)]} %}} is not available to chat templates, "
-                "which are one file and plain text. Pass another template with prompt_format=."
-            )
-        return super().generic_visit(node, *args, **kwargs)
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        self.generic_visit(node)
-        node.iter = _charge("on_loop", node.iter)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _charge("on_join", *node.nodes)
-
-    def visit_List(self, node: nodes.List) -> nodes.Node:
-        self.generic_visit(node)
-        return _charge("on_made", node)
-
-    visit_Dict = visit_List
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
-        self.generic_visit(node)
-        return _charge("on_made", node) if node.ctx == "load" else node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        return _charge("on_made", node) if isinstance(node.arg, nodes.Slice) and node.ctx == "load" else node
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        self.generic_visit(node)
-        sides: list[Any] = [node, *node.ops]
-        for side in sides:
-            if not isinstance(side.expr, nodes.Const):
-                side.expr = _charge("on_compared", side.expr)
-        return node
-
-    def visit_Output(self, node: nodes.Output) -> nodes.Node | list[nodes.Node]:
-        self.generic_visit(node)
-        length = sum(len(part.data) for part in node.nodes if isinstance(part, nodes.TemplateData))
-        if not length:
-            return node
-        return [nodes.ExprStmt(_charge("on_text", nodes.Const(length, lineno=node.lineno)), lineno=node.lineno), node]
-
-
-def _charge(method: str, *args: Any) -> nodes.Call:
-    line = args[0].lineno if args else 1
-    return nodes.Call(nodes.EnvironmentAttribute(method, lineno=line), list(args), [], None, None, lineno=line)
-
-
 class Template:
     """A compiled chat template. Rendering is thread-safe: what it takes is kept per rendering."""
 
@@ -442,12 +272,12 @@ class Template:
         self._environment = _Environment(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=[loopcontrols, _Generation],
+            extensions=[loopcontrols, Generation],
             finalize=_written,
             optimized=False,
         )
         try:
-            tree = _Metered().visit(self._environment.parse(source))
+            tree = metered(self._environment.parse(source))
             code = self._environment.compile(tree)
             self._template = jinja2.Template.from_code(self._environment, code, self._environment.globals)
         except jinja2.TemplateSyntaxError as e:
@@ -495,17 +325,6 @@ class Template:
                 line = self._template.get_corresponding_lineno(trace.tb_lineno)
             trace = trace.tb_next
         return f"chat template, line {line}" if line else "chat template"
-
-
-def size_of(value: Any) -> int:
-    """Characters and items in a JSON value."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(1 + size_of(k) + size_of(v) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return sum(1 + size_of(item) for item in value)
-    return 1
 
 
 def _clock(now: datetime | None) -> Callable[[str], str]:

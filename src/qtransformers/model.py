@@ -1,0 +1,443 @@
+"""The public Model: load, generate, chat."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers.cache import PagedCache
+from qtransformers.cache.pages import check_codec
+from qtransformers.checks import flag, shown, text, whole
+from qtransformers.errors import ConfigError
+from qtransformers.generate import Completion, Engine, Request, Stream
+from qtransformers.generate import Sequence as Answer
+from qtransformers.generate.requests import Decoder, answer_limit, prompt_ids, stop_texts
+from qtransformers.load import Loaded, load
+from qtransformers.load.formats import PromptFormat
+from qtransformers.load.formats import prompt_format as named_format
+from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK
+from qtransformers.sampling import Sampling
+from qtransformers.settings import Settings, usable_cores
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from qtransformers.archs.spec import Hyperparameters
+    from qtransformers.generate.asynchronous import AsyncStream
+    from qtransformers.load.chat import ChatTemplate
+    from qtransformers.load.plan import LoadPlan
+    from qtransformers.load.tokenizer import Tokenizer
+
+__all__ = ["Model", "ModelConfig"]
+
+PLACEMENTS = ("auto", "cpu")
+MAX_TOKENS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How a model is loaded, checked once; None leaves a choice to the files or the machine. ConfigError names the field."""
+
+    gguf_path: str | Path | None = None
+    model_path: str | Path | None = None
+    context_length: int | None = None  # tokens of prompt and answer; None: what the model was trained for
+    cache: str = "f16"  # how keys and values are kept: f32 or f16
+    placement: str = "auto"
+    prefill_chunk: int = PREFILL_CHUNK  # tokens of a prompt that one forward takes
+    logits_rows: int = LOGITS_ROWS  # rows of logits that one forward gives at most; more is memory, for `logits()`
+    threads: int | None = None  # None: QTRANSFORMERS_THREADS, else every core this process may use
+    prompt_format: str | Path | None = None  # name or jinja file, instead of the model's chat template
+    pre: str | None = None  # instead of the file's tokenizer.ggml.pre
+
+    def __post_init__(self) -> None:
+        for name in ("gguf_path", "model_path"):
+            path = getattr(self, name)
+            if path is not None and not isinstance(path, (str, os.PathLike)):
+                raise ConfigError(f"{name}={shown(path)}; expected a path.")
+        if self.context_length is not None:
+            whole("context_length", self.context_length, 1, MAX_TOKENS)
+        check_codec(self.cache)
+        if not isinstance(self.placement, str) or self.placement not in PLACEMENTS:
+            raise ConfigError(f"placement={shown(self.placement)}; expected one of {', '.join(PLACEMENTS)}.")
+        whole("prefill_chunk", self.prefill_chunk, 1, 2**20)
+        whole("logits_rows", self.logits_rows, 1, 2**20)
+        if self.threads is not None:
+            whole("threads", self.threads, 1, 1024)
+        if self.pre is not None:
+            text("pre", self.pre)
+
+
+class LoadOptions(TypedDict, total=False):
+    """The fields of `ModelConfig` that every way of loading takes."""
+
+    context_length: int | None
+    cache: str
+    placement: str
+    prefill_chunk: int
+    logits_rows: int
+    threads: int | None
+    prompt_format: str | Path | None
+    pre: str | None
+
+
+class Options(TypedDict, total=False):
+    """What a request may say. What it leaves out comes from the model's generation config, else it is neutral."""
+
+    max_tokens: int | None  # of the answer; None: until the context is full
+    stop: str | Sequence[str] | None  # texts that end the answer and are no part of it
+    sampling: Sampling | None  # all of the following at once
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | None
+
+
+class Model:
+    """A language model: weights from a GGUF file, tokenizer and chat template from the file or a Hugging Face directory.
+
+    Made by `load` or `from_pretrained`; `close()` or a `with` block frees it. Thread-safe: one forward runs at a time,
+    and answers streamed side by side take turns.
+    """
+
+    def __init__(self, loaded: Loaded, config: ModelConfig, format: PromptFormat | None = None) -> None:
+        settings = Settings.from_env()
+        h, plan = loaded.hparams, loaded.plan
+        cache = PagedCache.allocate(h.n_layers, h.n_kv_heads, h.head_dim, h.head_dim_v, plan.context_length, plan.cache)
+        from qtransformers.kernels.cpu import Pool  # the extension
+
+        self.config = config
+        self.plan: LoadPlan = plan
+        self.hparams: Hyperparameters = h
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        self.sampling = _recommended(loaded)
+        self.eos_ids = frozenset(loaded.tokenizer.eos_ids) | frozenset(loaded.generation.eos)
+        self.notes = loaded.notes
+        self._format = format
+        self._templates = loaded.chat_templates
+        self._gguf = loaded.sources.gguf
+        self._engine = Engine(
+            partial(loaded.spec.forward, loaded.weights, h),
+            cache,
+            n_tokens=min(loaded.tokenizer.n_tokens, h.vocab_size),
+            context_length=plan.context_length,
+            prefill_chunk=config.prefill_chunk,
+            logits_rows=config.logits_rows,
+            unused_ids=loaded.tokenizer.unused_ids,
+            pool=Pool(config.threads or settings.threads or usable_cores(), settings.isa or ""),
+        )
+        for message in plan.warnings:
+            warnings.warn(message, stacklevel=3)
+
+    @classmethod
+    def load(
+        cls,
+        gguf_path: str | Path | None = None,
+        model_path: str | Path | None = None,
+        *,
+        context_length: int | None = None,
+        cache: str = "f16",
+        placement: str = "auto",
+        prefill_chunk: int = PREFILL_CHUNK,
+        logits_rows: int = LOGITS_ROWS,
+        threads: int | None = None,
+        prompt_format: str | Path | None = None,
+        pre: str | None = None,
+    ) -> Model:
+        """Load the weights of `gguf_path` (a file, its first shard, or a folder); the fields are `ModelConfig`'s.
+
+        `model_path`, a directory or Hub id, gives tokenizer, config, chat template and generation config where the
+        GGUF's own should not serve; its weights are never read or downloaded. Errors name file, field and remedy:
+        ConfigError, ModelNotFoundError, GGUFError, LoadError, UnsupportedError, TokenizerError, InsufficientMemoryError.
+        """
+        config = ModelConfig(
+            gguf_path, model_path, context_length, cache, placement, prefill_chunk, logits_rows, threads, prompt_format, pre
+        )  # fmt: skip
+        format = None if prompt_format is None else named_format(prompt_format)
+        loaded = load(
+            gguf_path,
+            model_path,
+            context_length=config.context_length,
+            cache=config.cache,
+            prefill_chunk=config.prefill_chunk,
+            logits_rows=config.logits_rows,
+            pre=config.pre,
+        )
+        return cls(loaded, config, format)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path, model_path: str | Path | None = None, **options: Unpack[LoadOptions]
+    ) -> Model:
+        """Load `user/repo:QUANT` from the Hugging Face Hub, `demo`, or a path; options as `load`."""
+        from qtransformers.load.hub import resolve_model
+
+        if not isinstance(model, (str, os.PathLike)) or not str(model):
+            raise ConfigError(f"model={shown(model)}; expected user/repo:QUANT, demo, or a path.")
+        return cls.load(resolve_model(str(model)), model_path, **options)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self.plan.context_length
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        add_bos: bool | None = None,
+        encode_special: bool = False,
+        **options: Unpack[Options],
+    ) -> Completion:
+        """Continue a text, or token ids as they are; see `Options`.
+
+        Of a text: `add_bos` None puts BOS in front where the model expects it; `encode_special` lets control tokens that
+        the text spells out become those tokens. ConfigError names the field that cannot be honoured.
+        """
+        return self.stream(prompt, add_bos=add_bos, encode_special=encode_special, **options).read()
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        add_bos: bool | None = None,
+        encode_special: bool = False,
+        **options: Unpack[Options],
+    ) -> Stream:
+        """As `generate`, piece by piece: an iterator of `Chunk`, whose `completion` is the whole."""
+        self._check_open()
+        if isinstance(prompt, str):
+            ids = self._encode(prompt, add_bos, flag("encode_special", encode_special))
+        else:
+            if add_bos is not None or encode_special:
+                raise ConfigError(
+                    "add_bos and encode_special are for text, but the prompt is token ids. Leave them out."
+                )
+            ids = prompt_ids(prompt, self._engine.n_tokens)
+        continues = not isinstance(prompt, str) or bool(prompt)
+        return self._stream(ids, self.tokenizer.decoder(continues=continues), **options)
+
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = ..., tools: Sequence[Mapping[str, Any]] | None = ...,
+        documents: Sequence[Mapping[str, Any]] | None = ..., template_variables: Mapping[str, Any] | None = ...,
+        encode_special: bool = ..., **options: Unpack[Options],
+    ) -> Completion: ...  # fmt: skip
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], tools: Sequence[Mapping[str, Any]] | None = ...,
+        documents: Sequence[Mapping[str, Any]] | None = ..., template_variables: Mapping[str, Any] | None = ...,
+        encode_special: bool = ..., **options: Unpack[Options],
+    ) -> Stream: ...  # fmt: skip
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        encode_special: bool = False,
+        **options: Unpack[Options],
+    ) -> Completion | Stream:
+        """Answer OpenAI-shaped messages, `{"role": "user", "content": "..."}`; a `Stream` with `stream=True`.
+
+        `tools`, `documents` and `template_variables` go to the chat template. Control tokens that messages spell out stay
+        text unless `encode_special`. ConfigError for malformed messages or a model without a template, TemplateError.
+        """
+        flag("stream", stream)
+        ids = self.chat_ids(
+            messages, tools=tools, documents=documents, template_variables=template_variables, encode_special=encode_special
+        )  # fmt: skip
+        options["stop"] = (*self.chat_template.format.stop, *stop_texts(options.get("stop")))
+        answer = self._stream(ids, self.tokenizer.decoder(), **options)
+        return answer if stream else answer.read()
+
+    def chat_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        encode_special: bool = False,
+    ) -> tuple[int, ...]:
+        """The prompt of a chat as token ids."""
+        from qtransformers.load.chat import encode
+
+        self._check_open()
+        prompt = self.chat_template.render(
+            messages,
+            tools=tools,
+            documents=documents,
+            variables=template_variables,
+            encode_special=flag("encode_special", encode_special),
+        )
+        return tuple(encode(prompt, self.tokenizer))
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """How chats become prompts: `prompt_format`, else the model's template; ConfigError where there is neither."""
+        from qtransformers.load.chat import ChatTemplate, no_template
+
+        named = self._templates.by_name
+        source = self._templates.default
+        format = self._format or (PromptFormat(self._templates.origin, source) if source is not None else None)
+        if format is None:
+            raise no_template(self.plan.file)
+        t = self.tokenizer
+        special = {"bos_token": t.bos_id, "eos_token": t.eos_id}
+        return ChatTemplate(
+            format,
+            tool_template="" if self._format else named.get("tool_use", ""),
+            special_tokens={name: "" if i is None else t.token_text(i) for name, i in special.items()},
+            control_texts=tuple(t.token_text(i) for i in sorted(t.special_ids)),
+        )
+
+    async def agenerate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        add_bos: bool | None = None,
+        encode_special: bool = False,
+        **options: Unpack[Options],
+    ) -> Completion:
+        """`generate` beside an event loop; cancelling the task ends the answer and frees its memory."""
+        return await self.astream(prompt, add_bos=add_bos, encode_special=encode_special, **options).read()
+
+    def astream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        add_bos: bool | None = None,
+        encode_special: bool = False,
+        **options: Unpack[Options],
+    ) -> AsyncStream:
+        """`stream` beside an event loop: `async for chunk in model.astream(...)`."""
+        from qtransformers.generate.asynchronous import AsyncStream
+
+        return AsyncStream(self.stream(prompt, add_bos=add_bos, encode_special=encode_special, **options))
+
+    @overload
+    async def achat(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = ..., tools: Sequence[Mapping[str, Any]] | None = ...,
+        documents: Sequence[Mapping[str, Any]] | None = ..., template_variables: Mapping[str, Any] | None = ...,
+        encode_special: bool = ..., **options: Unpack[Options],
+    ) -> Completion: ...  # fmt: skip
+    @overload
+    async def achat(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], tools: Sequence[Mapping[str, Any]] | None = ...,
+        documents: Sequence[Mapping[str, Any]] | None = ..., template_variables: Mapping[str, Any] | None = ...,
+        encode_special: bool = ..., **options: Unpack[Options],
+    ) -> AsyncStream: ...  # fmt: skip
+    async def achat(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **given: Any
+    ) -> Completion | AsyncStream:
+        """`chat` beside an event loop; with `stream=True`: `async for chunk in await model.achat(..., stream=True)`."""
+        from qtransformers.generate.asynchronous import AsyncStream
+
+        flag("stream", stream)
+        answer = AsyncStream(self.chat(messages, stream=True, **given))
+        return answer if stream else await answer.read()
+
+    def logits(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
+        """Logits of the token after each of `tokens [T]`: `[T, vocab_size]`, the rows of padding included."""
+        ids = prompt_ids(tokens, self._engine.n_tokens)
+        if not 0 < len(ids) <= self.context_length:
+            raise ConfigError(f"tokens has {len(ids):,} ids; expected 1 to {self.context_length:,} (context_length).")
+        return self._engine.logits(ids)
+
+    def close(self) -> None:
+        """Free weights and cache; any use afterwards raises ConfigError. Waits for the forward under way."""
+        self._engine.close()
+        if self._gguf is not None:
+            self._gguf.close()
+            self._gguf = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._engine.closed
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return f"<Model {self.plan.architecture} of {self.plan.file}, context of {self.context_length:,} tokens{state}>"
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ConfigError(f"the model of {self.plan.file} is closed. Load it again to use it.")
+
+    def _encode(self, prompt: str, add_bos: bool | None, encode_special: bool) -> tuple[int, ...]:
+        from qtransformers.load.chat import with_start
+
+        if add_bos is not None:
+            flag("add_bos", add_bos)
+        ids = self.tokenizer.encode(text("prompt", prompt), add_bos=False, encode_special=encode_special)
+        if add_bos and not self.tokenizer.before:
+            bos = self.tokenizer.bos_id
+            if bos is None:
+                raise ConfigError("add_bos=True, but the vocabulary has no BOS token. Leave it out.")
+            return tuple(ids if ids[:1] == [bos] else [bos, *ids])
+        return tuple(ids if add_bos is False else with_start(ids, self.tokenizer))
+
+    def _stream(
+        self,
+        ids: tuple[int, ...],
+        decoder: Decoder,
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        sampling: Sampling | None = None,
+        **fields: Any,
+    ) -> Stream:
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise ConfigError(f"sampling={shown(sampling)}; expected a Sampling.")
+        stops = stop_texts(stop)
+        own = [self.tokenizer.id_of(s) for s in stops]
+        request = Request(
+            prompt=ids,
+            max_tokens=answer_limit(len(ids), max_tokens, self.context_length),
+            sampling=(sampling or self.sampling).override(**fields),
+            stop=stops,
+            # control tokens leave no text by which to find them
+            stop_ids=self.eos_ids | {i for i in own if i in self.tokenizer.special_ids},
+        )
+        return Stream(self._engine, Answer(request, decoder))
+
+
+def _recommended(loaded: Loaded) -> Sampling:
+    """The sampling that the model's authors recommend; a warning for what of it cannot be followed."""
+    given = loaded.generation
+    for name in ("typical_p", "repetition_penalty"):
+        value = getattr(given, name)
+        if value not in (None, 1.0):
+            warnings.warn(
+                f"{given.origin} recommends {name}={value:g}, which this version does not apply.", stacklevel=4
+            )
+    top_k = given.top_k if given.top_k is None else max(0, given.top_k)  # -1 is off, too
+    return Sampling.from_generation_config(
+        {
+            "do_sample": given.do_sample,
+            "temperature": given.temperature,
+            "top_k": top_k,
+            "top_p": given.top_p,
+            "min_p": given.min_p,
+        }
+    )

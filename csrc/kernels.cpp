@@ -21,10 +21,11 @@ struct Weight {
     Bytes data;
     int type;
     size_t rows, cols, row_bytes;
-    bool exact;  // products in floats only
+    int planes;  // int8 planes of x where many tokens are multiplied; 0: floats only
 
-    Weight(nb::object tensor, Bytes data, int type, size_t rows, size_t cols, bool exact)
-        : tensor(tensor), data(data), type(type), rows(rows), cols(cols), exact(exact) {
+    Weight(nb::object tensor, Bytes data, int type, size_t rows, size_t cols, int planes)
+        : tensor(tensor), data(data), type(type), rows(rows), cols(cols), planes(planes) {
+        if (planes < 0 || planes > 2) refuse(name() + " is to be multiplied with " + std::to_string(planes) + " planes; expected 0 to 2.");
         if (type < 0 || type >= max_types || !formats.of[type].name) refuse(name() + " has type " + std::to_string(type) + ", which holds no floats.");
         const Format& f = format();
         if (cols % f.block_size) refuse(name() + " has rows of " + std::to_string(cols) + " values, no multiple of the block of " + std::to_string(f.block_size) + ".");
@@ -101,13 +102,13 @@ void share_gemv(const LinearJob& job, const Gemv& gemv, Linear exact, size_t T) 
 }
 
 // Integer products, many tokens at a time.
-void share_gemm(const LinearJob& job, const Gemm& gemm, size_t T) {
-    std::byte* packed = shared_scratch(gemm.packed_bytes(T, job.in));
+void share_gemm(const LinearJob& job, const Gemm& gemm, int planes, size_t T) {
+    std::byte* packed = shared_scratch(gemm.packed_bytes(T, job.in, planes));
     const size_t blocks = (job.in + 255) / 256;
     parallel(blocks, 1, double(T) * job.in * 8, [&](size_t begin, size_t end) {
-        for (size_t b = begin; b < end; b++) gemm.pack(job.x, T, job.in, b, packed);
+        for (size_t b = begin; b < end; b++) gemm.pack(job.x, T, job.in, planes, b, packed);
     });
-    const GemmJob many{job.w, job.row_bytes, job.in, job.out, T, packed, job.bias, job.y};
+    const GemmJob many{job.w, job.row_bytes, job.in, job.out, T, planes, packed, job.bias, job.y};
     parallel(job.out, gemm_rows, double(T) * job.in * job.out, [&](size_t begin, size_t end) { gemm.rows(many, begin, end, scratch(gemm.tile_floats(T))); });
 }
 
@@ -127,10 +128,10 @@ Out linear(Floats x, const Weight& w, std::optional<Floats> bias) {
     const PaddedRows rows(from, T, w.cols);
     const LinearJob job{w.data.data(), w.row_bytes, k.decode[w.type], f.block_size, f.block_bytes, w.type == 0, rows.data, rows.stride, w.cols, w.rows, b, y.data};
     const Linear exact = k.linear[regime(T)][w.type];
-    if (!w.exact && T && T <= few_tokens_most && k.gemv && k.gemv[w.type].rows)
+    if (w.planes && T && T <= few_tokens_most && k.gemv && k.gemv[w.type].rows)
         share_gemv(job, k.gemv[w.type], exact, T);
-    else if (!w.exact && T > few_tokens_most && k.gemm && k.gemm[w.type].rows && rows.stride == w.cols)
-        share_gemm(job, k.gemm[w.type], T);
+    else if (w.planes && T > few_tokens_most && k.gemm && k.gemm[w.type].rows && rows.stride == w.cols)
+        share_gemm(job, k.gemm[w.type], w.planes, T);
     else
         share_linear(job, exact, T);
     return y.array;
@@ -200,7 +201,7 @@ Out rope(Floats x, Ints positions, nb::ndarray<const double, nb::c_contig, nb::d
 
 void bind_kernels(nb::module_& m) {
     nb::class_<Weight>(m, "Weight", "A matrix [rows, cols] of any type that decodes to floats, read where it lies.")
-        .def(nb::init<nb::object, Bytes, int, size_t, size_t, bool>(), nb::arg("tensor"), nb::arg("data").noconvert(), nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("exact") = true)
+        .def(nb::init<nb::object, Bytes, int, size_t, size_t, int>(), nb::arg("tensor"), nb::arg("data").noconvert(), nb::arg("type"), nb::arg("rows"), nb::arg("cols"), nb::arg("planes") = 0)
         .def_ro("tensor", &Weight::tensor, "The QTensor it was bound from.")
         .def_prop_ro("name", [](const Weight& w) { return w.tensor.attr("name"); })
         .def_prop_ro("type", [](const Weight& w) { return w.tensor.attr("type"); })

@@ -109,24 +109,27 @@ static void gemm_rows_of(const GemmJob& j, size_t r0, size_t r1, float* tile) {
                     for (int k = used / sub; k < panel_columns / sub; k++) to.s[k] = to.m[k] = 0;
                 }
             }
-            const Acts* a = (const Acts*)j.packed + b / per * groups;
-            size_t g = 0;
-            for (; g + 2 <= groups; g += 2) sweep<sub, minima, 2>(p, rows, a + g, tile + g * panel_rows * tokens);
-            for (; g < groups; g++) sweep<sub, minima, 1>(p, rows, a + g, tile + g * panel_rows * tokens);
+            for (int plane = 0; plane < j.planes; plane++) {
+                const Acts* a = (const Acts*)j.packed + (b / per * j.planes + plane) * groups;
+                size_t g = 0;
+                for (; g + 2 <= groups; g += 2) sweep<sub, minima, 2>(p, rows, a + g, tile + g * panel_rows * tokens);
+                for (; g < groups; g++) sweep<sub, minima, 1>(p, rows, a + g, tile + g * panel_rows * tokens);
+            }
         }
         flush(tile, j, r, rows);
     }
 }
 
-static size_t packed_bytes(size_t T, size_t in) { return (T + tokens - 1) / tokens * ((in + panel_columns - 1) / panel_columns) * sizeof(Acts); }
-static size_t tile_floats(size_t T) { return (T + tokens - 1) / tokens * tokens * panel_rows; }
-static void pack(const float* x, size_t T, size_t in, size_t block, void* packed) {
-    const size_t groups = (T + tokens - 1) / tokens, from = block * panel_columns;
-    Acts* a = (Acts*)packed + block * groups;
+static size_t groups_of(size_t T) { return (T + tokens - 1) / tokens; }
+static size_t packed_bytes(size_t T, size_t in, int planes) { return planes * groups_of(T) * ((in + panel_columns - 1) / panel_columns) * sizeof(Acts); }
+static size_t tile_floats(size_t T) { return groups_of(T) * tokens * panel_rows; }
+static void pack(const float* x, size_t T, size_t in, int planes, size_t block, void* packed) {
+    const size_t groups = groups_of(T), from = block * panel_columns;
+    Acts* a = (Acts*)packed + block * planes * groups;
     const int n = in - from < panel_columns ? int(in - from) : panel_columns;
     for (size_t g = 0; g < groups; g++) {
         const size_t t = g * tokens;
-        pack_acts(x + t * in + from, in, T - t < tokens ? int(T - t) : tokens, n, a[g]);
+        pack_acts(x + t * in + from, in, T - t < tokens ? int(T - t) : tokens, n, a + g, planes, groups);
     }
 }
 

@@ -10,14 +10,15 @@ namespace qt {
 struct GemmJob {
     const uint8_t* w;  // [out] rows of row_bytes
     size_t row_bytes, in, out, T;
-    const void* packed;  // [blocks of 256 columns][groups of 16 tokens]
+    int planes;          // 1, or 2 for nearly exact products at twice the cost
+    const void* packed;  // [blocks of 256 columns][planes][groups of 16 tokens]
     const float* bias;   // [out] or null
     float* y;            // [T][out]
 };
 struct Gemm {
-    size_t (*packed_bytes)(size_t T, size_t in);                                                  // 64-byte aligned
-    void (*pack)(const float* x, size_t T, size_t in, size_t block, void* packed);                // one block of 256 columns
-    size_t (*tile_floats)(size_t T);                                                              // scratch of a thread, 64-byte aligned
+    size_t (*packed_bytes)(size_t T, size_t in, int planes);                                        // 64-byte aligned
+    void (*pack)(const float* x, size_t T, size_t in, int planes, size_t block, void* packed);      // one block of 256 columns
+    size_t (*tile_floats)(size_t T);                                                                // scratch of a thread, 64-byte aligned
     void (*rows)(const GemmJob&, size_t r0, size_t r1, float* tile);
 };
 inline constexpr size_t gemm_rows = 48;  // rows [r0, r1) are best a multiple of this

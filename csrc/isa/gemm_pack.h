@@ -1,5 +1,6 @@
 // Activations as int8, 16 tokens x 256 columns a record, transposed so that a register holds 4 columns of 16 tokens.
 // A scale for each 256 values of a token, and below it a power of two for each 32: outliers cost only their own 32.
+// A second plane, where it is wanted, holds what the first one's rounding lost.
 #pragma once
 #include "panel.h"
 #include "simd512.h"
@@ -40,10 +41,9 @@ INLINE void transpose16(Z (&v)[16]) {
     UNROLL for (int i = 0; i < 16; i++) v[i] = u[i];
 }
 
-// One token's 256 columns, of which `n` exist: bytes, unit and exponents.
-INLINE void round_token(const float* x, int n, int8_t* q, float& d, int32_t* up) {
-    V v[16], top[8], all = _mm512_setzero_ps(), bad = all;
-    UNROLL for (int i = 0; i < 16; i++) v[i] = _mm512_maskz_loadu_ps(n >= 16 * i + 16 ? 0xffff : n > 16 * i ? (1 << (n - 16 * i)) - 1 : 0, x + 16 * i);
+// One token's 256 columns: bytes, unit and exponents; what rounding loses stays in v.
+INLINE void round_token(V (&v)[16], int8_t* q, float& d, int32_t* up) {
+    V top[8], all = _mm512_setzero_ps(), bad = all;
     UNROLL for (int j = 0; j < 8; j++) {
         top[j] = _mm512_max_ps(_mm512_abs_ps(v[2 * j]), _mm512_abs_ps(v[2 * j + 1]));
         all = _mm512_max_ps(all, top[j]);
@@ -58,24 +58,17 @@ INLINE void round_token(const float* x, int n, int8_t* q, float& d, int32_t* up)
         int halvings = 0;  // while every value still fits
         UNROLL for (int h = 1; h <= 7; h++) halvings += !_mm512_cmp_ps_mask(top[j], _mm512_set1_ps(most / float(1 << h)), _CMP_GT_OQ);
         up[j * tokens] = (7 - halvings) << 23;
-        const V scale = _mm512_set1_ps(inverse * float(1 << halvings));
-        UNROLL for (int i = 2 * j; i < 2 * j + 2; i++)
-            _mm_store_si128((__m128i*)(q + 16 * i), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(v[i], scale))));
+        const V scale = _mm512_set1_ps(inverse * float(1 << halvings)), unit = _mm512_set1_ps(d * float(1 << (7 - halvings)));
+        UNROLL for (int i = 2 * j; i < 2 * j + 2; i++) {
+            const Z r = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], scale));
+            _mm_store_si128((__m128i*)(q + 16 * i), _mm512_cvtepi32_epi8(r));
+            v[i] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(r), unit, v[i]);
+        }
     }
 }
 
-// Columns [0, n) of up to 16 tokens, `ld` apart.
-static void pack_acts(const float* x, size_t ld, int n_tokens, int n, Acts& a) {
-    alignas(64) int8_t rows[tokens][256];
-    for (int t = 0; t < tokens; t++) {
-        if (t < n_tokens) {
-            round_token(x + t * ld, n, rows[t], a.d[t], &a.up[0][t]);
-            continue;
-        }
-        __builtin_memset(rows[t], 0, 256);
-        a.d[t] = 0;
-        for (int j = 0; j < 8; j++) a.up[j][t] = 0;
-    }
+// Transposes 16 rounded tokens, and sums.
+static void arrange(const int8_t (*rows)[256], Acts& a) {
     const Z one = b8(1), zero = _mm512_setzero_si512();
     for (int i = 0; i < 4; i++) {
         Z v[16];
@@ -97,5 +90,19 @@ static void pack_acts(const float* x, size_t ld, int n_tokens, int n, Acts& a) {
             _mm512_store_ps(a.sum32[j], _mm512_cvtepi32_ps(_mm512_sllv_epi32(sum, up)));
         }
     }
+}
+
+// Columns [0, n) of up to 16 tokens, `ld` apart, into `planes` records `stride` apart.
+static void pack_acts(const float* x, size_t ld, int n_tokens, int n, Acts* a, int planes, size_t stride) {
+    alignas(64) int8_t rows[2][tokens][256];
+    for (int t = 0; t < tokens; t++) {
+        V v[16];
+        UNROLL for (int i = 0; i < 16; i++) {
+            const int left = t < n_tokens ? n - 16 * i : 0;
+            v[i] = _mm512_maskz_loadu_ps(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0, x + t * ld + 16 * i);
+        }
+        for (int p = 0; p < planes; p++) round_token(v, rows[p][t], a[p * stride].d[t], &a[p * stride].up[0][t]);
+    }
+    for (int p = 0; p < planes; p++) arrange(rows[p], a[p * stride]);
 }
 }  // namespace qt::QT_ISA

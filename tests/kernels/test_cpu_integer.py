@@ -1,4 +1,4 @@
-"""Products with rounded activations (accuracy="fast") against the twin in float64."""
+"""Products with rounded activations (accuracy="fast" and "high") against the twin in float64."""
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ def outliers(tokens, cols, seed=0):
     return (rng.standard_normal((tokens, cols)) * channel).astype(np.float32)
 
 
-def assert_close(y, x, tensor, bias=None):
-    bound = PLANES if len(x) <= 4 else ONE_PLANE
+def assert_close(y, x, tensor, bias=None, accuracy="fast"):
+    bound = PLANES if len(x) <= 4 or accuracy == "high" else ONE_PLANE
     norms = np.linalg.norm(x.astype(np.float64), axis=1)[:, None] * np.linalg.norm(
         tensor.dequantize().astype(np.float64), axis=1
     )
@@ -46,8 +46,9 @@ def test_every_type(kind, rows, blocks, tokens, isa):
     tensor, x = weight(kind, rows, cols), outliers(tokens, cols)
     bias = np.random.default_rng(1).standard_normal(rows).astype(np.float32)
     with cpu.Pool(2, isa):
-        assert_close(cpu.linear(x, cpu.bind(tensor, "fast"), bias), x, tensor, bias)
-        assert_close(cpu.linear(x, cpu.bind(tensor, "fast")), x, tensor)
+        for accuracy in ("fast", "high"):
+            assert_close(cpu.linear(x, cpu.bind(tensor, accuracy), bias), x, tensor, bias, accuracy)
+            assert_close(cpu.linear(x, cpu.bind(tensor, accuracy)), x, tensor, None, accuracy)
 
 
 @by_name
@@ -132,5 +133,5 @@ def test_plain_types_are_never_rounded(isa):
 
 
 def test_an_unknown_accuracy_is_refused():
-    with pytest.raises(ConfigError, match="accuracy='best'; expected one of exact, fast"):
+    with pytest.raises(ConfigError, match="accuracy='best'; expected one of exact, high, fast"):
         cpu.bind(weight(BY_NAME["Q4_0"], 1, 32), "best")

@@ -26,14 +26,15 @@ else:
     Weight = lib.Weight
 
 
-ACCURACIES = ("exact", "fast")
+ACCURACIES = {"exact": 0, "high": 2, "fast": 1}  # to int8 planes of the activations; exact: floats
 
 
 def bind(tensor: QTensor, accuracy: str = "exact") -> Weight:
     """A matrix `[out, in]` the kernels multiply with, read where it lies: `.shape`, `.type`, `.name`, `.tensor`.
 
-    `accuracy="exact"` multiplies floats. `"fast"` rounds activations where this machine has integer kernels: to two int8
-    planes for up to 4 tokens (off by about 3e-5), to one with a power of two per 32 columns for more (about 1e-2).
+    `accuracy` says how activations enter a product, where this machine has integer kernels (AVX-512 with VNNI): `exact`
+    as floats; `high` as two int8 planes, off by about 3e-5 of the norms; `fast` the same for up to 4 tokens, and one plane
+    with a power of two per 32 columns for more, off by about 1e-2.
     UnsupportedError for a type that holds no floats, ConfigError for a tensor that is no matrix.
     """
     check("linear", tensor.type, "cpu", tensor.name, tensor.file)
@@ -41,7 +42,7 @@ def bind(tensor: QTensor, accuracy: str = "exact") -> Weight:
         raise ConfigError(f"{tensor.file}: {tensor.name} is {list(tensor.shape)}; expected a matrix [out, in].")
     if accuracy not in ACCURACIES:
         raise ConfigError(f"accuracy={accuracy!r}; expected one of {', '.join(ACCURACIES)}.")
-    return lib.Weight(tensor, tensor.data, tensor.type.id, *tensor.shape, accuracy == "exact")
+    return lib.Weight(tensor, tensor.data, tensor.type.id, *tensor.shape, ACCURACIES[accuracy])
 
 
 def linear(x: F32, w: Weight, bias: F32 | None = None) -> F32:

@@ -1,0 +1,97 @@
+"""Models of realistic shape with random weights, to time what a real one would take: `make(shape, recipe, path)`.
+
+Usage: python benchmarks/models.py llama-1b Q4_K_M out.gguf
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from qtransformers.gguf import GGUFWriter
+from qtransformers.types import BY_NAME, QuantType
+
+SHAPES = {  # layers, width, heads, KV heads, head dimension, FFN, vocabulary
+    "llama-1b": (16, 2048, 32, 8, 64, 8192, 128256),
+    "llama-150m": (12, 768, 12, 4, 64, 3072, 32000),
+    "odd-0.5b": (24, 896, 14, 2, 64, 4864, 151936),
+}
+# type of the layers' weights, of those that `more` picks among attn_v and ffn_down, of the tied embedding
+RECIPES = {
+    "Q4_K_M": ("Q4_K", "Q6_K", "Q6_K"), "Q5_K_M": ("Q5_K", "Q6_K", "Q6_K"), "Q6_K": ("Q6_K", "Q6_K", "Q6_K"),
+    "Q8_0": ("Q8_0", "Q8_0", "Q8_0"), "Q4_0": ("Q4_0", "Q4_0", "Q6_K"), "Q3_K_M": ("Q3_K", "Q4_K", "Q6_K"),
+    "Q2_K": ("Q2_K", "Q3_K", "Q6_K"), "IQ4_XS": ("IQ4_XS", "Q5_K", "Q6_K"),
+}  # fmt: skip
+# What takes a type's place where rows are no multiple of its block.
+FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q3_K": "IQ4_NL", "Q2_K": "IQ4_NL", "IQ4_XS": "IQ4_NL"}
+
+
+def more(i: int, n: int) -> bool:
+    """Which layers the `_M` recipes give more bits."""
+    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
+
+
+def tensors(shape: str, recipe: str) -> list[tuple[str, tuple[int, ...], str]]:
+    """Names, shapes and types of a model."""
+    n_layers, width, heads, kv, dim, ffn, vocab = SHAPES[shape]
+    base, better, embedding = RECIPES[recipe]
+
+    def fit(kind: str, columns: int) -> str:
+        return kind if columns % BY_NAME[kind].block_size == 0 else FALLBACK[kind]
+
+    out: list[tuple[str, tuple[int, ...], str]] = [
+        ("token_embd.weight", (vocab, width), fit(embedding, width)),
+        ("output_norm.weight", (width,), "F32"),
+    ]
+    for i in range(n_layers):
+        extra = better if more(i, n_layers) else base
+        for name, rows, columns, kind in (
+            ("attn_q", heads * dim, width, base), ("attn_k", kv * dim, width, base), ("attn_v", kv * dim, width, extra),
+            ("attn_output", width, heads * dim, base), ("ffn_gate", ffn, width, base), ("ffn_up", ffn, width, base),
+            ("ffn_down", width, ffn, extra),
+        ):  # fmt: skip
+            out.append((f"blk.{i}.{name}.weight", (rows, columns), fit(kind, columns)))
+        out += [(f"blk.{i}.{name}.weight", (width,), "F32") for name in ("attn_norm", "ffn_norm")]
+    return out
+
+
+def blocks(kind: QuantType, n: int, rng: np.random.Generator) -> np.ndarray:
+    """`n` blocks of random codes with scales so small that activations stay small through all layers."""
+    made = rng.integers(0, 256, (n, kind.block_bytes), np.uint8).reshape(-1).view(kind.block)
+    for field in ("d", "dmin", "m"):
+        if field in (kind.block.names or ()):
+            made[field] = (
+                rng.uniform(0.5, 1, n) * (2e-3 if kind.block_size < 256 else 2e-4) * (1 if field == "d" else 0.5)
+            )
+    return made.view(np.uint8)
+
+
+def make(shape: str, recipe: str, path: Path) -> None:
+    """Write a Llama of `shape` quantised by `recipe`, with a vocabulary of numbered tokens."""
+    n_layers, width, heads, kv, dim, ffn, vocab = SHAPES[shape]
+    metadata = {
+        "general.architecture": "llama", "general.name": f"{shape} {recipe}, random weights",
+        "llama.block_count": n_layers, "llama.context_length": 8192, "llama.embedding_length": width,
+        "llama.feed_forward_length": ffn, "llama.attention.head_count": heads, "llama.attention.head_count_kv": kv,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.dimension_count": dim,
+        "llama.attention.key_length": dim, "llama.attention.value_length": dim, "llama.rope.freq_base": 500000.0,
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>"] + [f"t{i}" for i in range(vocab - 3)],
+        "tokenizer.ggml.scores": [0.0] * vocab, "tokenizer.ggml.token_type": [2, 3, 3] + [1] * (vocab - 3),
+        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    specs = tensors(shape, recipe)
+    with GGUFWriter(path, metadata, specs, overwrite=True) as writer:
+        for name, dims, kind in specs:
+            if kind == "F32":
+                writer.write(name, np.ones(dims, np.float32))
+                continue
+            row = BY_NAME[kind]
+            n = int(np.prod(dims)) // row.block_size
+            pool = blocks(row, min(n, 1 << 16), rng)  # repeated: the kernels cannot tell, and the file is made sooner
+            for done in range(0, n, 1 << 16):
+                writer.write(name, pool[: min(n - done, 1 << 16) * row.block_bytes])
+
+
+if __name__ == "__main__":
+    make(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from qtransformers.errors import TokenizerError
@@ -12,6 +13,7 @@ from qtransformers.load.vocab import CONTROL, PREFIX, UNKNOWN, Vocab
 from qtransformers.load.wpm import simple_lower
 
 SPACE = "\u2581"
+_LONG_RUN = 600  # digits; a multiple of three
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -55,6 +57,8 @@ def bpe_encoder(
         return found if nothing not in found else [i for i in found if i != nothing]
 
     encode: Callable[[str], list[int]] = split_and_merge
+    if pre.digit_groups:
+        encode = _digits_cut(encode, pre.digit_groups)
     if pre.whole_newlines:
         encode = _newlines_whole(encode, ids)
     if pre.escape_spaces:
@@ -97,6 +101,25 @@ def _bad_merge(vocab: Vocab, pairs: list[tuple[str, str]], ids: dict[str, int], 
 
 def _rewritten(encode: Callable[[str], list[int]], rewrite: Callable[[str], str]) -> Callable[[str], list[int]]:
     return lambda text: encode(rewrite(text))
+
+
+def _digits_cut(encode: Callable[[str], list[int]], digits: str) -> Callable[[str], list[int]]:
+    """Long runs of digits are cut where the threes from the right are cut anyway: looking for those takes quadratic time."""
+    from tokenizers import Regex, pre_tokenizers
+
+    others = pre_tokenizers.Split(Regex(f"(?<!{digits}){digits}{{{_LONG_RUN},}}"), "removed")
+
+    def with_cuts(text: str) -> list[int]:
+        if len(text) <= _LONG_RUN:
+            return encode(text)
+        cuts, run = [0], 0
+        for start, stop in (*(span for _, span in others.pre_tokenize_str(text)), (len(text), len(text))):
+            cuts += range(run + (start - run - 1) % _LONG_RUN + 1, start, _LONG_RUN)
+            run = stop
+        cuts.append(len(text))
+        return [i for a, b in pairwise(cuts) if a < b for i in encode(text[a:b])]
+
+    return with_cuts
 
 
 def _newlines_whole(encode: Callable[[str], list[int]], ids: dict[str, int]) -> Callable[[str], list[int]]:

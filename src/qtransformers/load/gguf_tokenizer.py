@@ -9,6 +9,7 @@ from qtransformers.errors import TokenizerError
 from qtransformers.load.bpe import bpe_encoder
 from qtransformers.load.decoding import piece_decoder
 from qtransformers.load.parts import TokenizerParts, around_specials
+from qtransformers.load.plamo import plamo_encoder
 from qtransformers.load.pretokenizers import PreTokenizer, pre_tokenizer
 from qtransformers.load.rwkv import rwkv_encoder, unescape
 from qtransformers.load.specials import Strip
@@ -108,11 +109,22 @@ def _rwkv(vocab: Vocab, metadata: Metadata) -> TokenizerParts:
     )
 
 
+def _plamo2(vocab: Vocab, metadata: Metadata) -> TokenizerParts:
+    return TokenizerParts(
+        vocab,
+        around_specials(vocab, plamo_encoder(vocab), _strips(vocab, metadata)),
+        piece_decoder(vocab, byte_level=False, escaped=False),
+        before=_ids(vocab, "bos" if vocab.add_bos else None),
+        after=_ids(vocab, "eos" if vocab.add_eos else None),
+    )
+
+
 _BUILDERS: Mapping[str, Callable[[Vocab, Metadata], TokenizerParts]] = {
     "spm": _spm,
     "wpm": _wpm,
     "ugm": _ugm,
     "rwkv": _rwkv,
+    "plamo2": _plamo2,
 }
 
 

@@ -120,7 +120,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
                 r"[\r\n]",
                 rf"\s?[{LATIN_LIKE}]+",
                 r"\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3001}-\x{3002}]+",
-                r"\s+\z",
+                r"(?<!\s)\s++\z",
                 CJK_HANGUL,
                 r"\p{N}+",
             )

@@ -1,111 +1,27 @@
-"""Reading `tokenizer.model`, a SentencePiece model, without its library.
+"""Reading `tokenizer.model` for conversion."""
 
-Source: sentencepiece_model.proto. Of ModelProto only `pieces` (1), and of `trainer_spec` (2) and `normalizer_spec` (3)
-the fields below matter here; all else is skipped by wire type.
-"""
+from qtransformers.load.sentencepiece import (
+    BPE,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNIGRAM,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    SentencePiece,
+    read_sentencepiece,
+)
 
-from __future__ import annotations
-
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
-from qtransformers.errors import TokenizerError
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(
-    1, 7
-)  # SentencePiece.Type; GGUF's token types are the same
-UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
-
-
-@dataclass(frozen=True)
-class SentencePiece:
-    """A vocabulary: text, score and type of every piece, in order of id."""
-
-    model_type: int
-    texts: list[str]
-    scores: list[float]
-    types: list[int]
-    add_dummy_prefix: bool = True
-    unk_id: int = 0
-    bos_id: int = 1
-    eos_id: int = 2
-    pad_id: int = -1
-
-
-def read_sentencepiece(path: Path) -> SentencePiece:
-    """The pieces of a `tokenizer.model`; TokenizerError when it is not one."""
-    try:
-        return _parse(path.read_bytes())
-    except (IndexError, struct.error, UnicodeDecodeError, ValueError) as e:
-        raise TokenizerError(f"{path}: not a SentencePiece model ({e}). Download it again.") from e
-
-
-def _parse(data: bytes) -> SentencePiece:
-    texts: list[str] = []
-    scores: list[float] = []
-    types: list[int] = []
-    numbers: dict[str, int] = {}
-    for number, value in _fields(data):
-        if number == 1 and isinstance(value, bytes):
-            piece = dict(_fields(value))
-            texts.append(_bytes(piece.get(1, b"")).decode())
-            scores.append(struct.unpack("<f", _bytes(piece.get(2, b"\0\0\0\0")))[0])
-            types.append(_int(piece.get(3, NORMAL)))
-        elif number == 2 and isinstance(value, bytes):
-            spec = dict(_fields(value))
-            names = {3: "model_type", 40: "unk_id", 41: "bos_id", 42: "eos_id", 43: "pad_id"}
-            numbers |= {names[n]: _int(v) for n, v in spec.items() if n in names}
-        elif number == 3 and isinstance(value, bytes):
-            numbers["add_dummy_prefix"] = _int(dict(_fields(value)).get(3, 1))
-    if not texts:
-        raise ValueError("it has no pieces")
-    prefix = bool(numbers.pop("add_dummy_prefix", 1))
-    return SentencePiece(numbers.pop("model_type", UNIGRAM), texts, scores, types, prefix, **numbers)
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field number and value of a protocol-buffer message: varints as numbers, everything else as bytes."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield tag >> 3, value
-            continue
-        if kind == 2:
-            size, at = _varint(data, at)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind} at byte {at}")
-        if at + size > len(data):
-            raise ValueError(f"a field of {size} bytes at byte {at} of {len(data)}")
-        yield tag >> 3, data[at : at + size]
-        at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return (value - (1 << 64) if value >> 63 else value), at  # int32 fields are sign-extended to 64 bits
-        if shift > 63:
-            raise ValueError(f"a number of more than 64 bits at byte {at}")
-
-
-def _bytes(value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        raise ValueError("a number where bytes belong")
-    return value
-
-
-def _int(value: int | bytes) -> int:
-    if isinstance(value, bytes):
-        raise ValueError("bytes where a number belongs")
-    return value
+__all__ = [
+    "BPE",
+    "BYTE",
+    "CONTROL",
+    "NORMAL",
+    "UNIGRAM",
+    "UNKNOWN",
+    "UNUSED",
+    "USER_DEFINED",
+    "SentencePiece",
+    "read_sentencepiece",
+]

@@ -77,15 +77,23 @@ def merge_pairs(vocab: Vocab, merges: Any) -> list[tuple[str, str]]:
         )
     if not isinstance(merges, Sequence) or isinstance(merges, str) or (len(merges) and not isinstance(merges[0], str)):
         raise TokenizerError(f"{key} is {type(merges).__name__}; expected an array of strings. Convert the file again.")
-    pairs = [(m[: (at := m.find(" ", 1))], m[at + 1 :]) if " " in m[1:] else (m, "") for m in merges]
-    for n, (_, right) in enumerate(pairs):
-        if not right:
-            raise TokenizerError(
-                f"{key}[{n}] is {merges[n]!r}; expected two tokens with a blank between them. Convert the file again."
-            )
+    pairs: list[Any] = [m.split(" ") for m in merges]
+    if any(len(pair) != 2 for pair in pairs):
+        pairs = [_merge_pair(m, f"{key}[{n}]") for n, m in enumerate(merges)]
+    pairs = list(map(tuple, pairs))
     if len(set(pairs)) != len(pairs):
         pairs = list(dict.fromkeys(pairs))
     return pairs
+
+
+def _merge_pair(merge: str, what: str) -> tuple[str, str]:
+    """The two sides of the first blank that is not in first place."""
+    at = merge.find(" ", 1)
+    if at < 0 or at == len(merge) - 1:
+        raise TokenizerError(
+            f"{what} is {merge!r}; expected two tokens with a blank between them. Convert the file again."
+        )
+    return merge[:at], merge[at + 1 :]
 
 
 def _bad_merge(vocab: Vocab, pairs: list[tuple[str, str]], ids: dict[str, int], error: Exception) -> TokenizerError:

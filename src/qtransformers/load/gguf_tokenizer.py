@@ -62,9 +62,12 @@ def _spm(vocab: Vocab, metadata: Metadata) -> TokenizerParts:
     def encode(text: str) -> list[int]:
         return merge(text.replace(" ", SPACE))
 
+    def first(text: str) -> list[int]:
+        return encode(" " + text if vocab.add_space_prefix else text)
+
     return TokenizerParts(
         vocab,
-        around_specials(vocab, encode, _strips(vocab, metadata), prefix=" " if vocab.add_space_prefix else ""),
+        around_specials(vocab, encode, _strips(vocab, metadata), first=first),
         piece_decoder(vocab, byte_level=False, escaped=True),
         before=_ids(vocab, "bos" if vocab.add_bos else None),
         after=_ids(vocab, "eos" if vocab.add_eos else None),

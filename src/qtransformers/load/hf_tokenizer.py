@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,62 +10,48 @@ import numpy as np
 
 from qtransformers.errors import ModelNotFoundError, TokenizerError
 from qtransformers.load.decoding import piece_decoder
+from qtransformers.load.hf_config import (
+    NAMED_TOKENS,
+    added_tokens,
+    named_ids,
+    parse_json,
+    read_file,
+    read_json,
+    token_text,
+)
+from qtransformers.load.hf_legacy import byte_level_files, sentencepiece_file
 from qtransformers.load.parts import TokenizerParts
 from qtransformers.load.vocab import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Kind, Vocab, make_vocab
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-NAMED_TOKENS = {
-    "bos": "bos_token",
-    "eos": "eos_token",
-    "unk": "unk_token",
-    "pad": "pad_token",
-    "sep": "sep_token",
-    "mask": "mask_token",
-}
-
-
-def read_file(folder: Path, name: str) -> bytes | None:
-    """The bytes of a file, or None; ModelNotFoundError where git-LFS left its pointer."""
-    path = folder / name
-    if not path.is_file():
-        return None
-    data = path.read_bytes()
-    if data.startswith(LFS_POINTER):
-        raise ModelNotFoundError(
-            f"{path} is a git-LFS pointer, not the file itself. Fetch it: git -C {folder} lfs pull --include {name}"
-        )
-    return data
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object, {} where the file is not there; TokenizerError where it is no JSON object."""
-    data = read_file(folder, name)
-    if data is None:
-        return {}
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise TokenizerError(f"{folder / name}: no JSON: {error}. Download it again.") from None
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{folder / name}: a JSON {type(value).__name__}; expected an object. Download it again.")
-    return value
+JSON = "tokenizer.json"
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 def hub_tokenizer(folder: Path) -> TokenizerParts:
     """The tokenizer of a directory; ModelNotFoundError where there is none, TokenizerError where it cannot be built."""
     if not folder.is_dir():
-        raise ModelNotFoundError(f"{folder} is no directory; expected one with tokenizer.json.")
+        raise ModelNotFoundError(f"{folder} is no directory; expected one with {JSON}.")
     config = read_json(folder, "tokenizer_config.json")
-    data = read_file(folder, "tokenizer.json")
-    if data is None:
-        raise ModelNotFoundError(f"{folder}: no tokenizer.json. Copy it there from the model's repository.")
-    return _from_json(data, config, str(folder / "tokenizer.json"))
+    data = read_file(folder, JSON)
+    if data is not None:
+        return _from_json(data, config, str(folder / JSON))
+    for name in SENTENCEPIECE:
+        data = read_file(folder, name)
+        if data is not None:
+            return sentencepiece_file(data, config, str(folder / name))
+    vocab, merges = read_file(folder, "vocab.json"), read_file(folder, "merges.txt")
+    if vocab is not None and merges is not None:
+        return byte_level_files(vocab, merges, config, str(folder))
+    raise ModelNotFoundError(
+        f"{folder}: no {JSON}, nor {', '.join(SENTENCEPIECE)}, nor vocab.json with merges.txt. "
+        "Copy the tokenizer there from the model's repository, or leave out model_path to use the GGUF's own."
+    )
 
 
 def _from_json(data: bytes, config: Mapping[str, Any], file: str) -> TokenizerParts:
+    described = parse_json(data, file)
     plain = _load(data, config, file)
     plain.encode_special_tokens = True  # the library's name for: leave special tokens in a text unrecognised
-    described = json.loads(data)
     vocab = _vocab(plain, described, config, file)
     lazily: list[Any] = []
 
@@ -89,7 +74,7 @@ def _from_json(data: bytes, config: Mapping[str, Any], file: str) -> TokenizerPa
         word_prefix=word_piece.get("prefix", "##") if word_piece else "",
         word_suffix=bpe_words.get("suffix", "</w>") if bpe_words else "",
     )
-    return TokenizerParts(vocab, encode, piece, before, after, strip_space=_strips(steps))
+    return TokenizerParts(vocab, encode, piece, before, after, strip_space=any(map(_strips, steps)))
 
 
 def _load(data: bytes, config: Mapping[str, Any], file: str) -> Any:
@@ -99,62 +84,40 @@ def _load(data: bytes, config: Mapping[str, Any], file: str) -> Any:
         tokenizer = Tokenizer.from_buffer(data)
     except Exception as error:
         raise TokenizerError(
-            f"{file}: the tokenizers library cannot read it: {error}. Download it again, or upgrade tokenizers."
+            f"{file}: the tokenizers library cannot read it ({error}). Fetch it again, or upgrade tokenizers."
         ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     known = {t.content for t in tokenizer.get_added_tokens_decoder().values()}
-    extra = [t for _, t in sorted(_added_in_config(config).items()) if t["content"] not in known]
+    extra = [t for _, t in sorted(added_tokens(config).items()) if t["content"] not in known]
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    tokenizer.add_tokens([AddedToken(t["content"], **{f: t[f] for f in flags if f in t}) for t in extra])
+    tokenizer.add_tokens([AddedToken(t["content"], **{f: bool(t[f]) for f in flags if f in t}) for t in extra])
     named = [text for key in NAMED_TOKENS.values() if (text := token_text(config.get(key)))]
     tokenizer.add_special_tokens([t for t in named if tokenizer.token_to_id(t) is not None])
     return tokenizer
 
 
-def _added_in_config(config: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    added = config.get("added_tokens_decoder")
-    if not isinstance(added, dict):
-        return {}
-    return {
-        int(i): t
-        for i, t in added.items()
-        if i.isdecimal() and isinstance(t, dict) and isinstance(t.get("content"), str)
-    }
-
-
-def token_text(value: Any) -> str | None:
-    """The text of a token in tokenizer_config.json, where it is a string or an object."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) and value else None
-
-
 def _vocab(tokenizer: Any, described: Mapping[str, Any], config: Mapping[str, Any], file: str) -> Vocab:
-    texts = tokenizer.get_vocab(with_added_tokens=True)
-    n = max(texts.values(), default=-1) + 1
+    index = tokenizer.get_vocab(with_added_tokens=True)
+    n = max(index.values(), default=-1) + 1
     tokens: list[str | None] = [None] * n
-    for text, i in texts.items():
+    for text, i in index.items():
         tokens[i] = text
     types = np.full(n, NORMAL, np.uint8)
-    if described.get("model", {}).get("byte_fallback"):
-        types[[i for b in range(256) if (i := texts.get(f"<0x{b:02X}>")) is not None]] = BYTE
+    model = described.get("model")
+    if isinstance(model, dict) and model.get("byte_fallback"):
+        types[[i for b in range(256) if (i := index.get(f"<0x{b:02X}>")) is not None]] = BYTE
     for i, added in tokenizer.get_added_tokens_decoder().items():
         types[i] = CONTROL if added.special else USER_DEFINED
     types[[i for i, t in enumerate(tokens) if t is None]] = UNUSED
-    ids = {
-        name: texts[text]
-        for name, key in NAMED_TOKENS.items()
-        if (text := token_text(config.get(key))) is not None and text in texts
-    }
     return make_vocab(
         file,
         Kind("hub"),
-        "tokenizer.json",
+        JSON,
         [t if t is not None else f"[EMPTY_{i}]" for i, t in enumerate(tokens)],
         types,
         np.zeros(n, np.float32),
-        ids,
+        named_ids(config, index),
         add_bos=None,
         add_eos=False,
         add_space_prefix=False,
@@ -162,7 +125,7 @@ def _vocab(tokenizer: Any, described: Mapping[str, Any], config: Mapping[str, An
 
 
 def _around(tokenizer: Any, config: Mapping[str, Any], vocab: Vocab) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids put before and behind a text: tokenizer_config.json's add_bos_token and add_eos_token, or the post-processor."""
+    """The ids put before and behind a text: what tokenizer_config.json says, else what the post-processor does."""
     if "add_bos_token" in config or "add_eos_token" in config:
         bos, eos = vocab.ids.get("bos"), vocab.ids.get("eos")
         return (
@@ -175,7 +138,8 @@ def _around(tokenizer: Any, config: Mapping[str, Any], vocab: Vocab) -> tuple[tu
         if full[start : start + len(bare)] == bare:
             return tuple(full[:start]), tuple(full[start + len(bare) :])
     raise TokenizerError(
-        f"{vocab.file}: its post_processor rearranges the tokens of a text; only tokens around it are supported."
+        f"{vocab.file}: its post_processor rearranges the tokens of a text; only tokens around it are supported. "
+        "Use the GGUF's own tokenizer: leave out model_path."
     )
 
 
@@ -187,17 +151,10 @@ def _decoder_steps(decoder: Any) -> list[dict[str, Any]]:
     return [decoder]
 
 
-def _strips(steps: list[dict[str, Any]]) -> bool:
-    """Whether a text's first blank is the tokenizer's own and goes away in decoding."""
-    for step in steps:
-        if step["type"] == "Strip" and step.get("start", 0) > 0:
-            return True
-        if (
-            step["type"] == "Metaspace"
-            and step.get("prepend_scheme", "always") != "never"
-            and step.get("add_prefix_space", True)
-        ):
-            return True
-        if step["type"] == "WordPiece":
-            return True
-    return False
+def _strips(step: Mapping[str, Any]) -> bool:
+    """Whether decoding takes away a text's first blank."""
+    return (
+        (step["type"] == "Strip" and step.get("content") == " " and step.get("start", 0) > 0)
+        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+        or step["type"] == "WordPiece"
+    )

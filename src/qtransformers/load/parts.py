@@ -23,10 +23,19 @@ class TokenizerParts:
 
 
 def around_specials(
-    vocab: Vocab, encode: Callable[[str], list[int]], strip: Strip | None = None, prefix: str = ""
+    vocab: Vocab,
+    encode: Callable[[str], list[int]],
+    strip: Strip | None = None,
+    *,
+    first: Callable[[str], list[int]] | None = None,
+    again: bool = True,
 ) -> Callable[[str, bool], list[int]]:
-    """Encoding that cuts a text at its special tokens; `prefix` goes before each piece that follows one or begins the text."""
+    """Encoding that cuts a text at its special tokens and encodes the pieces between.
+
+    `first` encodes the piece that begins the text and, with `again`, each one behind a special token.
+    """
     matchers: dict[bool, SpecialMatcher] = {}
+    first = first or encode
 
     def encode_all(text: str, encode_special: bool) -> list[int]:
         matcher = matchers.get(encode_special)
@@ -34,13 +43,13 @@ def around_specials(
             ids = vocab.user_ids | vocab.control_ids if encode_special else vocab.user_ids
             matcher = matchers[encode_special] = SpecialMatcher(vocab.tokens, ids, strip)
         out: list[int] = []
-        after_special = True
+        begins = True
         for piece in matcher.split(text):
             if isinstance(piece, int):
                 out.append(piece)
             else:
-                out += encode(prefix + piece if after_special else piece)
-            after_special = isinstance(piece, int)
+                out += first(piece) if begins else encode(piece)
+            begins = again and isinstance(piece, int)
         return out
 
     return encode_all

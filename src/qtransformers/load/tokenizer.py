@@ -85,8 +85,13 @@ class Tokenizer:
 
         continues: the ids go on after a text, so the blank that SentencePiece puts before a first word is kept.
         """
-        decoder = self.decoder(decode_special, continues=continues)
-        return "".join([decoder.push(i) for i in ids]) + decoder.finish()
+        found = [i if type(i) is int and 0 <= i < self.n_tokens else self._check_id(i) for i in ids]
+        if not decode_special:
+            found = [i for i in found if i not in self.special_ids]
+        text = b"".join(map(self._parts.piece, found))
+        if self._parts.strip_space and not continues:
+            text = text.removeprefix(b" ")
+        return text.decode("utf-8", "replace")
 
     def decoder(self, decode_special: bool = False, *, continues: bool = False) -> StreamDecoder:
         """A decoder for one stream of ids; its pieces together are `decode` of them all."""

@@ -6,7 +6,7 @@ The normalisation is a table of replacements in the file, `precompiled_charsmap`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ UNKNOWN_PENALTY = 10.0
 def ugm_encoder(vocab: Vocab, charsmap: Any, *, merge_spaces: bool) -> Callable[[str], list[int]]:
     """A function from text to ids; merge_spaces: runs of blanks count as one."""
     find = unigram(vocab)
-    normalise = normaliser(vocab, charsmap)
+    # as llama.cpp has it: what begins like a user-defined token is not normalised
+    normalise = normaliser(vocab.file, charsmap, beginnings(vocab.tokens[i] for i in vocab.user_ids))
 
     def encode(text: str) -> list[int]:
         text = normalise(text)
@@ -66,36 +67,39 @@ def unigram(vocab: Vocab) -> Callable[[str], list[int]]:
     return find
 
 
-def normaliser(vocab: Vocab, charsmap: Any) -> Callable[[str], str]:
-    """The replacements of `precompiled_charsmap` (None: none); the longest that matches at a character counts."""
+def normaliser(file: str, charsmap: Any, kept: Set[bytes] = frozenset()) -> Callable[[str], str]:
+    """The replacements of `precompiled_charsmap` (None: none); the longest that matches at a character counts.
+
+    kept: the `beginnings` of texts that are left as they are.
+    """
     if charsmap is None or len(charsmap) == 0:
         return lambda text: text
-    array, replacements = charsmap_parts(vocab.file, charsmap)
-    kept = _beginnings([vocab.tokens[i] for i in vocab.user_ids])
-    inert: set[str] = set()  # characters that begin no replacement
+    array, replacements = charsmap_parts(file, charsmap)
+    inert: set[bytes] = set()  # characters that begin no replacement
 
     def normalise(text: str) -> str:
-        out: list[str] = []
+        out: list[bytes] = []
         raw = text.encode()
-        offset = at = 0  # in raw, in text
-        while at < len(text):
-            c = text[at]
-            length = 0
-            if c not in inert and c not in kept:
-                length, value, dead = walk(array, raw, offset, len(c.encode()))
+        at = 0
+        while at < len(raw):
+            c = raw[at : at + _utf8_length(raw[at])]
+            step = len(c)
+            if c in inert:
+                out.append(c)
+            elif kept and (n := _longest_beginning(raw, at, kept)):
+                step = n
+                out.append(raw[at : at + n])
+            else:
+                length, value, dead = walk(array, raw, at, len(c))
                 if length:
-                    end = replacements.find(b"\0", value)
-                    out.append(replacements[value:end].decode("utf-8", "replace"))
-                    at += len(raw[offset : offset + length].decode())
-                    offset += length
-                    continue
-                if dead:
-                    inert.add(c)
-            step = max(1, _longest_beginning(text, at, kept)) if c in kept else 1
-            out.append(text[at : at + step])
-            offset += len(text[at : at + step].encode())
+                    step = length
+                    out.append(replacements[value : replacements.index(b"\0", value)])
+                else:
+                    out.append(c)
+                    if dead and not kept:
+                        inert.add(c)
             at += step
-        return "".join(out)
+        return b"".join(out).decode("utf-8", "replace")
 
     return normalise
 
@@ -111,7 +115,13 @@ def charsmap_parts(file: str, charsmap: Any) -> tuple[list[int], bytes]:
     if len(raw) < 4 or size % 4 or 4 + size >= len(raw):
         raise TokenizerError(f"{key} has {len(raw)} bytes but announces {size} for its index. Convert the file again.")
     array: NDArray[np.uint32] = np.frombuffer(raw, "<u4", size // 4, 4)
-    return array.tolist(), raw[4 + size :]
+    replacements = raw[4 + size :]
+    values = array[array >> 31 == 1] & 0x7FFFFFFF
+    if len(values) and (values.max() >= len(replacements) or replacements[-1:] != b"\0"):
+        raise TokenizerError(
+            f"{key} has {len(replacements)} bytes of replacements, but refers beyond. Convert the file again."
+        )
+    return array.tolist(), replacements
 
 
 def walk(array: list[int], raw: bytes, start: int, first: int) -> tuple[int, int, bool]:
@@ -136,13 +146,21 @@ def _base(unit: int) -> int:
     return (unit >> 10) << ((unit & 0x200) >> 6)
 
 
-def _beginnings(texts: list[str]) -> set[str]:
-    return {t[:n] for t in texts for n in range(1, len(t) + 1)}
+def _utf8_length(lead: int) -> int:
+    return 1 if lead < 0xC0 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
 
 
-def _longest_beginning(text: str, at: int, kept: set[str]) -> int:
-    """The length of the longest text at `at` that begins a user-defined token: it is not normalised."""
-    n = 0
-    while at + n < len(text) and text[at : at + n + 1] in kept:
-        n += 1
-    return n
+def beginnings(texts: Iterable[str]) -> frozenset[bytes]:
+    """Every beginning of every text, in whole characters."""
+    return frozenset(t[:n].encode() for t in texts for n in range(1, len(t) + 1))
+
+
+def _longest_beginning(raw: bytes, at: int, kept: Set[bytes]) -> int:
+    """The length of the longest run of bytes there that begins a kept text."""
+    end = at
+    while end < len(raw):
+        following = end + _utf8_length(raw[end])
+        if raw[at:following] not in kept:
+            break
+        end = following
+    return end - at

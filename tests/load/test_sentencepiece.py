@@ -1,8 +1,8 @@
 import pytest
 import sentencepiece
 
-from qtransformers.convert.sentencepiece import BPE, BYTE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, read_sentencepiece
 from qtransformers.errors import TokenizerError
+from qtransformers.load.sentencepiece import BPE, BYTE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, read_sentencepiece
 
 
 @pytest.mark.parametrize(

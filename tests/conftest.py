@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import io
 import os
 from pathlib import Path
 
@@ -21,3 +22,30 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder} (QTRANSFORMERS_TEST_SHARED)")
     return folder
+
+
+LINE = "the quick brown fox jumps over the lazy dog and the dog sleeps in the sun while the fox runs on and on"
+
+
+@pytest.fixture
+def train_sentencepiece():
+    """A tiny SentencePiece model made by its own library, as bytes."""
+
+    import sentencepiece
+
+    words = LINE.split()
+
+    def train(**settings):
+        out = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([" ".join(words[i:] + words[:i]) for i in range(len(words))]),
+            model_writer=out,
+            byte_fallback=True,
+            vocab_size=300,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            **settings,
+        )
+        return out.getvalue()
+
+    return train

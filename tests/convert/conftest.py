@@ -1,9 +1,7 @@
-import io
 import json
 
 import numpy as np
 import pytest
-import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 WORDS = [
@@ -32,26 +30,6 @@ WORDS = [
     "on",
 ]
 LINES = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
-
-
-@pytest.fixture
-def train_sentencepiece():
-    """A tiny SentencePiece model made by its own library, as bytes."""
-
-    def train(**settings):
-        out = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(LINES),
-            model_writer=out,
-            byte_fallback=True,
-            vocab_size=300,
-            hard_vocab_limit=False,
-            minloglevel=2,
-            **settings,
-        )
-        return out.getvalue()
-
-    return train
 
 
 @pytest.fixture

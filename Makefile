@@ -11,7 +11,7 @@ SOURCES := $(shell find src csrc -type f -not -name '*.so' -not -path '*/__pycac
 .PHONY: demo test lint format fuzz wheel demo-model native clean
 
 demo: $(VENV)/.package
-	$(BIN)/qtransformers run demo "Tell me a story about a brave fox."
+	$(BIN)/qtransformers run demo "Tell me a story about a brave fox." </dev/null
 
 test: lint
 	$(BIN)/python -m pytest

@@ -9,6 +9,8 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 USES = {  # example: arguments, a line of its output
     "inspect_file.py": (["{gguf}"], "llama, 38 tensors, 3,970,080 bytes"),
+    "chat.py": (["demo", "What is 7 plus 5?"], "7 plus 5 is 12."),
+    "two_paths.py": (["{gguf}", "{folder}"], "7 plus 5 is 12."),
     "convert_model.py": (["{folder}", "{tmp}/out.gguf"], "wrote "),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from qtransformers.errors import ConfigError
 
@@ -20,6 +21,7 @@ class Settings:
     hf_home: str | None = None
     offline: bool = False  # never touch the network (HF_HUB_OFFLINE)
     no_color: bool = False
+    state_home: Path = Path("~/.local/state")  # where programs keep what should survive them (XDG_STATE_HOME)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
@@ -31,6 +33,7 @@ class Settings:
             hf_home=env.get("HF_HOME") or None,
             offline=env.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"),
             no_color=bool(env.get("NO_COLOR")),
+            state_home=Path(env.get("XDG_STATE_HOME") or "~/.local/state"),
         )
 
 

@@ -1,4 +1,6 @@
+import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -27,3 +29,27 @@ def command(tmp_path):
         )
 
     return run
+
+
+class _Interrupting(io.StringIO):
+    def __init__(self, pieces):
+        super().__init__()
+        self.left = pieces
+
+    def write(self, text):
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+@pytest.fixture
+def interrupting(monkeypatch):
+    """A standard output during which, after some pieces, Ctrl-C is pressed."""
+
+    def install(pieces):
+        out = _Interrupting(pieces)
+        monkeypatch.setattr(sys, "stdout", out)
+        return out
+
+    return install

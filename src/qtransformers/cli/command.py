@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from qtransformers import __version__
-from qtransformers.errors import QTransformersError
+from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransformersError
 
 VERBS = {
-    # "run": "chat with a model, or get one answer",
+    "run": "chat with a model, or get one answer",
     "show": "what is in a GGUF file",
     "convert": "make a GGUF file from a Hugging Face model",
-    # "doctor": "check this machine and this installation",
+    "doctor": "check this machine and this installation",
 }
 INTERRUPTED = 130
 EPILOG = "examples:\n  qtransformers run demo 'Tell me a story about a brave fox.'\n  qtransformers show model.gguf\n\nMODEL is a path, `demo`, or `user/repo:QUANT`. Flags may be set as QTRANSFORMERS_<FLAG>.\n`qtransformers VERB --help` tells more."
@@ -78,10 +78,12 @@ def _front() -> argparse.ArgumentParser:
 
 def _report(error: Exception) -> int:
     """One line on stderr for the error; its exit code."""
+    from qtransformers.cli.flags import in_flags
     from qtransformers.cli.terminal import printable
 
     if isinstance(error, QTransformersError):
-        print(f"qtransformers: {printable(str(error))}", file=sys.stderr)
+        hint = in_flags(str(error)) if isinstance(error, (ConfigError, InsufficientMemoryError)) else ""
+        print(f"qtransformers: {printable(str(error))}{hint}", file=sys.stderr)
         return error.exit_code
     if isinstance(error, MemoryError):
         print(

@@ -55,6 +55,7 @@ class Flag:
     choices: tuple[str, ...] | None = None
     default: Any = None
     env: bool = True
+    field: str | None = None  # the name in Python, where it is another
 
     @property
     def name(self) -> str:
@@ -74,7 +75,7 @@ _ROWS = (
     Flag(("--color",), "colour on stderr (default: auto; NO_COLOR is honoured)", str, choices=("auto", "on", "off"), default="auto"),
     # what to load
     Flag(("--model-path",), "tokenizer, chat template and config from this directory or Hub id; weights from MODEL", str, "PATH"),
-    Flag(("-c", "--ctx-size"), "context length in tokens (default: the model's)", integer(1), "N"),
+    Flag(("-c", "--ctx-size"), "context length in tokens (default: the model's)", integer(1), "N", field="context_length"),
     Flag(("--cache",), "type of the key-value cache: f16 or f32 (default: f16)", str, "TYPE"),
     Flag(("-t", "--threads"), "worker threads (default: one per usable core)", integer(1), "N"),
     Flag(("--pre",), "name of the pre-tokenizer, where the file's own is unknown or wrong", str, "NAME"),
@@ -84,7 +85,7 @@ _ROWS = (
     Flag(("--raw",), "continue the prompt as it is, without a chat template"),
     Flag(("-n", "--max-tokens"), "most tokens to answer with (default: until the model ends, or the context is full)", integer(1), "N"),
     # how to choose tokens
-    Flag(("--temp",), "temperature; 0 is greedy", number(0), "X"),
+    Flag(("--temp",), "temperature; 0 is greedy", number(0), "X", field="temperature"),
     Flag(("--top-k",), "choose among the K likeliest tokens; 0 is off", integer(0), "K"),
     Flag(("--top-p",), "choose among the likeliest tokens of total probability P", number(0, 1), "P"),
     Flag(("--min-p",), "drop tokens less likely than P times the likeliest", number(0, 1), "P"),
@@ -101,6 +102,13 @@ _ROWS = (
 FLAGS: dict[str, Flag] = {row.name: row for row in _ROWS}
 COMMON = ("verbose", "debug", "color")
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+def in_flags(message: str) -> str:
+    """A hint for a message that speaks of fields by their names in Python; empty where it speaks of none."""
+    named = [f for f in FLAGS.values() if (f.field or f.dest) in message and f.spellings[-1] not in message]
+    named = [f for f in named if f.field or "_" in f.dest]
+    return f" ({', '.join(f'{f.field or f.dest} is {f.spellings[-1]}' for f in named)})" if named else ""
 
 
 def add_flags(parser: argparse.ArgumentParser, *names: str, env: Mapping[str, str] | None = None) -> None:

@@ -32,9 +32,10 @@ def painter(choice: str, stream: TextIO) -> Callable[[str, str], str]:
     return lambda style, text: f"\x1b[{STYLES[style]}m{text}\x1b[0m"
 
 
-def note(text: str) -> None:
-    """A line on stderr."""
-    print(printable(text), file=sys.stderr, flush=True)
+def note(text: str, style: str = "", color: str = "auto") -> None:
+    """A line on stderr, its control characters spelled out."""
+    text = printable(text)
+    print(painter(color, sys.stderr)(style, text) if style else text, file=sys.stderr, flush=True)
 
 
 @contextmanager

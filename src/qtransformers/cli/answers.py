@@ -1,0 +1,162 @@
+"""Answers on their way to standard output, and what is said about them on standard error."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qtransformers.cli.terminal import note, printable
+from qtransformers.errors import ConfigError
+from qtransformers.generate import Completion
+from qtransformers.load.files import size_text
+from qtransformers.load.plan import LoadPlan
+from qtransformers.model import Model
+
+Message = dict[str, str]
+
+
+@dataclass
+class Talk:
+    """A conversation with a model; without a template each text is continued on its own."""
+
+    model: Model
+    options: dict[str, Any]  # of every request
+    system: str | None = None
+    raw: bool = False
+    verbose: bool = False
+    color: str = "auto"
+    turns: list[Message] = field(default_factory=list)  # the system message is no turn
+
+    @property
+    def title(self) -> str:
+        """The model in a few words."""
+        return f"{Path(self.model.plan.file).name}, context of {self.model.context_length:,} tokens"
+
+    def clear(self) -> None:
+        """Forget all turns."""
+        self.turns.clear()
+
+    def set_system(self, text: str | None) -> None:
+        """Start over with another system message, or none."""
+        self.system = text
+        self.clear()
+
+    def answer(self, text: str) -> None:
+        """Print the answer as it comes; an interrupted one is kept as far as it came, then KeyboardInterrupt goes on."""
+        question = {"role": "user", "content": text}
+        if self.raw:
+            stream = self.model.stream(text, **self.options)
+        else:
+            stream = self.model.chat([*self._opening(), *self.turns, question], stream=True, **self.options)
+        show = printable if sys.stdout.isatty() else str
+        try:
+            with stream:
+                for chunk in stream:
+                    print(show(chunk.text), end="", flush=True)
+        finally:
+            done = stream.completion
+            if not self.raw and done.text:
+                self.turns += [question, {"role": "assistant", "content": done.text}]
+        if not done.text.endswith("\n"):
+            print(flush=True)
+        self._report(done)
+
+    def _opening(self) -> list[Message]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def _report(self, done: Completion) -> None:
+        if done.finish_reason == "length" and "max_tokens" not in self.options:
+            text = f"(cut off: the context of {self.model.context_length:,} tokens is full; --ctx-size sets it)"
+            note(text, "yellow", self.color)
+        if self.verbose:
+            note(speed(done, self.model.plan), "dim", self.color)
+
+
+@contextmanager
+def talk(args: argparse.Namespace) -> Iterator[Talk]:
+    """Load the model that the arguments name; warnings and the report of what was fetched and spared go to stderr."""
+    if args.raw and (args.system or args.prompt_format):
+        raise ConfigError("--raw leaves the chat template out, so --system and --prompt-format cannot be honoured.")
+    with plain_warnings(args.color) as said:
+        model = Model.from_pretrained(
+            args.model,
+            args.model_path,
+            context_length=args.ctx_size,
+            cache=args.cache or "f16",
+            threads=args.threads,
+            prompt_format=args.prompt_format,
+            pre=args.pre,
+        )
+        with model:
+            if args.model_path or args.verbose:
+                for line in model.notes.splitlines():
+                    if line not in said:
+                        note(line, "dim", args.color)
+            if args.verbose:
+                note(f"{model.plan.text()}\n{model.sampling.override(**sampling(args))}", "dim", args.color)
+            raw = args.raw or continues(model, args)
+            yield Talk(model, request_options(args), args.system, raw, args.verbose, args.color)
+
+
+def continues(model: Model, args: argparse.Namespace) -> bool:
+    """Whether a model must do without a template: it has none and no format was named."""
+    try:
+        _ = model.chat_template
+    except ConfigError:
+        if args.system:
+            raise
+        note(
+            "The model carries no chat template: it continues the text. To chat, name its format with --prompt-format."
+        )
+        return True
+    return False
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say about choosing tokens; what they leave out is the model's choice."""
+    given = {"temperature": args.temp, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p, "seed": args.seed}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def request_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say about a request."""
+    return sampling(args) | ({"max_tokens": args.max_tokens} if args.max_tokens is not None else {})
+
+
+@contextmanager
+def plain_warnings(color: str = "auto") -> Iterator[set[str]]:
+    """Warnings as lines on stderr, each once; yields those said so far."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            note(f"warning: {message}", "yellow", color)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        yield said
+
+
+def bytes_per_token(plan: LoadPlan) -> int:
+    """Weights that one decoded token reads: all but an embedding that serves for nothing else."""
+    shared = set(plan.ties.values())
+    return sum(t.nbytes for t in plan.tensors if t.slot.spec.role != "embed" or t.slot.attr in shared)
+
+
+def speed(done: Completion, plan: LoadPlan) -> str:
+    """Tokens a second of prompt and answer, and the weights read for it in bytes a second."""
+    t = done.timings
+    rate = t.tokens_per_second
+    weights = f", {size_text(round(rate * bytes_per_token(plan)))}/s of weights" if rate else ""
+    return (
+        f"({t.prompt_tokens} tokens of prompt at {t.prompt_tokens_per_second:,.0f}/s, "
+        f"{t.tokens} of answer at {rate:,.1f}/s{weights})"
+    )

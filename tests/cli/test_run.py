@@ -1,0 +1,233 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from qtransformers import Tokenizer
+from qtransformers.cli import main
+from qtransformers.cli.run import the_prompt
+from qtransformers.errors import ConfigError
+
+ASK, ANSWER = "What is 7 plus 5?", "7 plus 5 is 12.\n"
+
+
+@pytest.fixture(autouse=True)
+def no_input(monkeypatch):
+    """Nobody sits at the keyboard, and nothing is piped."""
+    monkeypatch.setattr(sys, "stdin", None)
+
+
+def test_one_answer_on_stdout_and_nothing_else_anywhere(command):
+    done = command("run", "demo", ASK, "--temp", "0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, ANSWER, "")
+
+
+def test_stdin_is_the_prompt(command):
+    done = command("run", "demo", "--temp", "0", stdin=ASK + "\n")
+    assert (done.returncode, done.stdout) == (0, ANSWER)
+
+
+def test_stdin_is_appended_to_the_prompt(command, data):
+    done = command("run", "demo", "What is 7", "--raw", "--temp", "0", "-v", stdin="plus 5?")
+    assert done.returncode == 0
+    expected = len(Tokenizer.from_gguf(data / "demo-Q8_0.gguf").encode("What is 7\n\nplus 5?"))
+    assert f"({expected} tokens of prompt" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "given, piped, expected",
+    [
+        (None, None, None),
+        ("a", None, "a"),
+        (None, "b\n", "b"),
+        ("a", "b\n", "a\n\nb"),
+        ("a", "\n", "a"),
+        (None, "  x\n", "  x"),
+    ],
+)
+def test_prompt_and_piped_text(given, piped, expected):
+    assert the_prompt(given, piped) == expected
+
+
+@pytest.mark.parametrize("given, piped", [("", None), (None, " \n"), ("", "")])
+def test_an_empty_prompt_is_refused(given, piped):
+    with pytest.raises(ConfigError, match="the prompt is empty"):
+        the_prompt(given, piped)
+
+
+def test_verbose_tells_memory_and_speed_on_stderr(capsys):
+    assert main(["run", "demo", ASK, "--temp", "0", "-v"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ANSWER
+    assert "weights 3.91 MB (mapped, not copied)" in err and "temperature=0.0" in err
+    assert "12 tokens of prompt at " in err and "B/s of weights)" in err
+
+
+def test_two_paths_tell_what_they_save(data, capsys):
+    words = ["run", str(data / "demo-Q8_0.gguf"), ASK, "--model-path", str(data / "demo_model"), "--temp", "0"]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert out == ANSWER
+    assert "saves 3.38 MB of memory" in err
+
+
+def test_stories260k(shared, capsys):
+    """A real model without a chat template continues the text."""
+    assert (
+        main(["run", str(shared / "models" / "stories260K-f32.gguf"), "Once upon a time", "--temp", "0", "-n", "25"])
+        == 0
+    )
+    out, err = capsys.readouterr()
+    assert out.startswith(", there was a little girl named Lily.")
+    assert "no chat template" in err
+
+
+def test_flags_reach_the_model(capsys):
+    assert main(["run", "demo", "Tell me a story.", "--temp", "0", "-n", "5"]) == 0
+    assert capsys.readouterr().out == "Once upon a time there\n"
+    found = set()
+    for _ in range(2):
+        assert main(["run", "demo", "Tell me a story.", "--seed", "3", "-n", "12", "-t", "1"]) == 0
+        found.add(capsys.readouterr().out)
+    assert len(found) == 1
+    assert main(["run", "demo", "Tell me a story.", "--seed", "4", "-n", "12", "--top-k", "50"]) == 0
+    assert capsys.readouterr().out not in found
+
+
+def test_the_environment_stands_in_for_flags(monkeypatch, capsys):
+    monkeypatch.setenv("QTRANSFORMERS_TEMP", "0")
+    monkeypatch.setenv("QTRANSFORMERS_MAX_TOKENS", "5")
+    assert main(["run", "demo", "Tell me a story."]) == 0
+    assert capsys.readouterr().out == "Once upon a time there\n"
+    assert main(["run", "demo", "Tell me a story.", "-n", "3"]) == 0
+    assert capsys.readouterr().out == "Once upon a\n"
+
+
+def test_system_message_and_prompt_format(capsys):
+    assert main(["run", "demo", ASK, "--temp", "0", "--system", "Be brief.", "-v"]) == 0
+    assert "(22 tokens of prompt" in capsys.readouterr().err  # 12 without the system message
+    assert main(["run", "demo", ASK, "--temp", "0", "--prompt-format", "alpaca", "-n", "1", "-v"]) == 0
+    assert "(12 tokens of prompt" not in capsys.readouterr().err
+
+
+def test_a_full_context_is_never_silent(capsys):
+    assert main(["run", "demo", "Tell me a story.", "--temp", "0", "-c", "30"]) == 0
+    assert "(cut off: the context of 30 tokens is full; --ctx-size sets it)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, code, message",
+    [
+        (["demo", ASK, "--temp", "x"], 2, "--temp"),
+        (["demo", ASK, "--cache", "q99"], 2, "cache='q99'"),
+        (["demo", ASK, "--prompt-format", "nope"], 2, "prompt_format is --prompt-format"),
+        (["demo", "word " * 2000], 2, "context_length is --ctx-size"),
+        (["demo", ASK, "--raw", "--system", "x"], 2, "--raw leaves the chat template out"),
+        (["demo", "--raw"], 2, "--raw continues a text"),
+        (["demo", ASK, "--pre", "nope"], 4, "'nope'"),
+        (["no/such/file.gguf", ASK], 3, "no/such/file.gguf"),
+        (["{data}/demo_model", ASK], 3, "holds no GGUF model"),
+        (["{data}/demo_model/config.json", ASK], 4, "config.json"),
+        (["demo", ASK, "--model-path", "{data}/nowhere"], 3, "nowhere"),
+        (["demo", ASK, "-c", "2000000000"], 5, "2,000,000,000 tokens takes"),
+    ],
+)
+def test_exit_codes(words, code, message, data, capsys):
+    assert main(["run", *(w.format(data=data) for w in words)]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and "Traceback" not in err
+
+
+def test_no_network_ends_with_6(command):
+    done = command("run", "user/repo:Q4_0", ASK)
+    assert done.returncode == 6 and done.stdout == "" and "HF_HUB_OFFLINE" in done.stderr
+
+
+def test_ctrl_c_ends_one_answer_with_130(interrupting, capsys):
+    out = interrupting(8)
+    assert main(["run", "demo", "Tell me a story.", "--temp", "0"]) == 130
+    assert out.getvalue().startswith("Once upon") and len(out.getvalue()) < 100
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_ctrl_c_from_outside(command, tmp_path):
+    """The whole process, while it waits for its prompt."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qtransformers", "run", "demo"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == b"" and b"Traceback" not in err
+
+
+def test_text_that_is_no_utf8(data):
+    done = subprocess.run(
+        [sys.executable, "-m", "qtransformers", "run", "demo"],
+        input=b"caf\xe9",
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2 and b"no UTF-8" in done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    line = f"{sys.executable} -m qtransformers run demo 'Tell me a story.' --temp 0 </dev/null | head -c 5"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("Once ", "", 0)
+
+
+def test_the_answer_cannot_steer_the_terminal(monkeypatch, capsys):
+    """What a model says is as little to be trusted on a terminal as what a file says; in a pipe it is left alone."""
+    from qtransformers.generate import Chunk, Stream
+
+    def hostile(self):
+        chunk = advance(self)
+        return Chunk("\x1b[2J" + chunk.text, chunk.tokens, chunk.finish_reason)
+
+    advance = Stream._advance
+    monkeypatch.setattr(Stream, "_advance", hostile)
+    assert main(["run", "demo", ASK, "-n", "2"]) == 0
+    assert "\x1b[2J" in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["run", "demo", ASK, "-n", "2"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_doctor(capsys):
+    assert main(["doctor"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "What is 7 plus 5? 7 plus 5 is 12." in out and "instruction set" in out
+
+
+def test_doctor_json(capsys):
+    assert main(["doctor", "--json", "-t", "1"]) == 0
+    found = {f["what"]: f for f in json.loads(capsys.readouterr().out)}
+    assert {"version", "processor", "cores", "memory", "huge pages", "extension", "hub cache", "demo model"} <= set(
+        found
+    )
+    assert "1 threads" in found["cores"]["found"]
+    assert all(f["state"] in ("ok", "warning") for f in found.values())
+
+
+def test_doctor_finds_a_broken_installation(monkeypatch, capsys):
+    from qtransformers.cli import doctor
+
+    monkeypatch.setattr(doctor, "ANSWER", "7 plus 5 is 13.")
+    assert main(["doctor"]) == 1
+    out, _ = capsys.readouterr()
+    assert "failed  demo model" in out and "QTRANSFORMERS_ISA=generic" in out
+
+
+def test_doctor_goes_on_after_a_check_that_breaks(monkeypatch, capsys):
+    monkeypatch.setenv("QTRANSFORMERS_ISA", "sse9")
+    assert main(["doctor"]) == 1
+    out, _ = capsys.readouterr()
+    assert "failed  extension" in out and "ok      hub cache" in out

@@ -441,6 +441,7 @@ HOSTILE_LOADS = [
     ("context_length", [0, -1, NAN, 1.5, "5", True, 2**31, 10**30]),
     ("cache", ["", "f8", None, 16, True, ["f16"]]),
     ("placement", ["gpu", "", None, 0, ["cpu"], "cuda:0"]),
+    ("accuracy", ["", "best", None, 1, True, ["exact"]]),
     ("prefill_chunk", [0, -1, NAN, 1.5, "5", True, 2**21, None]),
     ("logits_rows", [0, -1, NAN, 1.5, "5", True, 2**21, None]),
     ("threads", [0, -1, NAN, 1.5, "5", True, 5000]),

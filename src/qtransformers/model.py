@@ -21,6 +21,7 @@ from qtransformers.errors import ConfigError
 from qtransformers.generate import Completion, Engine, Request, Stream
 from qtransformers.generate import Sequence as Answer
 from qtransformers.generate.requests import Decoder, answer_limit, prompt_ids, stop_texts
+from qtransformers.kernels.table import ACCURACY, check_accuracy
 from qtransformers.load import Loaded, load
 from qtransformers.load.formats import PromptFormat
 from qtransformers.load.formats import prompt_format as named_format
@@ -52,6 +53,7 @@ class ModelConfig:
     context_length: int | None = None  # tokens of prompt and answer; None: what the model was trained for
     cache: str = "f16"  # how keys and values are kept: f32 or f16
     placement: str = "auto"
+    accuracy: str = ACCURACY  # of products with quantised weights: exact, high or fast
     prefill_chunk: int = PREFILL_CHUNK  # tokens of a prompt that one forward takes
     logits_rows: int = LOGITS_ROWS  # rows of logits that one forward gives at most; more is memory, for `logits()`
     threads: int | None = None  # None: QTRANSFORMERS_THREADS, else every core this process may use
@@ -68,6 +70,7 @@ class ModelConfig:
         check_codec(self.cache)
         if not isinstance(self.placement, str) or self.placement not in PLACEMENTS:
             raise ConfigError(f"placement={shown(self.placement)}; expected one of {', '.join(PLACEMENTS)}.")
+        check_accuracy(self.accuracy)
         whole("prefill_chunk", self.prefill_chunk, 1, 2**20)
         whole("logits_rows", self.logits_rows, 1, 2**20)
         if self.threads is not None:
@@ -82,6 +85,7 @@ class LoadOptions(TypedDict, total=False):
     context_length: int | None
     cache: str
     placement: str
+    accuracy: str
     prefill_chunk: int
     logits_rows: int
     threads: int | None
@@ -147,6 +151,7 @@ class Model:
         context_length: int | None = None,
         cache: str = "f16",
         placement: str = "auto",
+        accuracy: str = ACCURACY,
         prefill_chunk: int = PREFILL_CHUNK,
         logits_rows: int = LOGITS_ROWS,
         threads: int | None = None,
@@ -160,7 +165,7 @@ class Model:
         ConfigError, ModelNotFoundError, GGUFError, LoadError, UnsupportedError, TokenizerError, InsufficientMemoryError.
         """
         config = ModelConfig(
-            gguf_path, model_path, context_length, cache, placement, prefill_chunk, logits_rows, threads, prompt_format, pre
+            gguf_path, model_path, context_length, cache, placement, accuracy, prefill_chunk, logits_rows, threads, prompt_format, pre
         )  # fmt: skip
         format = None if prompt_format is None else named_format(prompt_format)
         loaded = load(
@@ -168,6 +173,7 @@ class Model:
             model_path,
             context_length=config.context_length,
             cache=config.cache,
+            accuracy=config.accuracy,
             prefill_chunk=config.prefill_chunk,
             logits_rows=config.logits_rows,
             pre=config.pre,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.reference import F32, Ints
-from qtransformers.kernels.table import check
+from qtransformers.kernels.table import ACCURACIES, check, check_accuracy
 from qtransformers.native import lib
 from qtransformers.tensor import QTensor
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     Weight = Any  # the extension has no types that a checker could read
 else:
     Weight = lib.Weight
-
-
-ACCURACIES = {"exact": 0, "high": 2, "fast": 1}  # to int8 planes of the activations; exact: floats
 
 
 def bind(tensor: QTensor, accuracy: str = "exact") -> Weight:
@@ -40,8 +37,7 @@ def bind(tensor: QTensor, accuracy: str = "exact") -> Weight:
     check("linear", tensor.type, "cpu", tensor.name, tensor.file)
     if len(tensor.shape) != 2:
         raise ConfigError(f"{tensor.file}: {tensor.name} is {list(tensor.shape)}; expected a matrix [out, in].")
-    if accuracy not in ACCURACIES:
-        raise ConfigError(f"accuracy={accuracy!r}; expected one of {', '.join(ACCURACIES)}.")
+    check_accuracy(accuracy)
     return lib.Weight(tensor, tensor.data, tensor.type.id, *tensor.shape, ACCURACIES[accuracy])
 
 

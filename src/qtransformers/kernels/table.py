@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from qtransformers.errors import UnsupportedError
+from qtransformers.checks import shown
+from qtransformers.errors import ConfigError, UnsupportedError
 from qtransformers.types import QuantType
+
+# How activations enter products with quantised weights, as int8 planes; none: as floats. See kernels.cpu.bind.
+ACCURACIES = {"exact": 0, "high": 2, "fast": 1}
+ACCURACY = "high"
+
+
+def check_accuracy(accuracy: Any) -> None:
+    """ConfigError listing what there is, where `accuracy` is none of it."""
+    if not isinstance(accuracy, str) or accuracy not in ACCURACIES:
+        raise ConfigError(f"accuracy={shown(accuracy)}; expected one of {', '.join(ACCURACIES)}.")
 
 
 def _holds_floats(type: QuantType) -> str | None:

@@ -11,6 +11,7 @@ from qtransformers.archs import spec_of
 from qtransformers.archs.spec import ArchSpec, Hyperparameters, Problem, read_hparams
 from qtransformers.errors import ConfigError, LoadError
 from qtransformers.gguf import GGUFFile
+from qtransformers.kernels.table import ACCURACY
 from qtransformers.load.config import (
     GenerationDefaults,
     disagreements,
@@ -73,6 +74,7 @@ def load(
     *,
     context_length: int | None = None,
     cache: str = "f16",
+    accuracy: str = ACCURACY,
     prefill_chunk: int = PREFILL_CHUNK,
     logits_rows: int = LOGITS_ROWS,
     pre: str | None = None,
@@ -81,7 +83,7 @@ def load(
 ) -> Loaded:
     """Load a model: structure and weights from `gguf_path`, tokenizer, templates and defaults from `model_path` if given.
 
-    `pre` overrides the GGUF's pre-tokenizer. Raises LoadError or UnsupportedError with everything that is wrong,
+    `accuracy` is that of products with quantised weights (kernels.cpu.bind); `pre` overrides the GGUF's pre-tokenizer. Raises LoadError or UnsupportedError with everything that is wrong,
     and what `resolve` raises.
     """
     sources = resolve(gguf_path, model_path, settings, hub)
@@ -94,7 +96,7 @@ def load(
     tokenizer = load_tokenizer(sources, pre=pre, rows=prepared.hparams.vocab_size)
     from qtransformers.load.place import place  # here the extension is needed, planning does without
 
-    weights = place(prepared.spec, prepared.plan, gguf.tensors, prepared.hparams.n_layers)
+    weights = place(prepared.spec, prepared.plan, gguf.tensors, prepared.hparams.n_layers, accuracy)
     return Loaded(
         prepared.spec,
         prepared.hparams,

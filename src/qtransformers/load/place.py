@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from qtransformers.archs.spec import ArchSpec
 from qtransformers.kernels import cpu
+from qtransformers.kernels.table import ACCURACY
 from qtransformers.load.plan import LoadPlan
 from qtransformers.tensor import QTensor
 
 
-def place(spec: ArchSpec, plan: LoadPlan, tensors: Mapping[str, QTensor], n_layers: int) -> SimpleNamespace:
+def place(
+    spec: ArchSpec, plan: LoadPlan, tensors: Mapping[str, QTensor], n_layers: int, accuracy: str = ACCURACY
+) -> SimpleNamespace:
     """The weights as models read them: `w.token_embd`, `w.layers[i].attn_q`, `w.layers[i].attn_q_bias`.
 
     Every attribute of the spec exists; what the file does not have is None.
@@ -25,7 +28,7 @@ def place(spec: ArchSpec, plan: LoadPlan, tensors: Mapping[str, QTensor], n_laye
     for planned in plan.tensors:
         slot = planned.slot
         home = weights if slot.layer is None else layers[slot.layer]
-        setattr(home, slot.attr, _bound(tensors[slot.name]))
+        setattr(home, slot.attr, _bound(tensors[slot.name], accuracy))
     for attr, target in plan.ties.items():
         setattr(weights, attr, getattr(weights, target))
     weights.layers = tuple(layers)
@@ -39,8 +42,8 @@ def vector(tensor: QTensor) -> NDArray[np.float32]:
     return tensor.dequantize()
 
 
-def _bound(tensor: QTensor) -> Any:
-    return vector(tensor) if len(tensor.shape) == 1 else cpu.bind(tensor)
+def _bound(tensor: QTensor, accuracy: str) -> Any:
+    return vector(tensor) if len(tensor.shape) == 1 else cpu.bind(tensor, accuracy)
 
 
 def _namespace(specs: Any) -> SimpleNamespace:

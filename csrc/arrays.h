@@ -43,9 +43,10 @@ struct Fresh {
     float* data;
     Out array;
     Fresh(size_t ndim, const size_t* shape) {
-        size_t n = 1;
-        for (size_t i = 0; i < ndim; i++) n *= shape[i];
-        data = static_cast<float*>(::operator new[]((n ? n : 1) * sizeof(float), std::align_val_t(64)));
+        size_t bytes = sizeof(float);
+        for (size_t i = 0; i < ndim; i++)
+            if (__builtin_mul_overflow(bytes, shape[i], &bytes)) throw std::bad_alloc();
+        data = static_cast<float*>(::operator new[](bytes ? bytes : 1, std::align_val_t(64)));
         nb::capsule owner(data, [](void* p) noexcept { ::operator delete[](p, std::align_val_t(64)); });
         array = Out(data, ndim, shape, owner);
     }

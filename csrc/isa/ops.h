@@ -4,7 +4,13 @@
 #include "isa/gemv.h"
 #include "jobs.h"
 
+// Types with a kernel of their own for few tokens.
+#define QT_FEW_TYPES(X) X(1, F16) X(2, Q4_0) X(8, Q8_0) X(12, Q4_K) X(13, Q5_K) X(14, Q6_K) X(30, BF16)
+
 namespace qt::QT_ISA {
+#define QT_DECLARE(id, name) void linear_few_##name(const LinearJob&, size_t r0, size_t r1, size_t t0, size_t t1, float* tile);
+QT_FEW_TYPES(QT_DECLARE)
+#undef QT_DECLARE
 void linear_decoded(const LinearJob&, size_t r0, size_t r1, size_t t0, size_t t1, float* tile);
 void rms_norm(const float* x, const float* weight, double eps, float* out, size_t rows, size_t n);
 void swiglu(const float* gate, const float* up, float* out, size_t n);

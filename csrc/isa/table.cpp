@@ -22,6 +22,9 @@ static consteval Kernels fill() {
     k.linear[one_token][id] = k.linear[few_tokens][id] = k.linear[many_tokens][id] = linear_decoded;
     QT_TYPES(QT_SERVES)
 #undef QT_SERVES
+#define QT_FEW(id, name) k.linear[one_token][id] = k.linear[few_tokens][id] = linear_few_##name;
+    QT_FEW_TYPES(QT_FEW)
+#undef QT_FEW
 #define QT_ENCODES(id, name) k.encode[id] = encode_##name;
     QT_ENCODED_TYPES(QT_ENCODES)
 #undef QT_ENCODES

@@ -30,8 +30,9 @@ struct Weight {
         const Format& f = format();
         if (cols % f.block_size) refuse(name() + " has rows of " + std::to_string(cols) + " values, no multiple of the block of " + std::to_string(f.block_size) + ".");
         row_bytes = cols / f.block_size * f.block_bytes;
-        if (data.size() != rows * row_bytes)
-            refuse(name() + " has " + std::to_string(data.size()) + " bytes; expected " + std::to_string(rows * row_bytes) + ".");
+        size_t bytes;
+        if (__builtin_mul_overflow(rows, row_bytes, &bytes) || data.size() != bytes)
+            refuse(name() + " has " + std::to_string(data.size()) + " bytes; expected " + std::to_string(rows) + " rows of " + std::to_string(row_bytes) + ".");
     }
     const Format& format() const { return formats.of[type]; }
     std::string name() const { return nb::cast<std::string>(tensor.attr("name")); }

@@ -71,9 +71,12 @@ def test_extreme_blocks_times_one_give_what_decoding_gives(kind, isa):
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "F64"])
 @pytest.mark.parametrize("cols", [1, 13, 24, 1023, 1025, 2056])
 def test_odd_widths(name, cols, isa):
-    tensor, x = weight(BY_NAME[name], 9, cols), floats(3, cols)
+    tensor, x = weight(BY_NAME[name], 9, cols), floats(9, cols)
     with cpu.Pool(1, isa):
-        assert_close(cpu.linear(x, cpu.bind(tensor)), x, tensor)
+        y = cpu.linear(x, cpu.bind(tensor))
+        assert_close(y, x, tensor)
+        for n in (1, 3):
+            np.testing.assert_array_equal(cpu.linear(x[:n], cpu.bind(tensor)), y[:n])
 
 
 @pytest.mark.parametrize("cols", [1024, 1280, 4096])
@@ -83,7 +86,7 @@ def test_deep_sums(cols, isa):
         assert_close(cpu.linear(x, cpu.bind(tensor)), x, tensor)
 
 
-@pytest.mark.parametrize("name", ["F32", "F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "IQ2_XS"])
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ2_XS"])
 def test_results_depend_neither_on_threads_nor_on_the_batch(name, isa):
     tensor, x = weight(BY_NAME[name], 301, 1280), floats(61, 1280)
     w = cpu.bind(tensor)
@@ -92,7 +95,7 @@ def test_results_depend_neither_on_threads_nor_on_the_batch(name, isa):
     for threads in (2, 3, 16):
         with cpu.Pool(threads, isa):
             np.testing.assert_array_equal(cpu.linear(x, w), whole)
-            for first, last in ((0, 1), (60, 61), (3, 8), (10, 61)):
+            for first, last in ((0, 1), (1, 3), (5, 8), (3, 10), (60, 61), (10, 61)):
                 np.testing.assert_array_equal(cpu.linear(x[first:last], w), whole[first:last])
 
 
@@ -192,10 +195,12 @@ def test_what_cannot_be_bound():
     three = QTensor("x", BY_NAME["F32"], (2, 2, 2), np.zeros(32, np.uint8), "a.gguf")
     with pytest.raises(ConfigError, match=r"a.gguf: x is \[2, 2, 2\]; expected a matrix"):
         cpu.bind(three)
-    with pytest.raises(ConfigError, match="has 68 bytes; expected 136"):
+    with pytest.raises(ConfigError, match="has 68 bytes; expected 2 rows of 68"):
         cpu.bind(weight(BY_NAME["Q8_0"], 2, 64, data=np.zeros(68, np.uint8)))
     with pytest.raises(ConfigError, match="no multiple of the block"):
         cpu.bind(weight(BY_NAME["Q8_0"], 2, 33, data=np.zeros(68, np.uint8)))
+    with pytest.raises(ConfigError, match="has 0 bytes"):
+        cpu.bind(weight(BY_NAME["Q8_0"], 2**63, 64, data=np.zeros(0, np.uint8)))  # 2^63 rows of 68 bytes wrap to 0
 
 
 def test_threads_may_share_a_weight():

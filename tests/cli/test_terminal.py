@@ -1,8 +1,11 @@
 import io
+import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 
-from qtransformers.cli.terminal import painter, printable, progress, table, wants_color
+from qtransformers.cli.terminal import painter, printable, progress, table, wants_color, watched
 
 
 class Terminal(io.StringIO):
@@ -57,16 +60,41 @@ def test_progress_is_silent_without_a_terminal(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_draws_after_a_second_on_a_terminal(monkeypatch):
-    import sys
-    import time
-
+@pytest.fixture
+def clock(monkeypatch):
+    """The time as the bar sees it, in a list of one number."""
     now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("qtransformers.cli.terminal.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_progress_draws_after_a_second_on_a_terminal(clock, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with progress("writing x", "off") as update:
         update(1, 4)
         assert sys.stderr.getvalue() == ""
-        now[0] = 1.5
+        clock[0] = 1.5
         update(2, 4)
     assert "writing x" in sys.stderr.getvalue()
+
+
+def test_watched_work_gets_a_bar(clock, monkeypatch):
+    seen = threading.Event()
+
+    def look():
+        clock[0] += 1
+        if clock[0] > 3:
+            seen.set()
+        return 3, 7
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with watched("reading", look, "off"):
+        assert seen.wait(60)
+    assert "reading" in sys.stderr.getvalue() and "3/7" in sys.stderr.getvalue()
+
+
+def test_work_that_ends_at_once_gets_none(clock, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with watched("reading", lambda: (0, 1)):
+        pass
+    assert sys.stderr.getvalue() == ""

@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from qtransformers.cli.terminal import note, printable
+from qtransformers.cli.terminal import note, printable, watched
 from qtransformers.errors import ConfigError
 from qtransformers.generate import Completion
 from qtransformers.load.files import size_text
@@ -57,7 +58,9 @@ class Talk:
         show = printable if sys.stdout.isatty() else str
         try:
             with stream:
-                for chunk in stream:
+                with watched("reading the prompt", lambda: stream.prompt_progress, self.color):
+                    first = next(stream, None)
+                for chunk in chain([first] if first else [], stream):
                     print(show(chunk.text), end="", flush=True)
         finally:
             done = stream.completion

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import TextIO
 
 from qtransformers.settings import Settings
@@ -39,26 +41,31 @@ def note(text: str, style: str = "", color: str = "auto") -> None:
 
 
 @contextmanager
-def progress(title: str, color: str = "auto") -> Iterator[Callable[[int, int], None]]:
+def progress(title: str, color: str = "auto", unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
     """Yield `update(done, total)`; draws a bar on stderr once a second has passed, and only on a terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    from time import monotonic
-
-    started, bar = monotonic(), None
+    started, bar = time.monotonic(), None
 
     def update(done: int, total: int) -> None:
         nonlocal bar
         if bar is None:
-            if monotonic() - started < 1:
+            if time.monotonic() - started < 1:
                 return
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
 
             console = Console(stderr=True, no_color=not wants_color(color, sys.stderr))
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-            bar = Progress(*columns, console=console, transient=True)
+            count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+            bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                count,
+                TextColumn(unit if unit != "bytes" else ""),
+                console=console,
+                transient=True,
+            )
             bar.start()
             bar.add_task(title, total=total)
         bar.update(bar.task_ids[0], completed=done, total=total)
@@ -68,6 +75,30 @@ def progress(title: str, color: str = "auto") -> Iterator[Callable[[int, int], N
     finally:
         if bar is not None:
             bar.stop()
+
+
+@contextmanager
+def watched(
+    title: str, look: Callable[[], tuple[int, int]], color: str = "auto", unit: str = "tokens"
+) -> Iterator[None]:
+    """A bar beside work that does not report by itself: `look()` gives (done, total) whenever it is asked."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    done = Event()
+
+    def watch() -> None:
+        with progress(title, color, unit) as update:
+            while not done.wait(0.1):
+                update(*look())
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:

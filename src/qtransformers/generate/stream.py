@@ -118,6 +118,12 @@ class Stream(Iterator[Chunk]):
                 self._lock.release()
 
     @property
+    def prompt_progress(self) -> tuple[int, int]:
+        """Tokens of the prompt computed so far, and all of them."""
+        n = len(self._sequence.request.prompt)
+        return min(self._sequence.past, n), n
+
+    @property
     def completion(self) -> Completion:
         """The answer so far; all of it once the stream has ended."""
         s = self._sequence

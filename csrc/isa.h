@@ -24,6 +24,8 @@ struct Kernels {
     Swiglu swiglu;
     Rope rope;
     Attend attend;
+    uint64_t (*read_all)(const uint8_t* p, size_t n);  // limits.cpp
+    double (*multiply_all)(size_t rounds);
 };
 
 const Kernels& kernels(std::string_view isa);  // "" is the best this machine has; throws std::invalid_argument otherwise

@@ -10,6 +10,7 @@ namespace qt {
 void bind_gguf(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_kernels(nb::module_& m);
+void bind_limits(nb::module_& m);
 void bind_pool(nb::module_& m);
 void bind_quants(nb::module_& m);
 }
@@ -23,4 +24,5 @@ NB_MODULE(_native, m) {
     qt::bind_pool(m);
     qt::bind_kernels(m);
     qt::bind_attention(m);
+    qt::bind_limits(m);
 }

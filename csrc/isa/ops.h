@@ -16,6 +16,8 @@ void rms_norm(const float* x, const float* weight, double eps, float* out, size_
 void swiglu(const float* gate, const float* up, float* out, size_t n);
 void rope(const RopeJob&, size_t t0, size_t t1, float* turns);
 void attend(const AttendJob&, size_t kv_head, size_t row, size_t n, size_t segment, float* state, float* scratch);
+uint64_t read_all(const uint8_t* p, size_t n);
+double multiply_all(size_t rounds);
 extern const GemvTable gemv_table;
 extern const GemmTable gemm_table;
 }  // namespace qt::QT_ISA

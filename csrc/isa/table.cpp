@@ -16,7 +16,7 @@ constexpr const Gemm* gemm = nullptr;
 #endif
 
 static consteval Kernels fill() {
-    Kernels k{.name = QT_STRING(QT_ISA), .decode = {}, .encode = {}, .linear = {}, .gemv = gemv, .gemm = gemm, .rms_norm = rms_norm, .swiglu = swiglu, .rope = rope, .attend = attend};
+    Kernels k{.name = QT_STRING(QT_ISA), .decode = {}, .encode = {}, .linear = {}, .gemv = gemv, .gemm = gemm, .rms_norm = rms_norm, .swiglu = swiglu, .rope = rope, .attend = attend, .read_all = read_all, .multiply_all = multiply_all};
 #define QT_SERVES(id, name)        \
     k.decode[id] = decode_##name; \
     k.linear[one_token][id] = k.linear[few_tokens][id] = k.linear[many_tokens][id] = linear_decoded;

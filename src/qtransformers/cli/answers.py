@@ -15,6 +15,7 @@ from typing import Any
 from qtransformers.cli.terminal import note, printable, watched
 from qtransformers.errors import ConfigError
 from qtransformers.generate import Completion
+from qtransformers.kernels.table import ACCURACY
 from qtransformers.load.files import size_text
 from qtransformers.load.plan import LoadPlan
 from qtransformers.model import Model
@@ -92,6 +93,7 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
             args.model_path,
             context_length=args.ctx_size,
             cache=args.cache or "f16",
+            accuracy=args.accuracy or ACCURACY,
             threads=args.threads,
             prompt_format=args.prompt_format,
             pre=args.pre,

@@ -15,6 +15,7 @@ VERBS = {
     "run": "chat with a model, or get one answer",
     "show": "what is in a GGUF file",
     "convert": "make a GGUF file from a Hugging Face model",
+    "bench": "speed against the machine's limits",
     "doctor": "check this machine and this installation",
 }
 INTERRUPTED = 130

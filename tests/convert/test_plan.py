@@ -63,6 +63,7 @@ def test_biases(tiny_model):
 
 
 def test_rope_factors_of_llama_3(tiny_model):
+    pytest.importorskip("torch")
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -40,11 +40,7 @@ def train_sentencepiece():
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter([" ".join(words[i:] + words[:i]) for i in range(len(words))]),
             model_writer=out,
-            byte_fallback=True,
-            vocab_size=300,
-            hard_vocab_limit=False,
-            minloglevel=2,
-            **settings,
+            **{"byte_fallback": True, "vocab_size": 300, "hard_vocab_limit": False, "minloglevel": 2, **settings},
         )
         return out.getvalue()
 

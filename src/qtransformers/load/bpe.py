@@ -9,7 +9,7 @@ from typing import Any
 
 from qtransformers.errors import TokenizerError
 from qtransformers.load.pretokenizers import PreTokenizer
-from qtransformers.load.vocab import CONTROL, PREFIX, UNKNOWN, Vocab
+from qtransformers.load.vocab import CONTROL, PREFIX, UNKNOWN, Vocab, is_text
 from qtransformers.load.wpm import simple_lower
 
 SPACE = "\u2581"
@@ -37,6 +37,8 @@ def bpe_encoder(
     ids = dict(vocab.index)
     for i in ((vocab.types == CONTROL) | (vocab.types == UNKNOWN)).nonzero()[0].tolist():
         del ids[vocab.tokens[i]]
+    if not is_text("".join(ids)):
+        ids = {text: i for text, i in ids.items() if is_text(text)}  # broken UTF-8 occurs in no text
     nothing = len(vocab.tokens)  # an id for characters that no token has: they part their neighbours, then go
     ids["\0nothing\0"] = nothing
     try:
@@ -68,6 +70,13 @@ def bpe_encoder(
     return encode
 
 
+def lost_bytes(vocab: Vocab, pre: PreTokenizer) -> list[int]:
+    """The bytes for which there is no token: text with them is not encoded in full. Control and unassigned characters do not count."""
+    never = {0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)} | set(range(0x20)) - set(b"\t\n\r") | {0x7F}
+    names = byte_alphabet() if pre.byte_level else {b: f"<0x{b:02X}>" for b in range(256)}
+    return [b for b, name in sorted(names.items()) if b not in never and name not in vocab.index]
+
+
 def merge_pairs(vocab: Vocab, merges: Any) -> list[tuple[str, str]]:
     """The merge list as pairs; of repeated ones the first counts."""
     key = f"{vocab.file}: {PREFIX}merges"
@@ -77,13 +86,11 @@ def merge_pairs(vocab: Vocab, merges: Any) -> list[tuple[str, str]]:
         )
     if not isinstance(merges, Sequence) or isinstance(merges, str) or (len(merges) and not isinstance(merges[0], str)):
         raise TokenizerError(f"{key} is {type(merges).__name__}; expected an array of strings. Convert the file again.")
-    pairs: list[Any] = [m.split(" ") for m in merges]
-    if any(len(pair) != 2 for pair in pairs):
+    flat = "\0".join(merges).replace("\0", " ").split(" ")  # all at once: a list for each costs ten times as much
+    pairs = list(zip(flat[::2], flat[1::2], strict=False))
+    if "" in flat or list(map(" ".join, pairs)) != list(merges):
         pairs = [_merge_pair(m, f"{key}[{n}]") for n, m in enumerate(merges)]
-    pairs = list(map(tuple, pairs))
-    if len(set(pairs)) != len(pairs):
-        pairs = list(dict.fromkeys(pairs))
-    return pairs
+    return list(dict.fromkeys(pairs)) if len(set(merges)) != len(merges) else pairs
 
 
 def _merge_pair(merge: str, what: str) -> tuple[str, str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable
 
 from qtransformers.load.bpe import SPACE, byte_alphabet
 from qtransformers.load.vocab import BYTE, UNUSED, Vocab
+
+_BYTE_NAME = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 def piece_decoder(
@@ -22,11 +25,12 @@ def piece_decoder(
     def decode(i: int) -> bytes:
         text = vocab.tokens[i]
         if i in vocab.control_ids or i in vocab.user_ids:
+            text = " " + text if word_prefix else text
             return text.encode("utf-8", "surrogateescape")
         if vocab.types[i] == UNUSED:
             return b""
-        if vocab.types[i] == BYTE:
-            return bytes([int(text[3:5], 16)]) if len(text) == 6 else text.encode("utf-8", "surrogateescape")
+        if vocab.types[i] == BYTE and (name := _BYTE_NAME.fullmatch(text)):
+            return bytes.fromhex(name[1])
         if byte_level:
             return b"".join(
                 bytes([alphabet[c]]) if c in alphabet else c.encode("utf-8", "surrogateescape") for c in text

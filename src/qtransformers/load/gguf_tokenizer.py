@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.bpe import bpe_encoder
+from qtransformers.load.bpe import bpe_encoder, lost_bytes
 from qtransformers.load.decoding import piece_decoder
 from qtransformers.load.parts import TokenizerParts, around_specials
 from qtransformers.load.plamo import plamo_encoder
@@ -36,13 +36,20 @@ def gguf_tokenizer(metadata: Metadata, file: str, pre: str | None = None) -> Tok
 def _bpe(vocab: Vocab, metadata: Metadata, pre: str | None) -> TokenizerParts:
     notes: list[str] = []
     name = pre or ("gemma4" if vocab.model == "gemma4" else metadata.get(PREFIX + "pre"))
+    if name is not None and not isinstance(name, str):
+        raise TokenizerError(f"{vocab.file}: tokenizer.ggml.pre is {name!r:.60}; expected a name. Override it: pre=...")
     if not name:
         name = "default"
         notes.append(
             f"{vocab.file}: tokenizer.ggml.pre is missing; 'default' is used, which few models were trained with. "
             "Name the right one: pre=..."
         )
-    row = pre_tokenizer(str(name), vocab.file)
+    row = pre_tokenizer(name, vocab.file)
+    if lost := lost_bytes(vocab, row):
+        notes.append(
+            f"{vocab.file}: {len(lost)} of the 256 bytes have no token ({', '.join(f'0x{b:02x}' for b in lost[:4])}, ...); "
+            "characters that need them are left out of a text."
+        )
     words = vocab.model == "whitespace"
     lowercase = words and bool(flag(metadata, vocab.file, "normalizer.lowercase", False))
     encode = bpe_encoder(vocab, metadata.get(PREFIX + "merges"), row, drop_blanks=words, lowercase=lowercase)

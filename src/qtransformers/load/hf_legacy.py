@@ -16,7 +16,7 @@ from qtransformers.load.pretokenizers import PRE_TOKENIZERS
 from qtransformers.load.sentencepiece import UNIGRAM, SentencePiece, parse_sentencepiece
 from qtransformers.load.spm import SPACE, spm_encoder
 from qtransformers.load.ugm import normaliser, unigram
-from qtransformers.load.vocab import CONTROL, NORMAL, UNUSED, USER_DEFINED, Kind, Vocab, make_vocab
+from qtransformers.load.vocab import CONTROL, NORMAL, UNUSED, USER_DEFINED, Kind, Vocab, is_text, make_vocab
 
 # How the classes whose vocabulary is vocab.json and merges.txt cut text into words.
 PRE_OF_CLASS = {"GPT2": "gpt-2", "CodeGen": "gpt-2", "Qwen2": "qwen2"}
@@ -28,7 +28,10 @@ def sentencepiece_file(data: bytes, config: Mapping[str, Any], file: str) -> Tok
     ids = {"unk": model.unk_id, "bos": model.bos_id, "eos": model.eos_id, "pad": model.pad_id}
     kind = Kind("ugm" if model.model_type == UNIGRAM else "spm")
     vocab = _vocab(file, kind, model.texts, model.types, model.scores, ids, config)
-    find = unigram(vocab) if kind.algorithm == "ugm" else spm_encoder(vocab)
+    byte_ids = (
+        [i for b in range(256) if (i := vocab.index.get(f"<0x{b:02X}>")) is not None] if model.byte_fallback else []
+    )
+    find = unigram(vocab, byte_ids) if kind.algorithm == "ugm" else spm_encoder(vocab)
     spaced = _spaced(model, normaliser(file, np.frombuffer(model.charsmap, np.uint8)))
 
     def encode(text: str) -> list[int]:
@@ -59,7 +62,7 @@ def byte_level_files(vocab_json: bytes, merges: bytes, config: Mapping[str, Any]
         )
     file = f"{folder}/vocab.json"
     index = parse_json(vocab_json, file)
-    if not all(isinstance(i, int) and 0 <= i < 2 * len(index) for i in index.values()):
+    if not is_text("".join(index)) or not all(type(i) is int and 0 <= i < 2 * len(index) for i in index.values()):
         raise TokenizerError(f"{file} is no vocabulary; expected texts with their ids. Fetch it again.")
     texts = {i: text for text, i in index.items()}
     n = max(texts, default=-1) + 1

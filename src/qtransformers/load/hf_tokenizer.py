@@ -53,6 +53,10 @@ def _from_json(data: bytes, config: Mapping[str, Any], file: str) -> TokenizerPa
     plain = _load(data, config, file)
     plain.encode_special_tokens = True  # the library's name for: leave special tokens in a text unrecognised
     vocab = _vocab(plain, described, config, file)
+    added = plain.get_added_tokens_decoder()
+    plain.add_special_tokens(
+        [added[i].content for i in vocab.control_ids if i in added]
+    )  # also those known by their text
     lazily: list[Any] = []
 
     def encode(text: str, encode_special: bool) -> list[int]:

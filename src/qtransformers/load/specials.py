@@ -38,7 +38,7 @@ class SpecialMatcher:
             return [text] if text else []
         taken = bytearray(len(text))  # 1: part of a special token, or swallowed by one
         hits: list[tuple[int, int, int]] = []  # start, end, id
-        for special in sorted(found, key=lambda t: len(t.encode()), reverse=True):
+        for special in sorted(found, key=lambda t: len(t.encode("utf-8", "surrogateescape")), reverse=True):
             self._take(text, special, found[special], taken, hits)
         out: list[str | int] = []
         at = 0

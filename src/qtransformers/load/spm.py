@@ -6,8 +6,12 @@ A merge list cannot say this (equal scores, several ways to one token), so the `
 from __future__ import annotations
 
 import heapq
+import operator
 import re
 from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qtransformers.errors import TokenizerError
 from qtransformers.load.vocab import BYTE, CONTROL, UNKNOWN, Vocab
@@ -20,7 +24,7 @@ def spm_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
     """A function from text (blanks escaped) to ids; text never becomes a control token, unknown characters become bytes."""
     mergeable = ~((vocab.types == CONTROL) | (vocab.types == UNKNOWN) | (vocab.types == BYTE))
     ids = {vocab.tokens[i]: i for i in mergeable.nonzero()[0].tolist()}
-    scores = dict(zip(ids, vocab.scores[mergeable].tolist(), strict=True))
+    ranks = dict(zip(ids, _ranks(vocab.scores[mergeable]).tolist(), strict=True))
     byte_ids = [vocab.index.get(f"<0x{b:02X}>", vocab.index.get(chr(b)) if b < 128 else None) for b in range(256)]
     unknown = vocab.ids.get("unk")
     crosses = re.compile(f"[^{SPACE}]{SPACE}")
@@ -46,7 +50,7 @@ def spm_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
         for word in words.findall(text):
             known = cache.get(word)
             if known is None:
-                known = [i for symbol in merge(word, scores) for i in symbol_ids(symbol)]
+                known = [i for symbol in merge(word, ranks) for i in symbol_ids(symbol)]
                 if len(word) <= _CACHED_LENGTH:
                     if len(cache) >= _CACHED_WORDS:
                         cache.clear()
@@ -57,32 +61,43 @@ def spm_encoder(vocab: Vocab) -> Callable[[str], list[int]]:
     return encode
 
 
-def merge(word: str, scores: dict[str, float]) -> list[str]:
-    """The symbols that are left when no neighbours of `word` form a token any more; O(n log n)."""
+def merge(word: str, ranks: dict[str, int]) -> list[str]:
+    """The symbols that are left when no neighbours of `word` form a token any more; O(n log n).
+
+    The queue holds rank, place of the left neighbour and length of the union in one number: its order is theirs.
+    """
     symbols = list(word)
     n = len(symbols)
     after = list(range(1, n + 1))  # n: none
     before = list(range(-1, n - 1))  # -1: none
-    queue: list[tuple[float, int, int, int]] = []  # -score, left, right, length of the union
-
-    def push(left: int, right: int) -> None:
-        union = symbols[left] + symbols[right]
-        score = scores.get(union)
-        if score is not None:
-            heapq.heappush(queue, (-score, left, right, len(union)))
-
-    for i in range(n - 1):
-        push(i, i + 1)
+    pairs = map(ranks.get, map(operator.add, symbols, symbols[1:]))
+    queue = [rank << 64 | left << 32 | 2 for left, rank in enumerate(pairs) if rank is not None]
+    heapq.heapify(queue)
     while queue:
-        _, left, right, length = heapq.heappop(queue)
-        if not symbols[left] or not symbols[right] or len(symbols[left]) + len(symbols[right]) != length:
+        entry = heapq.heappop(queue)
+        left = entry >> 32 & 0xFFFFFFFF
+        right = after[left]
+        union = symbols[left]
+        if not union or right == n or len(union) + len(symbols[right]) != entry & 0xFFFFFFFF:
             continue  # one of them has merged since
-        symbols[left] += symbols[right]
+        symbols[left] = union = union + symbols[right]
         symbols[right] = ""
-        after[left] = after[right]
-        if after[left] < n:
-            before[after[left]] = left
-            push(left, after[left])
-        if before[left] >= 0:
-            push(before[left], left)
+        after[left] = following = after[right]
+        if following < n:
+            before[following] = left
+            longer = union + symbols[following]
+            rank = ranks.get(longer)
+            if rank is not None:
+                heapq.heappush(queue, rank << 64 | left << 32 | len(longer))
+        previous = before[left]
+        if previous >= 0:
+            longer = symbols[previous] + union
+            rank = ranks.get(longer)
+            if rank is not None:
+                heapq.heappush(queue, rank << 64 | previous << 32 | len(longer))
     return [s for s in symbols if s]
+
+
+def _ranks(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """0 for the highest score, 1 for the next; equal scores are equal in rank."""
+    return np.unique(-scores, return_inverse=True)[1].reshape(-1)

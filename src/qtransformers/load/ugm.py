@@ -6,14 +6,14 @@ The normalisation is a table of replacements in the file, `precompiled_charsmap`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.vocab import NORMAL, PREFIX, UNUSED, USER_DEFINED, Vocab
+from qtransformers.load.vocab import NORMAL, PREFIX, UNUSED, USER_DEFINED, Vocab, is_text
 
 SPACE = "\u2581"
 UNKNOWN_PENALTY = 10.0
@@ -39,8 +39,8 @@ def ugm_encoder(vocab: Vocab, charsmap: Any, *, merge_spaces: bool) -> Callable[
     return encode
 
 
-def unigram(vocab: Vocab) -> Callable[[str], list[int]]:
-    """The most probable tokens of a normalised text; unknown characters in a row are one unknown token."""
+def unigram(vocab: Vocab, byte_ids: Sequence[int] = ()) -> Callable[[str], list[int]]:
+    """The most probable tokens of a normalised text; unknown characters in a row are one unknown token, or `byte_ids`."""
     from tokenizers import Tokenizer, models
 
     unknown = vocab.ids.get("unk")
@@ -49,12 +49,12 @@ def unigram(vocab: Vocab) -> Callable[[str], list[int]]:
     scores = np.where(vocab.types == USER_DEFINED, 0.0, vocab.scores.astype(np.float64))
     normal = vocab.types == NORMAL
     least = float(scores[normal].min()) if normal.any() else 0.0
-    entries = [
-        ("\0unknown\0", least)
-    ]  # the library wants its unknown token among the others: a text that does not occur
+    entries = [("\0unknown\0", least)]  # the library wants an unknown token among the others
     ids = [unknown]
     for i in np.flatnonzero(normal | (vocab.types == USER_DEFINED) | (vocab.types == UNUSED)).tolist():
         text = vocab.tokens[i]
+        if not text.isprintable() and not is_text(text):
+            continue  # broken UTF-8 occurs in no text
         if not normal[i] and scores[i] <= len(text) * (least - UNKNOWN_PENALTY):
             continue  # padding, never better than unknown characters; its score must not enter theirs
         entries.append((text, max(float(scores[i]), least)))
@@ -64,7 +64,14 @@ def unigram(vocab: Vocab) -> Callable[[str], list[int]]:
     def find(text: str) -> list[int]:
         return [ids[i] for i in tokenizer.encode(text, add_special_tokens=False).ids]
 
-    return find
+    def find_bytes(text: str) -> list[int]:
+        found = tokenizer.encode(text, add_special_tokens=False)
+        out: list[int] = []
+        for i, (start, stop) in zip(found.ids, found.offsets, strict=True):
+            out += [ids[i]] if i else [byte_ids[b] for b in text[start:stop].encode()]
+        return out
+
+    return find_bytes if byte_ids else find
 
 
 def normaliser(file: str, charsmap: Any, kept: Set[bytes] = frozenset()) -> Callable[[str], str]:
@@ -72,7 +79,7 @@ def normaliser(file: str, charsmap: Any, kept: Set[bytes] = frozenset()) -> Call
 
     kept: the `beginnings` of texts that are left as they are.
     """
-    if charsmap is None or len(charsmap) == 0:
+    if charsmap is None or np.shape(charsmap) == (0,):
         return lambda text: text
     array, replacements = charsmap_parts(file, charsmap)
     inert: set[bytes] = set()  # characters that begin no replacement
@@ -152,7 +159,7 @@ def _utf8_length(lead: int) -> int:
 
 def beginnings(texts: Iterable[str]) -> frozenset[bytes]:
     """Every beginning of every text, in whole characters."""
-    return frozenset(t[:n].encode() for t in texts for n in range(1, len(t) + 1))
+    return frozenset(t[:n].encode("utf-8", "surrogateescape") for t in texts for n in range(1, len(t) + 1))
 
 
 def _longest_beginning(raw: bytes, at: int, kept: Set[bytes]) -> int:

@@ -149,7 +149,8 @@ def vocab_from_metadata(metadata: Mapping[str, Any], file: str) -> Vocab:
         )
     kind = KINDS[model]
     tokens = _tokens(metadata, file)
-    types = _numbers(metadata, file, "token_type", len(tokens), np.integer, NORMAL).astype(np.uint8)
+    kinds = _numbers(metadata, file, "token_type", len(tokens), np.integer, NORMAL)
+    types = np.where((kinds >= 0) & (kinds <= BYTE), kinds, UNDEFINED).astype(np.uint8)
     scores = _numbers(metadata, file, "scores", len(tokens), np.number, 0).astype(np.float32)
     ids = _special_ids(metadata, file, kind, len(tokens))
     return make_vocab(
@@ -302,11 +303,18 @@ def flag(metadata: Mapping[str, Any], file: str, name: str, default: bool | None
     return value if value is None else bool(value)
 
 
+def is_text(text: str) -> bool:
+    """Whether `text` is whole UTF-8; the reader keeps other bytes as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_strings(values: Any) -> bool:
     return (
-        isinstance(values, Sequence)
-        and not isinstance(values, (str, bytes))
-        and (len(values) == 0 or isinstance(values[0], str))
+        isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0 and isinstance(values[0], str)
     )
 
 

@@ -1,0 +1,121 @@
+import time
+
+import numpy as np
+import pytest
+
+from qtransformers.errors import TokenizerError
+from qtransformers.load.bpe import bpe_encoder, byte_alphabet, merge_pairs
+from qtransformers.load.pretokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer
+from qtransformers.load.vocab import KINDS, make_vocab
+
+
+def vocab(tokens, types=None):
+    kinds = np.array(types or [1] * len(tokens), np.uint8)
+    scores = np.zeros(len(tokens), np.float32)
+    return make_vocab(
+        "f", KINDS["gpt2"], "gpt2", tokens, kinds, scores, {}, add_bos=None, add_eos=False, add_space_prefix=False
+    )
+
+
+def words(pre, text):
+    """The words a row cuts a text into, seen by a vocabulary without merges that ends every word."""
+    from tokenizers import Regex, pre_tokenizers
+
+    steps = [pre_tokenizers.Split(Regex(s), "isolated") for s in pre.splits]
+    return [word for word, _ in pre_tokenizers.Sequence(steps).pre_tokenize_str(text)]
+
+
+def test_the_byte_alphabet_is_gpt_2s():
+    alphabet = byte_alphabet()
+    assert len(set(alphabet.values())) == 256
+    assert "".join(alphabet[b] for b in b" a\n\x00\x7f\xad") == "ĠaĊĀġŃ"
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "expected"),
+    [
+        ("gpt-2", "I'm 12  x\n", ["I", "'m", " 12", " ", " x", "\n"]),
+        ("llama-bpe", "I'M 1234  x\n\n", ["I", "'M", " ", "123", "4", " ", " x", "\n\n"]),
+        ("qwen2", "a123", ["a", "1", "2", "3"]),
+        ("starcoder", "a 12", ["a", " ", "1", "2"]),
+        ("falcon", "12345 a.b", ["123", "45", " a", ".", "b"]),
+        ("tekken", "helloWorld HTTPServer", ["hello", "World", " HTTPServer"]),
+        ("gpt-4o", "HelloWorld's", ["Hello", "World's"]),
+        ("kimi-k2", "中文abcDEF", ["中文", "abcDEF"]),
+        ("superbpe", "a 1234567 b", ["a ", "1", "234", "567", " b"]),
+        ("tiny_aya", "a 12345", ["a", " ", "12", "345"]),
+        ("bloom", "ab, cd.", ["ab", ",", " cd", "."]),
+        ("deepseek-llm", "ab 中文 12\n", ["ab", " ", "中文", " ", "12", "\n"]),
+        ("chameleon", "IMGIMGABZ<sentinel:3>", ["IMGIMGABZ", "<", "sentinel", ":", "3", ">"]),
+        ("gemma4", "a b\n\nc", ["a b", "\n\n", "c"]),
+    ],
+)
+def test_words(pre, text, expected):
+    assert words(PRE_TOKENIZERS[pre], text) == expected
+
+
+def test_merges_by_rank_and_words_as_tokens():
+    tokens = ["a", "b", "c", "ab", "bc", "abc"]
+    plain, whole = PreTokenizer((r"\S+",)), PreTokenizer((r"\S+",), ignore_merges=True)
+    assert bpe_encoder(vocab(tokens), ["b c", "a b"], plain)("abc") == [0, 4]
+    assert bpe_encoder(vocab(tokens), ["b c", "a b"], whole)("abc") == [5]
+
+
+def test_of_repeated_merges_the_first_counts():
+    assert merge_pairs(vocab(["a"]), ["a b", "b c", "a b"]) == [("a", "b"), ("b", "c")]
+
+
+def test_characters_without_a_token_part_their_neighbours():
+    encode = bpe_encoder(vocab(["a", "b", "ab"]), ["a b"], PreTokenizer((r"\S+",), byte_level=False))
+    assert encode("ab a?b") == [2, 0, 1]
+
+
+def test_tokens_that_are_no_utf_8_are_left_out():
+    encode = bpe_encoder(vocab(["a", "\udcff", "b"]), [], PreTokenizer((r"\S+",)))
+    assert encode("ab") == [0, 2]
+
+
+def test_control_tokens_are_no_words():
+    encode = bpe_encoder(vocab(["<", "x", ">", "<x>"], [1, 1, 1, 3]), [], PreTokenizer((r"\S+",), ignore_merges=True))
+    assert encode("<x>") == [0, 1, 2]
+
+
+def test_a_run_of_newlines_that_is_a_token():
+    row = PreTokenizer((r"[^\n]+|\n+",), byte_level=False, whole_newlines=True)
+    assert bpe_encoder(vocab(["a", "\n", "\n\n\n"]), [], row)("a\n\n\na\n\n") == [0, 2, 0, 1, 1]
+
+
+@pytest.mark.parametrize("pre", ["tiny_aya", "afmoe", "superbpe"])
+@pytest.mark.parametrize(
+    "text", ["1" * 5000, "a  " + "1" * 1800 + "  b" + "2" * 1801, "٣" * 1802 + "4" * 700, "5" * 600]
+)
+def test_long_runs_of_digits_are_cut_where_short_ones_are(pre, text):
+    row = pre_tokenizer(pre, "f")
+    alphabet = list(byte_alphabet().values())
+    digits = [a + b + c for a in "12345" for b in "12345" for c in "12345"]
+    pairs = sorted({d[:2] for d in digits})
+    merges = [f"{p[0]} {p[1]}" for p in pairs] + [f"{d[:2]} {d[2]}" for d in digits]
+    made = vocab([*alphabet, *pairs, *digits])
+    whole = bpe_encoder(made, merges, PreTokenizer(row.splits))
+    assert bpe_encoder(made, merges, row)(text) == whole(text)
+
+
+ROWS = {row: name for name, row in PRE_TOKENIZERS.items()}
+
+
+@pytest.mark.parametrize("pre", ROWS.values())
+def test_long_texts_take_linear_time(pre):
+    row = PRE_TOKENIZERS[pre]
+    alphabet = list(byte_alphabet().values()) if row.byte_level else [f"<0x{b:02X}>" for b in range(256)]
+    encode = bpe_encoder(vocab(alphabet), [], row)
+    start = time.process_time()
+    for unit in ("a", "A", "1", " ", "\n", " \n", "!", "é", "中", "a1", "\u0301", "'s"):
+        assert encode((unit * 20_000)[:20_000] + "x")
+    assert time.process_time() - start < 20  # a quadratic search takes minutes
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(
+        TokenizerError, match=r"f\.gguf: tokenizer\.ggml\.pre is 'lama-bpe'.*llama-bpe.*pre=\"llama-bpe\""
+    ):
+        pre_tokenizer("lama-bpe", "f.gguf")

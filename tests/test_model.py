@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import inspect
+import json
+import shutil
 import threading
 import warnings
 from dataclasses import FrozenInstanceError, fields
@@ -172,6 +174,23 @@ def test_padding_is_never_drawn(demo):
 
 def test_every_eos_ends_an_answer(demo):
     assert demo.eos_ids == {demo.tokenizer.id_of("<|end|>"), demo.tokenizer.id_of("<|endoftext|>")}
+
+
+def test_the_generation_config_may_name_more_of_them(data, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.jinja"):
+        shutil.copy(data / "demo_model" / name, folder)
+    with Model.load(data / "demo-Q8_0.gguf", folder) as model:
+        (dot,) = model.tokenizer.encode(".")
+        assert dot not in model.eos_ids and model.chat(STORY, temperature=0).text.count(".") > 5
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [0, dot], "temperature": 0.3, "do_sample": True})
+    )
+    with Model.load(data / "demo-Q8_0.gguf", folder) as model:
+        assert {0, dot, 4} <= model.eos_ids and model.sampling.temperature == 0.3
+        answer = model.chat(STORY, temperature=0)
+        assert "." not in answer.text and answer.finish_reason == "stop"
 
 
 def test_stop_texts(demo):

@@ -519,6 +519,12 @@ def test_template_variables_cannot_replace_the_chat(name):
         ChatTemplate(FORMATS["chatml"], special_tokens=SPECIAL).render([USER], variables={name: 1})
 
 
+@pytest.mark.parametrize("variables", [5, "x", ["a"], {5: 1}, {"x": object()}, {"x": b"y"}])
+def test_malformed_template_variables(variables):
+    with pytest.raises(ConfigError, match=r"^(template.variable|x=)"):
+        ChatTemplate(FORMATS["chatml"]).render([USER], variables=variables)
+
+
 def test_parts_of_text_are_joined_by_lines():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     text = ChatTemplate(FORMATS["chatml"]).render([{"role": "user", "content": parts}]).text

@@ -131,6 +131,8 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
             **self.special_tokens,
         }
+        if not isinstance(variables, (Mapping, type(None))):
+            raise ConfigError(f"template_variables={shown(variables)}; expected a mapping of names to values.")
         for name, value in (variables or {}).items():
             if not isinstance(name, str) or name in given:
                 raise ConfigError(f"template variable {shown(name)} is set by the chat itself. Leave it out.")

@@ -214,10 +214,10 @@ MACROS = """
 {{ documents|map(attribute='title')|join(' & ') if documents }}
 """
 STYLES = {
-    "chatml": CHATML_TOOLS,
-    "llama": LLAMA_TOOLS,
-    "mistral": MISTRAL_STRICT,
-    "gemma": GEMMA_PARTS,
+    "chatml with tools": CHATML_TOOLS,
+    "llama with tools": LLAMA_TOOLS,
+    "strict mistral": MISTRAL_STRICT,
+    "gemma of parts": GEMMA_PARTS,
     "macros": MACROS,
     **{name: row.template for name, row in FORMATS.items()},
 }
@@ -257,6 +257,7 @@ GIVEN = {
     "variables": {"variables": {"enable_thinking": False, "date_string": "1 May 2025"}},
     "documents": {"documents": [{"title": "A", "text": "a"}, {"title": "B", "text": "b"}]},
 }
+assert len(STYLES) == 5 + len(FORMATS)
 SPECIAL = {"bos_token": "<|endoftext|>", "eos_token": "<|end|>"}
 
 

@@ -220,7 +220,16 @@ def doubling(step, use=""):
         "{% for i in range(100000) %}" + "a" * 1000 + "{% endfor %}",
         "{% for i in range(100000) %}{% set x %}" + "a" * 1000 + "{% endset %}{% endfor %}",
         "{% set ns = namespace(l=[]) %}{% for i in range(100000) %}{% set ns.l = ns.l + ['a' * 100000 ~ i] %}{% endfor %}",
-        "{% set s = 'a' * 1000000 %}" + "{% set x = s[1:] %}" * 3000,
+        "{% set ns = namespace(t=1) %}{% for i in range(3000) %}{% set ns.t = {1: ns.t}.items()|first %}{% endfor %}{{ {ns.t: 1} }}",
+        "{% set ns = namespace(t=1) %}{% for i in range(3000) %}{% set ns.t = {1: ns.t}.items()|first %}{% endfor %}{{ {}[ns.t] }}",
+        "{% set ns = namespace(t=1) %}{% for i in range(3000) %}{% set ns.t = {1: ns.t}.items()|first %}{% endfor %}{{ {}.get(ns.t) }}",
+        "{% set ns = namespace(t=1) %}{% for i in range(3000) %}{% set ns.t = {1: ns.t}.items()|first %}{% endfor %}{{ dict([[ns.t, 1]]) }}",
+        "{% set ns = namespace(t=1) %}{% for i in range(3000) %}{% set ns.t = {1: ns.t}.items()|first %}{% endfor %}{{ [ns.t]|unique|list }}",
+        "{% set ns = namespace(t=1) %}{% for i in range(3000) %}{% set ns.t = {1: ns.t}.items()|first %}{% endfor %}{{ ns.t in {} }}",
+        "{% set ns = namespace(t=1) %}{% for i in range(3000) %}{% set ns.t = [ns.t] %}{% endfor %}{{ ns.t }}",
+        "{% set ns = namespace(t=1) %}{% for i in range(3000) %}{% set ns.t = [ns.t] %}{% endfor %}{{ ns.t|tojson }}",
+        "{{ ('9' * 1000000)|int + 1/0 }}",
+        "{% set s = 'a' * 1000000 %}" + "{% set x = s[1:] %}" * 2900,
         "{% set s = 'a' * 1000000 %}{% for i in range(100000) %}{{ 'b' in s }}{{ s.count('b') }}{% endfor %}",
     ],
 )  # fmt: skip
@@ -244,18 +253,21 @@ def test_what_takes_too_much_is_stopped(source):
         "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
         "{% for x in y %}" * 100 + "{% endfor %}" * 100,
         "{{ " + "9" * 5000 + " }}",
-        "{{" * 60_000,
-        "{#" * 60_000,
+        "{{" * 30_000,
+        "{#" * 30_000,
         "{% raw %}" * 10_000,
-        "{%- " * 30_000,
-        "\n" * 120_000 + "{{",
-        "{{ '" + "a" * 120_000,
+        "{%- " * 10_000,
+        "\n" * 60_000 + "{{",
+        "{{ '" + "a" * 60_000,
         "{{ 1 ",
         "{% foo %}",
         "{{ 'a'|nofilter }}",
         "{% endfor %}",
         "{{ x is nosuchtest }}",
         "x" * (MAX_SOURCE + 1),
+        "{% for x in y %}" * 60 + "{{a}}" * 10_000 + "{% endfor %}" * 60,
+        "{% macro m() %}" * 60 + "{{a}}" * 10_000 + "{% endmacro %}" * 60,
+        "{{ [" + "1," * 30_000 + "] }}",
     ],
 )  # fmt: skip
 def test_sources_that_cannot_be_compiled(source):
@@ -267,7 +279,7 @@ def test_sources_that_cannot_be_compiled(source):
 
 def test_the_largest_source_compiles_in_seconds():
     start = time.perf_counter()
-    assert render("{{a}}" * (MAX_SOURCE // 5), a="") == ""
+    assert render("{% for x in [1] %}" * 10 + "{{a}}" * 9_900 + "{% endfor %}" * 10, a="") == ""
     assert time.perf_counter() - start < 20
 
 
@@ -282,7 +294,7 @@ def test_the_largest_source_compiles_in_seconds():
         ("\n\n{% include 'a' %}", r"line 3: {% include %} is not available"),
         ("{{ raise_exception('Only user\nand assistant!') }}", r"the chat template refuses these messages: Only user\nand assistant!"),
         ("{{ ''.__class__.x }}", r"line 1: access to attribute '__class__' of 'str' object is unsafe"),
-        ("x" * 200_000, r"has 200,000 characters; at most 131,072"),
+        ("x" * 200_000, r"has 200,000 characters; at most 65,536"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", r"line 1: it is nested too deeply"),
     ],
 )  # fmt: skip

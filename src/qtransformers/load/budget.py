@@ -11,6 +11,7 @@ from typing import Any
 from qtransformers.load.costs import ITEM, UNBOUNDED
 
 CALL, STEP = 128, 4  # units of work
+MAX_DEPTH = 200
 
 
 @dataclass(frozen=True)
@@ -66,27 +67,26 @@ class Budget:
         return value
 
     def measure(self, value: Any) -> int:
-        """Size of a value with all that is in it, as often as it is in it; charged, for its text or a comparison will be as long."""
-        if isinstance(value, str):
-            size = len(value)
-        else:
-            size = 0
-            stack = [value]
-            while stack:
-                item = stack.pop()
+        """Size of a value with all that is in it, as often as it is in it: its text or a comparison will be as long."""
+        size, depth, level = 0, 0, [value]
+        while level and size <= self.limits.value:
+            deeper: list[Any] = []
+            for item in level:
                 size += 1
                 if isinstance(item, str):
                     size += len(item)
                 elif isinstance(item, (list, tuple)):
-                    stack += item
-                    size += len(item)
+                    deeper += item
                 elif isinstance(item, dict):
-                    stack += [*item, *item.values()]
-                    size += len(item)
+                    deeper += [*item, *item.values()]
                 elif isinstance(item, int):
                     size += item.bit_length() // 3
-                if size > self.limits.value:
+                if size + len(deeper) > self.limits.value:
+                    size = self.limits.value + 1
                     break
+            level, depth = deeper, depth + 1
+            if depth > MAX_DEPTH:  # Python visits what is nested by recursion, not always with a check
+                raise OverBudget(f"nests values more than {MAX_DEPTH} deep")
         if size > self.limits.value:
             raise OverBudget(f"uses a value of more than {self.limits.value:,} characters and items")
         self.spend(1 + size // 8)

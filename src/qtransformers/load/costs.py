@@ -107,6 +107,10 @@ def _rounded(value: Any, precision: Any = 0, method: Any = "common") -> int:
     return UNBOUNDED if abs(int(precision)) > 300 else 0
 
 
+def _integer(value: Any, default: Any = 0, base: Any = 10) -> int:
+    return UNBOUNDED if isinstance(value, str) and len(value) > 4000 else 0  # parsing takes the square of the length
+
+
 def _json(
     value: Any, ensure_ascii: Any = False, indent: Any = None, separators: Any = None, sort_keys: Any = False
 ) -> int:
@@ -192,7 +196,7 @@ METHODS: dict[type, dict[str, Size]] = {
 
 FILTERS: dict[str, Cost] = {
     **_all(
-        """abs capitalize dictsort e escape filesizeformat float forceescape groupby int lower max
+        """abs capitalize dictsort e escape filesizeformat float forceescape groupby lower max
         min string title trim truncate upper wordcount""",
         Cost(none),
     ),
@@ -204,6 +208,7 @@ FILTERS: dict[str, Cost] = {
     "center": Cost(_padded),
     "format": Cost(_formatted),
     "indent": Cost(_indented),
+    "int": Cost(_integer),
     "join": Cost(_joined),
     "list": Cost(_listed, whole=False),
     "replace": Cost(_replaced),

@@ -25,6 +25,10 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)  # type: ignore[no-any-return]
 
 
+# Compiling takes time in proportion to both. Ordinary templates have a part every 11 characters or so.
+MAX_NODES = 20_000
+MAX_NESTING = 20
+
 FORBIDDEN: dict[type[nodes.Node], str] = {
     nodes.Include: "include",
     nodes.Import: "import",
@@ -42,13 +46,23 @@ def metered(tree: nodes.Template) -> nodes.Template:
 class _Metered(NodeTransformer):
     """Puts the charges into a template's syntax tree."""
 
+    def __init__(self) -> None:
+        self._nodes = self._depth = 0
+
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         if type(node) in FORBIDDEN:
             raise TemplateError(
                 f"chat template, line {node.lineno}: {{% {FORBIDDEN[type(node)]} %}} is not available to chat templates, "
                 "which are one file and plain text. Pass another template with prompt_format=."
             )
-        return super().generic_visit(node, *args, **kwargs)
+        self._nodes += 1
+        self._depth += isinstance(node, nodes.Stmt)
+        if self._nodes > MAX_NODES or self._depth > MAX_NESTING:
+            found = f"{MAX_NODES:,} parts" if self._nodes > MAX_NODES else f"{MAX_NESTING} statements inside each other"
+            raise TemplateError(f"the chat template has more than {found}. Pass another with prompt_format=.")
+        node = super().generic_visit(node, *args, **kwargs)
+        self._depth -= isinstance(node, nodes.Stmt)
+        return node
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -63,7 +77,12 @@ class _Metered(NodeTransformer):
         self.generic_visit(node)
         return _charge("on_made", node)
 
-    visit_Dict = visit_List
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        for pair in node.items:
+            if not isinstance(pair.key, nodes.Const):
+                pair.key = _charge("on_used", pair.key)
+        return _charge("on_made", node)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
@@ -78,7 +97,7 @@ class _Metered(NodeTransformer):
         sides: list[Any] = [node, *node.ops]
         for side in sides:
             if not isinstance(side.expr, nodes.Const):
-                side.expr = _charge("on_compared", side.expr)
+                side.expr = _charge("on_used", side.expr)
         return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node | list[nodes.Node]:

@@ -35,7 +35,7 @@ from qtransformers.load.costs import (
 from qtransformers.load.metering import Generation, metered
 
 BUDGET = " budget"  # its key among the variables: no template can spell it
-MAX_SOURCE = 128 * 1024
+MAX_SOURCE = 64 * 1024
 MAX_RANGE = 100_000  # as jinja's own sandbox
 
 
@@ -85,12 +85,18 @@ class _Environment(ImmutableSandboxedEnvironment):
             budget.spend(3 * CALL)
             return __obj(__self.on_loop(__context, *args))
         size = METHODS.get(_kind_of(owner), {}).get(getattr(__obj, "__name__", ""))
-        if size is not None or isinstance(owner, LoopContext):
+        if not isinstance(__obj, Macro):
             args = tuple(budget.listed(arg) for arg in args)
             for arg in (*args, *kwargs.values()):
                 budget.measure(arg)
             budget.allow(result_size(size or none, owner, *args, **kwargs))
         return budget.made(super().call(__context, __obj, *args, **kwargs))
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """`obj[argument]`; a tuple in there would be hashed, with all that is in it."""
+        if isinstance(argument, tuple):
+            raise TypeError("a tuple is no key of messages")
+        return super().getitem(obj, argument)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """`str.format` in the sandbox's own form, charged."""
@@ -136,8 +142,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             _budget(context).measure(value)
         return _budget(context).made(value)
 
-    def on_compared(self, context: Context, value: Any) -> Any:
-        """A side of a comparison."""
+    def on_used(self, context: Context, value: Any) -> Any:
+        """A side of a comparison, or the key of a dict."""
         _budget(context).measure(value)
         return value
 

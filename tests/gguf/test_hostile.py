@@ -67,8 +67,8 @@ GGUFS = {
     "negative entries": (counts(0, -5, rest=bytes(64)), "claims -5 metadata entries"),
     "more tensors than bytes": (counts(I64_MAX, 0, rest=bytes(64)), f"claims {I64_MAX} tensors; the bytes left hold at most"),
     "more entries than bytes": (counts(0, 5, rest=bytes(60)), "claims 5 metadata entries; the bytes left hold at most 4"),
-    "too many tensors to keep": (counts(70_000, 0, rest=bytes(25 * 70_000)), "at most 65536 are read"),
-    "too many entries to keep": (counts(0, 70_000, rest=bytes(14 * 70_000)), "at most 65536 are read"),
+    "too many tensors to keep": (counts(70_000, 0, rest=bytes(25 * 70_000)), "at most 32768 are read"),
+    "too many entries to keep": (counts(0, 70_000, rest=bytes(14 * 70_000)), "at most 32768 are read"),
     "one entry more than there is": (entries(ARCH, n_entries=2), "claims 2 metadata entries|the key of metadata entry 1"),
     # keys
     "key longer than the file": (counts(0, 1, rest=struct.pack("<Q", 60_000) + bytes(20)), "the key of metadata entry 0 needs 60000 bytes"),
@@ -76,6 +76,7 @@ GGUFS = {
     "key of all ones": (counts(0, 1, rest=b"\xff" * 40), f"claims {2**64 - 1} bytes"),
     "key of 65536 bytes": (entries(entry("k" * 65_536, "u8", 1)), "claims 65536 bytes; expected at most 65535"),
     "empty key": (entries(entry("", "u32", 1)), "the key of metadata entry 0 is empty"),
+    "the same long key twice": (entries(*2 * [entry("k" * 60_000, "u8", 1)]), "kkk ... kkk.* appears twice"),
     "the same key twice": (entries(ARCH, ARCH), "general.architecture appears twice"),
     "key of no UTF-8": (entries(entry(b"\xff\xfe", "u32", 1)), "not UTF-8"),
     "key of an overlong encoding": (entries(entry(b"a\xc0\x80b", "u32", 1)), "not UTF-8"),
@@ -213,6 +214,22 @@ def test_hostile(tmp_path, raw, message):
     text = str(e.value)
     assert "hostile.gguf" in text and text.endswith((".", "`")), text
     assert text.isprintable() and len(text) < 600
+
+
+def test_keys_that_are_many_and_long(tmp_path):
+    """A wide character makes str four times as large as its UTF-8."""
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(entries(ARCH, *(entry(f"{i}😀" + "k" * 65_000, "u8", 1) for i in range(200))))
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            GGUFError, match=r"keys and names up to the key of metadata entry 65 take \d+ bytes; at most 4194304"
+        ):
+            GGUFFile(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 << 20
 
 
 def touch(file):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qtransformers.errors import ConfigError, GGUFError
-from qtransformers.gguf import GGUFFile, GGUFWriter, Typed, edit_metadata, metadata, restore_header
+from qtransformers.gguf import GGUFFile, GGUFWriter, Typed, backup, edit_metadata, restore_header
 
 MODEL = {
     "general.architecture": "llama",
@@ -139,18 +139,18 @@ def test_a_read_only_file(model):
 def test_an_interrupted_edit_is_undone_by_the_next(model, written, monkeypatch):
     """A crash after some bytes of the new header: nothing of ours runs any more."""
     before = content(model)
-    real = metadata._pwrite
+    real = backup._pwrite
 
     def crash(path, header):
         with open(path, "r+b") as f:
             f.write(header[:written])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(metadata, "_pwrite", crash)
+    monkeypatch.setattr(backup, "_pwrite", crash)
     with pytest.raises(KeyboardInterrupt):
         edit_metadata(model, remove=["general.architecture"])
     assert len(os.listdir(model.parent)) == 2
-    monkeypatch.setattr(metadata, "_pwrite", real)
+    monkeypatch.setattr(backup, "_pwrite", real)
     try:
         GGUFFile(model).close()
     except GGUFError as e:
@@ -163,7 +163,7 @@ def test_an_interrupted_edit_is_undone_by_the_next(model, written, monkeypatch):
 
 def test_a_failed_write_is_undone_at_once(model, monkeypatch):
     before = model.read_bytes()
-    real, calls = metadata._pwrite, []
+    real, calls = backup._pwrite, []
 
     def fail(path, header):
         calls.append(len(header))
@@ -172,7 +172,7 @@ def test_a_failed_write_is_undone_at_once(model, monkeypatch):
             raise OSError("disk error")
         real(path, header)
 
-    monkeypatch.setattr(metadata, "_pwrite", fail)
+    monkeypatch.setattr(backup, "_pwrite", fail)
     with pytest.raises(OSError, match="disk error"):
         edit_metadata(model, remove=["general.name"])
     assert model.read_bytes() == before and os.listdir(model.parent) == ["m.gguf"]
@@ -183,3 +183,49 @@ def test_a_torn_backup_is_dropped(model):
     model.with_name("m.gguf.header-backup").write_bytes(before[:50])
     assert edit_metadata(model, set={"a.flag": False}).in_place
     assert content(model)[0] == MODEL | {"a.flag": False}
+
+
+def test_a_torn_header_is_never_read(model, monkeypatch):
+    """Two values of the same length, of which only the first was written: a header that parses, and is neither."""
+    edit_metadata(model, set={"a.one": "old old", "a.two": "old old"})
+    before = model.read_bytes()
+    real = backup._pwrite
+
+    def crash(path, header):
+        with open(path, "r+b") as f:
+            f.write(header[: header.index(b"new new") + 7])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backup, "_pwrite", crash)
+    with pytest.raises(KeyboardInterrupt):
+        edit_metadata(model, set={"a.one": "new new", "a.two": "new new"})
+    monkeypatch.setattr(backup, "_pwrite", real)
+    with pytest.raises(GGUFError, match=r"m.gguf: an edit of its metadata was interrupted.*restore_header"):
+        GGUFFile(model)
+    assert restore_header(model) and model.read_bytes() == before
+
+
+def test_an_edit_that_came_to_its_end_stays(model, monkeypatch):
+    """A crash between the last byte and the removal of the backup."""
+    kept = []
+    monkeypatch.setattr(type(model), "unlink", lambda path, **_: kept.append(path.name))
+    edit_metadata(model, set={"a.flag": False})
+    monkeypatch.undo()
+    assert kept == ["m.gguf.header-backup"] == sorted(os.listdir(model.parent))[1:]
+    assert content(model)[0] == MODEL | {"a.flag": False}
+    assert not restore_header(model) and os.listdir(model.parent) == ["m.gguf"]
+    assert content(model)[0] == MODEL | {"a.flag": False}
+
+
+def test_another_file_under_the_name_of_an_interrupted_edit(model, monkeypatch):
+    """A user who downloads again: the old header is not this file's."""
+    with monkeypatch.context() as patch:
+        patch.setattr(backup, "_pwrite", lambda path, header: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            edit_metadata(model, set={"a.flag": False})
+    with GGUFWriter(model, {"general.architecture": "other"}, [("a", (64,), "F32")], overwrite=True) as writer:
+        writer.write("a", np.ones(64, np.float32))
+    fresh = model.read_bytes()
+    GGUFFile(model).close()
+    assert not restore_header(model)
+    assert model.read_bytes() == fresh and os.listdir(model.parent) == ["m.gguf"]

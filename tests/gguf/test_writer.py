@@ -27,6 +27,7 @@ METADATA = {
     "a.no_utf8": "caf\udce9",
     "a.ints": [1, -2, 3],
     "a.long_ints": [1, 2**40],
+    "a.huge_ints": [0, 2**64 - 1],
     "a.floats": [0.5, 1, -2.25],
     "a.flags": [True, False],
     "a.texts": ["a", "", "ö", "🦊\n", "caf\udce9"],
@@ -37,12 +38,15 @@ METADATA = {
     "a.no_ints": Typed("i32", []),
     "a.raw": b"\0\xff",
     "a.numpy_texts": np.array(["x", "yz"]),
+    "a.numpy_text": np.str_("x"),
+    "a.both_texts": ["x", np.str_("yz")],
 }
 TYPES_IN_FILE = {
     "llama.block_count": "u32", "llama.rope.freq_base": "f32", "a.negative": "i32", "a.large": "u64", "a.huge": "u64", "a.low": "i64",
     "a.flag": "bool", "a.forced": "u64", "a.small": "i8", "a.double": "f64", "a.text": "str", "a.ints": "arr[i32]", "a.long_ints": "arr[i64]",
     "a.floats": "arr[f32]", "a.flags": "arr[bool]", "a.texts": "arr[str]", "a.bytes": "arr[u8]", "a.doubles": "arr[f64]",
     "a.no_texts": "arr[str]", "a.no_floats": "arr[f32]", "a.no_ints": "arr[i32]", "a.raw": "arr[u8]", "a.numpy_texts": "arr[str]",
+    "a.huge_ints": "arr[u64]", "a.numpy_text": "str", "a.both_texts": "arr[str]",
 }  # fmt: skip
 
 
@@ -144,6 +148,9 @@ BAD_METADATA = {
     "None": (None, "NoneType"),
     "a dict": ({}, "dict"),
     "too large": (2**64, "at most 64 bits"),
+    "too large in a list": ([1, 2**64], "at most 64 bits"),
+    "too large for i64 in a list": (Typed("i64", [1, 2**63]), "i64 cannot hold"),
+    "negative beside huge": (Typed("u64", [-1, 2**63]), "expected u64"),
     "too large to force": (Typed("u8", 256), "u8 cannot hold"),
     "negative for unsigned": (Typed("u64", -1), "u64 cannot hold"),
     "float for int": (Typed("u32", 1.5), "expected u32"),

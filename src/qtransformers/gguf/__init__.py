@@ -1,7 +1,8 @@
 """The GGUF container: open, write, edit, split and merge."""
 
+from qtransformers.gguf.backup import restore_header
 from qtransformers.gguf.encode import TensorSpec
-from qtransformers.gguf.metadata import MetadataEdit, edit_metadata, restore_header
+from qtransformers.gguf.metadata import MetadataEdit, edit_metadata
 from qtransformers.gguf.reader import GGUFFile, Metadata, Tensors, ValueInfo
 from qtransformers.gguf.split import merge, split
 from qtransformers.gguf.values import Typed

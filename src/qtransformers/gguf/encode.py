@@ -12,7 +12,7 @@ import numpy as np
 
 from qtransformers.errors import ConfigError
 from qtransformers.gguf.header import MAGIC, MAX_PRODUCT, Header, align_up, parse_header
-from qtransformers.gguf.shards import MAX_SHARDS, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
+from qtransformers.gguf.shards import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
 from qtransformers.gguf.values import Typed, encode, encode_string
 from qtransformers.types import QuantType
 
@@ -144,6 +144,6 @@ def spread(
         header += spec.info_bytes
         data += align_up(spec.nbytes, alignment)
         shards[-1].append(spec)
-    if len(shards) > MAX_SHARDS or len(shards) > 0xFFFF:
+    if len(shards) > 0xFFFF:
         raise ConfigError(f"{len(shards)} shards; expected at most {0xFFFF}. Allow larger ones.")
     return shards

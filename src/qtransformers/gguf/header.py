@@ -30,7 +30,8 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 16  # the largest page size in use; the format sets no limit
-MAX_ENTRIES = 1 << 16  # keys, and tensors: real files have thousands at most, and each costs us some 500 bytes
+MAX_ENTRIES = 1 << 15  # keys, and tensors: real files have thousands at most, and each costs us some 600 bytes
+MAX_NAMES = 4 << 20  # bytes of all keys and names, which take up to four times as much as str
 MAX_KEY = (1 << 16) - 1  # bytes, from the format's description
 MAX_PRODUCT = 1 << 60  # of a tensor's dimensions: eight bytes each still count in 63 bits
 MAX_LAYERS, MAX_EXPERTS = 512, 1024  # as llama.cpp
@@ -128,6 +129,7 @@ class _Parser:
     def __init__(self, data: NDArray[np.uint8], file: str, size: int) -> None:
         self.data, self.view, self.file, self.size = data, data.data, file, size
         self.at = 0
+        self.names = 0  # bytes of keys and names so far
         self.big_endian = False
 
     def parse(self) -> Header:
@@ -155,7 +157,8 @@ class _Parser:
     # --- primitives
 
     def fail(self, text: str) -> GGUFError:
-        return GGUFError(f"{self.file}: {text}")
+        short = text if len(text) <= 500 else f"{text[:300]} ... {text[-180:]}"  # a key may be as long as 65,535 bytes
+        return GGUFError(f"{self.file}: {short}")
 
     def need(self, n: int, what: str) -> int:
         """Where `n` bytes start, which are then passed."""
@@ -188,6 +191,11 @@ class _Parser:
         raw = bytes(self.view[self.string(what, limit)])
         if not raw:
             raise self.fail(f"{what} is empty; expected a name. The file is damaged: convert it again.")
+        self.names += len(raw)
+        if self.names > MAX_NAMES:
+            raise self.fail(
+                f"keys and names up to {what} take {self.names} bytes; at most {MAX_NAMES} are read. The file is damaged."
+            )
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-
-from qtransformers.errors import ConfigError, GGUFError
+from qtransformers.errors import ConfigError
+from qtransformers.gguf.backup import restore_header, write_over
 from qtransformers.gguf.diagnose import map_file
 from qtransformers.gguf.encode import checked, encode_fields, encode_header
 from qtransformers.gguf.header import Header, align_up, parse_header
-from qtransformers.gguf.reader import BACKUP_SUFFIX, PADDING_KEY
+from qtransformers.gguf.reader import PADDING_KEY
 from qtransformers.gguf.shards import SPLIT_KEYS
 from qtransformers.gguf.values import Encoded
-from qtransformers.gguf.writer import CHUNK, AtomicFile, check_room, sync_folder
+from qtransformers.gguf.writer import CHUNK, AtomicFile, check_room
 
 _LAYOUT_KEYS = SPLIT_KEYS | {"general.alignment", PADDING_KEY}  # they say how the file lies, not what it holds
 
@@ -36,8 +34,8 @@ def edit_metadata(path: str | Path, set: Mapping[str, Any] | None = None, remove
     """Set and remove keys of a GGUF file (of a model in shards: of the first), values as `GGUFWriter` takes them.
 
     Where the new header fits into the old one and its padding, only the header is written: tensor data is not touched,
-    what room is left stays as the key `gguf.padding`, and a copy of the old header lies beside the file
-    (`<name>.header-backup`) until the new one is on disk; an edit that was interrupted is undone by the next. Otherwise
+    what room is left stays as the key `gguf.padding`, and both headers lie beside the file (`<name>.header-backup`) until
+    the new one is on disk; an edit that was interrupted is undone by the next. Otherwise
     the whole file is written under a temporary name, which then takes its place. ConfigError for keys or values that
     cannot be; GGUFError for what a reader would refuse.
     """
@@ -56,7 +54,7 @@ def edit_metadata(path: str | Path, set: Mapping[str, Any] | None = None, remove
     new = _fit(kept, infos, header)
     if new is not None:
         checked(new, path.name, size)
-        _write_in_place(path, old, new)
+        write_over(path, old, new)
         return MetadataEdit(path, True, len(new))
     new = _encode(kept, infos, header)
     new = new.ljust(align_up(len(new), header.alignment), b"\0") if header.tensors else new
@@ -64,27 +62,6 @@ def edit_metadata(path: str | Path, set: Mapping[str, Any] | None = None, remove
     checked(new, path.name, total)
     _write_anew(path, new, header.data_offset, total)
     return MetadataEdit(path, False, total)
-
-
-def restore_header(path: str | Path) -> bool:
-    """Undo an edit in place that was interrupted; whether there was one."""
-    path = Path(path)
-    backup = _backup(path)
-    if not backup.is_file():
-        return False
-    old = backup.read_bytes()
-    try:
-        found = parse_header(np.frombuffer(old, np.uint8), backup.name, path.stat().st_size)
-    except GGUFError:
-        found = None  # the backup itself was cut short, so the header was not yet touched
-    if found is not None and found.data_offset == len(old):
-        _pwrite(path, old)
-    backup.unlink()
-    return True
-
-
-def _backup(path: Path) -> Path:
-    return path.with_name(path.name + BACKUP_SUFFIX)
 
 
 def _changed(header: Header, data: Any, set: dict[str, Any], remove: frozenset[str]) -> dict[str, Any]:
@@ -125,33 +102,6 @@ def _fit(metadata: Mapping[str, Any], infos: bytes, header: Header) -> bytes | N
             return None
         new = _encode({**metadata, PADDING_KEY: " " * gap}, infos, header)
     return new.ljust(room, b"\0") if align_up(len(new), header.alignment) == room else None
-
-
-def _write_in_place(path: Path, old: bytes, new: bytes) -> None:
-    backup = _backup(path)
-    try:
-        with open(backup, "wb") as f:
-            f.write(old)
-            _sync(f)
-        sync_folder(path.parent)
-        _pwrite(path, new)
-    except OSError:
-        with suppress(OSError):
-            restore_header(path)
-        raise
-    backup.unlink()
-    sync_folder(path.parent)
-
-
-def _pwrite(path: Path, header: bytes) -> None:
-    with open(path, "r+b") as f:
-        f.write(header)
-        _sync(f)
-
-
-def _sync(f: IO[bytes]) -> None:
-    f.flush()
-    os.fsync(f.fileno())
 
 
 def _write_anew(path: Path, header: bytes, data_offset: int, total: int) -> None:

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.errors import GGUFError
+from qtransformers.gguf.backup import is_torn
 from qtransformers.gguf.diagnose import map_file
 from qtransformers.gguf.header import Field, Header, TensorInfo, parse_header
 from qtransformers.gguf.shards import check_shards, shard_paths
 from qtransformers.gguf.values import ESCAPE, Encoded, Typed, dtype_of
 from qtransformers.tensor import QTensor, SwappedQTensor
 
-BACKUP_SUFFIX = ".header-backup"  # of the old header, while `edit_metadata` writes the new one
 PADDING_KEY = "gguf.padding"  # room that `edit_metadata` left in the header; no metadata of the model
 _EAGER_BYTES = 1 << 20  # strings decoded at opening, in total
 
@@ -222,12 +222,9 @@ class GGUFFile:
 
 
 def _parse(data: NDArray[np.uint8], path: Path) -> Header:
-    try:
-        return parse_header(data, path.name)
-    except GGUFError as e:
-        backup = path.with_name(path.name + BACKUP_SUFFIX)
-        if backup.exists():
-            raise GGUFError(
-                f"{e} An edit of its metadata was interrupted ({backup.name}): gguf.restore_header undoes it."
-            ) from e
-        raise
+    if is_torn(path, data):
+        raise GGUFError(
+            f"{path.name}: an edit of its metadata was interrupted, and its header is part old, part new. "
+            "gguf.restore_header undoes the edit."
+        )
+    return parse_header(data, path.name)

@@ -103,6 +103,8 @@ def _pack(values: Sequence[Any] | NDArray[Any], kind: ValueType, what: str, orde
             raise ConfigError(f"{what} holds {wrong[0]!r:.80} among strings.")
         return b"".join(encode_string(v, what, order) for v in values)
     numbers = np.asarray(values)
+    if numbers.dtype.kind == "f" and all(type(v) is int and v >= 0 for v in values):  # some of them past 2^63
+        numbers = np.array(values, np.uint64)
     if numbers.ndim != 1 or numbers.dtype.kind not in "biuf":
         raise ConfigError(f"{what} is {values!r:.80}; expected {kind.name}, flat.")
     return _as_numbers(numbers, kind, what).astype(order + kind.code).tobytes()
@@ -128,13 +130,13 @@ def _as_numbers(numbers: NDArray[Any], kind: ValueType, what: str) -> NDArray[An
 
 
 def _kind_of(value: Any, what: str) -> ValueType:
+    if isinstance(value, str):
+        return VALUE_NAMES["str"]
     if isinstance(value, (np.generic, np.ndarray)):
         if kind := _BY_DTYPE.get(np.asarray(value).dtype.newbyteorder("=").str):
             return kind
     elif isinstance(value, bool):
         return VALUE_NAMES["bool"]
-    elif isinstance(value, str):
-        return VALUE_NAMES["str"]
     elif isinstance(value, float):
         return VALUE_NAMES["f32"]
     elif isinstance(value, int):
@@ -147,7 +149,7 @@ def _kind_of(value: Any, what: str) -> ValueType:
 def _kind_of_elements(values: Sequence[Any] | NDArray[Any], what: str) -> ValueType:
     if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
         return _kind_of(values, what)
-    kinds = {type(v) for v in values}
+    kinds = {str if isinstance(v, str) else type(v) for v in values}
     if not kinds:
         raise ConfigError(f'{what} is an empty list; name its type, Typed("str", []).')
     if kinds == {int}:

@@ -80,6 +80,11 @@ def test_control_tokens_are_no_words():
     assert encode("<x>") == [0, 1, 2]
 
 
+def test_merges_never_make_control_tokens():
+    made = vocab(["a", "b", "ab", "aba"], [1, 1, 3, 1])
+    assert bpe_encoder(made, ["a b", "ab a"], PreTokenizer((r"\S+",)))("aba") == [0, 1, 0]
+
+
 def test_a_run_of_newlines_that_is_a_token():
     row = PreTokenizer((r"[^\n]+|\n+",), byte_level=False, whole_newlines=True)
     assert bpe_encoder(vocab(["a", "\n", "\n\n\n"]), [], row)("a\n\n\na\n\n") == [0, 2, 0, 1, 1]

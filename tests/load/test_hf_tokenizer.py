@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -112,6 +113,16 @@ def test_tokens_that_only_the_config_adds(folder):
     assert ours.encode("<tool>") == [n]
     assert n + 1 in ours.special_ids & ours.eos_ids
     assert n + 1 not in ours.encode("<|call|>")
+
+
+def test_threads_may_ask_for_different_things(folder):
+    ours = Tokenizer.from_pretrained(folder)
+    text = "a<|end|>b " * 50
+    wanted = {special: ours.encode(text, encode_special=special) for special in (False, True)}
+    assert wanted[False] != wanted[True]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: ours.encode(text, encode_special=n % 3 == 0), range(400)))
+    assert all(ids == wanted[n % 3 == 0] for n, ids in enumerate(found))
 
 
 def test_padding_and_truncation_of_the_file_are_left_out(folder):

@@ -41,13 +41,16 @@ def bpe_encoder(
         ids = {text: i for text, i in ids.items() if is_text(text)}  # broken UTF-8 occurs in no text
     nothing = len(vocab.tokens)  # an id for characters that no token has: they part their neighbours, then go
     ids["\0nothing\0"] = nothing
+
+    def model(pairs: list[tuple[str, str]]) -> Any:
+        bytewise = not pre.byte_level
+        return models.BPE(ids, pairs, ignore_merges=pre.ignore_merges, byte_fallback=bytewise, unk_token="\0nothing\0")
+
     try:
-        model = models.BPE(
-            ids, pairs, ignore_merges=pre.ignore_merges, byte_fallback=not pre.byte_level, unk_token="\0nothing\0"
-        )
-    except Exception as error:
-        raise _bad_merge(vocab, pairs, ids, error) from None
-    tokenizer = Tokenizer(model)
+        tokenizer = Tokenizer(model(pairs))
+    except Exception:
+        pairs = _text_merges(vocab, pairs, ids)
+        tokenizer = Tokenizer(model(pairs))
     steps: list[Any] = [pre_tokenizers.Split(Regex(r"\s+"), "removed")] if drop_blanks else []
     steps += [pre_tokenizers.Split(Regex(s), "isolated") for s in pre.splits]
     if pre.byte_level:
@@ -103,15 +106,20 @@ def _merge_pair(merge: str, what: str) -> tuple[str, str]:
     return merge[:at], merge[at + 1 :]
 
 
-def _bad_merge(vocab: Vocab, pairs: list[tuple[str, str]], ids: dict[str, int], error: Exception) -> TokenizerError:
+def _text_merges(vocab: Vocab, pairs: list[tuple[str, str]], ids: dict[str, int]) -> list[tuple[str, str]]:
+    """The merges that make no control tokens of text; TokenizerError for one of tokens that do not exist."""
+    kept = []
     for n, (left, right) in enumerate(pairs):
-        for text in (left, right, left + right):
-            if text not in ids:
-                return TokenizerError(
-                    f"{vocab.file}: {PREFIX}merges[{n}] is {left + ' ' + right!r}, but {text!r} is no text token of {PREFIX}tokens. "
-                    "Vocabulary and merges belong to different models: convert the file again."
-                )
-    return TokenizerError(f"{vocab.file}: the tokenizers library refuses this vocabulary: {error}")
+        parts = (left, right, left + right)
+        unknown = next((text for text in parts if text not in vocab.index), None)
+        if unknown is not None:
+            raise TokenizerError(
+                f"{vocab.file}: {PREFIX}merges[{n}] is {left + ' ' + right!r}, but {unknown!r} is not in {PREFIX}tokens. "
+                "Vocabulary and merges belong to different models: convert the file again."
+            )
+        if all(text in ids for text in parts):
+            kept.append((left, right))
+    return kept
 
 
 def _rewritten(encode: Callable[[str], list[int]], rewrite: Callable[[str], str]) -> Callable[[str], list[int]]:

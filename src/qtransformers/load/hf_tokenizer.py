@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ from qtransformers.load.hf_config import (
     NAMED_TOKENS,
     added_tokens,
     named_ids,
-    parse_json,
     read_file,
     read_json,
     token_text,
@@ -49,25 +50,21 @@ def hub_tokenizer(folder: Path) -> TokenizerParts:
 
 
 def _from_json(data: bytes, config: Mapping[str, Any], file: str) -> TokenizerParts:
-    described = parse_json(data, file)
-    plain = _load(data, config, file)
-    plain.encode_special_tokens = True  # the library's name for: leave special tokens in a text unrecognised
-    vocab = _vocab(plain, described, config, file)
-    added = plain.get_added_tokens_decoder()
-    plain.add_special_tokens(
+    tokenizer = _load(data, config, file)
+    vocab = _vocab(tokenizer, config, file)
+    added = tokenizer.get_added_tokens_decoder()
+    tokenizer.add_special_tokens(
         [added[i].content for i in vocab.control_ids if i in added]
-    )  # also those known by their text
-    lazily: list[Any] = []
+    )  # also those known by text
+    turn = threading.Lock()  # the library keeps the choice below in the tokenizer
 
     def encode(text: str, encode_special: bool) -> list[int]:
-        if not encode_special:
-            return plain.encode(text, add_special_tokens=False).ids
-        if not lazily:
-            lazily.append(_load(data, config, file))
-        return lazily[0].encode(text, add_special_tokens=False).ids
+        with turn:
+            tokenizer.encode_special_tokens = not encode_special  # its name for: leave them in a text unrecognised
+            return tokenizer.encode(text, add_special_tokens=False).ids
 
-    before, after = _around(plain, config, vocab)
-    steps = _decoder_steps(described.get("decoder"))
+    before, after = _around(tokenizer, config, vocab)
+    steps = _decoder_steps(json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else None)
     names = {s["type"] for s in steps}
     word_piece = next((s for s in steps if s["type"] == "WordPiece"), None)
     bpe_words = next((s for s in steps if s["type"] == "BPEDecoder"), None)
@@ -101,15 +98,14 @@ def _load(data: bytes, config: Mapping[str, Any], file: str) -> Any:
     return tokenizer
 
 
-def _vocab(tokenizer: Any, described: Mapping[str, Any], config: Mapping[str, Any], file: str) -> Vocab:
+def _vocab(tokenizer: Any, config: Mapping[str, Any], file: str) -> Vocab:
     index = tokenizer.get_vocab(with_added_tokens=True)
     n = max(index.values(), default=-1) + 1
     tokens: list[str | None] = [None] * n
     for text, i in index.items():
         tokens[i] = text
     types = np.full(n, NORMAL, np.uint8)
-    model = described.get("model")
-    if isinstance(model, dict) and model.get("byte_fallback"):
+    if getattr(tokenizer.model, "byte_fallback", False):
         types[[i for b in range(256) if (i := index.get(f"<0x{b:02X}>")) is not None]] = BYTE
     for i, added in tokenizer.get_added_tokens_decoder().items():
         types[i] = CONTROL if added.special else USER_DEFINED

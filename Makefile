@@ -36,7 +36,7 @@ wheel: $(VENV)/.build
 
 # The GGUF that the package ships, made anew from the checkpoint in tests/data.
 demo-model: $(VENV)/.package
-	$(BIN)/qtransformers convert tests/data/demo_model --type Q8_0 --name "qtransformers demo" -o src/qtransformers/data/demo.gguf
+	$(BIN)/qtransformers convert tests/data/demo_model --type Q8_0 --name "qtransformers demo" --overwrite -o src/qtransformers/data/demo.gguf
 
 # For working on the code: the extension built in place, to be used with PYTHONPATH=src (PYTHON must have nanobind, cmake and ninja).
 native:

@@ -34,7 +34,7 @@ def test_the_probe_sees_heavy_modules():
 def test_help_names_every_verb(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"{verb} " in out and text in out for verb, text in VERBS.items())
+    assert all(f"    {verb}" in out and text in out for verb, text in VERBS.items())
 
 
 @pytest.mark.parametrize("verb", VERBS)

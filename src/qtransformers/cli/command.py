@@ -17,6 +17,7 @@ VERBS = {
     "convert": "make a GGUF file from a Hugging Face model",
     "bench": "speed against the machine's limits",
     "doctor": "check this machine and this installation",
+    "completion": "what a shell needs to complete verbs and flags",
 }
 INTERRUPTED = 130
 EPILOG = "examples:\n  qtransformers run demo 'Tell me a story about a brave fox.'\n  qtransformers show model.gguf\n\nMODEL is a path, `demo`, or `user/repo:QUANT`. Flags may be set as QTRANSFORMERS_<FLAG>.\n`qtransformers VERB --help` tells more."

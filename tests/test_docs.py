@@ -1,0 +1,61 @@
+"""What the pages say is true: their code runs, their lists are complete."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qtransformers import errors
+from qtransformers.cli.command import VERBS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("n", range(2))
+def test_the_python_of_the_readme_runs(n, data, tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.gguf", "model-Q4_K_M.gguf"):
+        shutil.copy(data / "demo-Q8_0.gguf", name)
+    code = blocks[n].replace("user/original-model", (data / "demo_model").as_posix())
+    names = {}
+    exec(compile("from qtransformers import Model\n" + code, "README.md", "exec"), names)
+    if n == 0:
+        assert len(capsys.readouterr().out) > 100
+    else:
+        assert (
+            names["model"].chat([{"role": "user", "content": "What is 7 plus 5?"}], temperature=0).text
+            == "7 plus 5 is 12."
+        )
+        names["model"].close()
+
+
+def test_links_lead_somewhere():
+    for page, folder in ((README, ROOT), (CLI, ROOT / "docs"), (ARCHITECTURE, ROOT / "docs")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page):
+            assert (folder / link).exists(), link
+
+
+def test_every_verb_and_exit_code_is_documented():
+    assert re.findall(r"^\| `([a-z]+) ?[A-Z\[\] ]*` \|", CLI, re.MULTILINE) == list(VERBS)
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", CLI, re.MULTILINE)}
+    raised = {e.exit_code for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)}
+    assert listed == raised | {0, 130}
+
+
+def test_every_part_has_its_floor_in_the_drawing():
+    drawing = ARCHITECTURE.split("```")[1]
+    source = ROOT / "src" / "qtransformers"
+    parts = {
+        p.name if p.suffix else f"{p.name}/"
+        for p in source.iterdir()
+        if p.suffix == ".py" or (p / "__init__.py").exists()
+    }
+    missing = {p for p in parts - {"__init__.py", "__main__.py"} if p not in drawing}
+    assert not missing
+    assert len({len(line) for line in drawing.splitlines() if line.rstrip().endswith("|")}) == 1

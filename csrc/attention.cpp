@@ -157,7 +157,7 @@ Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints p
     expect("positions", positions, {int64_t(T)});
     expect("starts", starts, {-1});
     expect("page_tables", tables, {int64_t(std::max<size_t>(starts.size(), 1)) - 1, -1});
-    if (!n_kv || n_heads % n_kv) refuse("q has " + std::to_string(n_heads) + " heads; expected a multiple of the " + std::to_string(n_kv) + " of k.");
+    if (!n_kv || !n_heads || n_heads % n_kv) refuse("q has " + std::to_string(n_heads) + " heads; expected a multiple of the " + std::to_string(n_kv) + " of k.");
     if (!page_tokens || !d || !dv) refuse("k_pages is " + shape_of(k_pages) + ", v_pages " + shape_of(v_pages) + "; expected no empty dimension.");
     if (window < 0) refuse("window is " + std::to_string(window) + "; expected 0 or more tokens.");
     const int type = page_type("k_pages", k_pages);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -25,7 +26,12 @@ template <class F>
 void split(size_t n, int threads, F part) {
     const size_t step = (n + threads - 1) / std::max(threads, 1);
     std::vector<std::jthread> others;
-    for (size_t i = step; i < n; i += step) others.emplace_back(part, i, std::min(i + step, n));
+    size_t i = step;
+    try {
+        for (; i < n; i += step) others.emplace_back(part, i, std::min(i + step, n));
+    } catch (const std::system_error&) {  // the system gives no more threads: the rest is done here
+        part(i, n);
+    }
     if (n) part(0, std::min(step, n));
 }
 

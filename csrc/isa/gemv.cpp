@@ -40,11 +40,11 @@ static void rows_32(const uint8_t* w, const void* packed, int in, int rows, floa
     for (int r = 0; r < rows; r++, w += size_t(groups) * Q::stride) y[r] = dot_32(q, w, (const Packed128*)packed, groups, ahead);
 }
 
-template <class Block, int sub, bool minima>
+template <class Block, int sub>
 static void rows_any(const uint8_t* w, const void* packed, int in, int rows, float* y) {
     const int blocks = in / Block::size;
     const uint8_t* ahead = w + ahead_bytes;
-    for (int r = 0; r < rows; r++, w += size_t(blocks) * sizeof(Block)) y[r] = dot_any<Block, sub, minima>((const Block*)w, (const Packed256*)packed, blocks, ahead);
+    for (int r = 0; r < rows; r++, w += size_t(blocks) * sizeof(Block)) y[r] = dot_any<Block, sub>((const Block*)w, (const Packed256*)packed, blocks, ahead);
 }
 
 static size_t bytes_256(int in) { return size_t(in + 255) / 256 * planes * sizeof(Packed256); }
@@ -56,8 +56,8 @@ template <int offset>
 static bool pack_32(const float* x, int in, void* packed) { return packable(x, in) && (pack_128<offset>(x, in, (Packed128*)packed), true); }
 static bool pack_any(const float* x, int in, void* packed) { return packable(x, in) && (pack_256(x, in, (Packed256*)packed), true); }
 
-template <class Block, int sub, bool minima = false>
-constexpr Gemv gemv_any = {bytes_256, pack_any, rows_any<Block, sub, minima>};
+template <class Block, int sub>
+constexpr Gemv gemv_any = {bytes_256, pack_any, rows_any<Block, sub>};
 template <class Q>
 constexpr Gemv gemv_k = {bytes_1024, pack_k<Q::order>, rows_k<Q>};
 template <class Q>

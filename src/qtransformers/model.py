@@ -27,7 +27,7 @@ from qtransformers.load.formats import PromptFormat
 from qtransformers.load.formats import prompt_format as named_format
 from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK
 from qtransformers.sampling import Sampling
-from qtransformers.settings import Settings, usable_cores
+from qtransformers.settings import MAX_THREADS, Settings, usable_cores
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -74,7 +74,7 @@ class ModelConfig:
         whole("prefill_chunk", self.prefill_chunk, 1, 2**20)
         whole("logits_rows", self.logits_rows, 1, 2**20)
         if self.threads is not None:
-            whole("threads", self.threads, 1, 1024)
+            whole("threads", self.threads, 1, MAX_THREADS)
         if self.pre is not None:
             text("pre", self.pre)
 

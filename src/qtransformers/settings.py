@@ -10,6 +10,7 @@ from pathlib import Path
 from qtransformers.errors import ConfigError
 
 PREFIX = "QTRANSFORMERS_"
+MAX_THREADS = 4096  # as csrc/pool.cpp
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Settings:
         """Read `QTRANSFORMERS_*` and the usual Hugging Face and terminal variables; ConfigError on a bad value."""
         env = os.environ if env is None else env
         return cls(
-            threads=_positive(env, PREFIX + "THREADS"),
+            threads=_threads(env, PREFIX + "THREADS"),
             isa=env.get(PREFIX + "ISA") or None,
             hf_home=env.get("HF_HOME") or None,
             offline=env.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"),
@@ -59,7 +60,7 @@ def usable_cores() -> int:
     return cores
 
 
-def _positive(env: Mapping[str, str], key: str) -> int | None:
+def _threads(env: Mapping[str, str], key: str) -> int | None:
     text = env.get(key)
     if not text:
         return None
@@ -67,6 +68,8 @@ def _positive(env: Mapping[str, str], key: str) -> int | None:
         value = int(text)
     except ValueError:
         value = 0
-    if value < 1:
-        raise ConfigError(f"{key} is {text!r}; expected a whole number of at least 1. Correct or unset it.")
+    if not 1 <= value <= MAX_THREADS:
+        raise ConfigError(
+            f"{key} is {text!r:.60}; expected a whole number from 1 to {MAX_THREADS}. Correct or unset it."
+        )
     return value

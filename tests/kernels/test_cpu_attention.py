@@ -210,6 +210,7 @@ def put(at, value):
     "case, message",
     [
         (changed(q=lambda x: x[:, :3]), "q has 3 heads; expected a multiple of the 2 of k"),
+        (changed(q=lambda x: x[:, :0]), "q has 0 heads; expected a multiple of the 2 of k"),
         (changed(q=lambda x: x[..., :7]), r"k is \[5, 2, 8\]; expected \[5, any, 7\]"),
         (changed(k=lambda x: x[:4]), r"k is \[4, 2, 8\]; expected \[5, any, 8\]"),
         (changed(k=lambda x: x[:, :0], v=lambda x: x[:, :0], k_pages=lambda x: x[:, :0].copy(), v_pages=lambda x: x[:, :0].copy()), "the 0 of k"),

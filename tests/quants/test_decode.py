@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,8 +137,32 @@ def test_a_wrong_out_is_refused():
 def test_a_machine_without_the_instruction_set_says_what_it_has():
     with pytest.raises(ConfigError, match=r"'neon9' is not available here; expected one of .*generic"):
         dequantize(np.zeros(34, np.uint8), BY_NAME["Q8_0"], isa="neon9")
-    with pytest.raises(ConfigError, match="threads is 0"):
-        dequantize(np.zeros(34, np.uint8), BY_NAME["Q8_0"], threads=0)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2", 5000, 2**40])
+def test_threads_that_cannot_be(threads):
+    with pytest.raises(ConfigError, match=r"threads=.*; expected a whole number from 1 to 4096"):
+        dequantize(np.zeros(34, np.uint8), BY_NAME["Q8_0"], threads=threads)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space of a process")
+def test_a_system_short_of_threads_decodes_all_the_same():
+    """Room for the stacks of a few of the 300 threads."""
+    code = """
+import resource
+import numpy as np
+from blocks import random_blocks
+from qtransformers.quants import dequantize
+from qtransformers.types import BY_NAME
+data, out = random_blocks(BY_NAME["Q4_K"], 300), np.empty(300 * 256, np.float32)
+truth = dequantize(data, BY_NAME["Q4_K"], threads=1)
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + (100 << 20),) * 2)
+assert np.array_equal(dequantize(data, BY_NAME["Q4_K"], out, threads=300), truth)
+"""
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_environment_chooses_the_instruction_set(monkeypatch):

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.checks import whole
 from qtransformers.errors import ConfigError, GGUFError, UnsupportedError
-from qtransformers.settings import Settings, usable_cores
+from qtransformers.settings import MAX_THREADS, Settings, usable_cores
 from qtransformers.types import QuantType
 
 __all__ = ["dequantize", "quantize", "reference_dequantize", "reference_quantize"]
@@ -83,8 +84,8 @@ def _native(
 
     if threads is None:
         threads = (Settings.from_env().threads or usable_cores()) if n >= _PARALLEL else 1
-    elif threads < 1:
-        raise ConfigError(f"threads is {threads}; expected at least 1.")
+    else:
+        whole("threads", threads, 1, MAX_THREADS)
     if isa is None:
         isa = Settings.from_env().isa or ""
     try:

@@ -34,7 +34,7 @@ def test_the_probe_sees_heavy_modules():
 def test_help_names_every_verb(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"    {verb}" in out and text in out for verb, text in VERBS.items())
+    assert all(f"  {verb}  " in out and text in out for verb, text in VERBS.items())
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -119,3 +119,8 @@ def test_both_names_are_installed():
     if not names:
         pytest.skip("the package is not installed; `make test` installs it")
     assert names == {"qtransformers": "qtransformers.cli:main", "qtf": "qtransformers.cli:main"}
+
+
+def test_a_terminal_without_utf8(command, data):
+    done = command("show", data / "demo-Q8_0.gguf", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert done.returncode == 0 and done.stderr == "" and "\\u0120 t" in done.stdout

@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 from qtransformers import __version__
+from qtransformers.cli.terminal import table
 from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransformersError
 
 VERBS = {
@@ -20,12 +22,21 @@ VERBS = {
     "completion": "what a shell needs to complete verbs and flags",
 }
 INTERRUPTED = 130
-EPILOG = "examples:\n  qtransformers run demo 'Tell me a story about a brave fox.'\n  qtransformers show model.gguf\n\nMODEL is a path, `demo`, or `user/repo:QUANT`. Flags may be set as QTRANSFORMERS_<FLAG>.\n`qtransformers VERB --help` tells more."
+EXAMPLES = """
+examples:
+  qtransformers run demo 'Tell me a story about a brave fox.'
+  qtransformers show model.gguf
+
+MODEL is a path, `demo`, or `user/repo:QUANT`. Flags may be set as QTRANSFORMERS_<FLAG>.
+`qtransformers VERB --help` tells more."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the return value is the exit code (docs/cli.md lists them)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without UTF-8 shows an escape, not a traceback
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _dispatch(words)
     except SystemExit as e:  # argparse's way out
@@ -66,15 +77,14 @@ def _front() -> argparse.ArgumentParser:
     """What answers `--help`, `--version`, no verb and a wrong verb; no verb is imported for it."""
     parser = argparse.ArgumentParser(
         prog="qtransformers",
+        usage="qtransformers [-h] [--version] VERB ...",
         description="Run, quantise and serve GGUF transformers.",
-        epilog=EPILOG,
+        epilog="\n".join(("verbs:", *table(list(VERBS.items())), EXAMPLES)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"qtransformers {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
-    for name, text in VERBS.items():
-        verbs.add_parser(name, help=text, add_help=False)
+    parser.add_argument("verb", metavar="VERB", choices=list(VERBS), help="one of the verbs below")
     return parser
 
 

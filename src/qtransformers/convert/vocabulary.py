@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from qtransformers.convert.pre import derive_pre
-from qtransformers.convert.sentencepiece import (
+from qtransformers.errors import LoadError, ModelNotFoundError, TokenizerError, UnsupportedError
+from qtransformers.load.sentencepiece import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -22,7 +23,6 @@ from qtransformers.convert.sentencepiece import (
     USER_DEFINED,
     read_sentencepiece,
 )
-from qtransformers.errors import LoadError, ModelNotFoundError, TokenizerError, UnsupportedError
 
 # What marks a turn or a role should never be made from a user's text, whatever its `special` flag says.
 _LOOKS_LIKE_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<(start|end)_of_turn>|<pad>", re.DOTALL)

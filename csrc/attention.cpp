@@ -28,8 +28,8 @@ struct Call {
 
 // The type id of what the pages hold.
 int page_type(const char* what, const Pages& pages) {
-    if (pages.dtype() == nb::dtype<float>()) return 0;
-    if (pages.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) && pages.dtype().bits == 16) return 1;
+    if (pages.dtype() == nb::dtype<float>()) return id::F32;
+    if (pages.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) && pages.dtype().bits == 16) return id::F16;
     refuse(std::string(what) + " are neither float32 nor float16. Choose another cache codec.");
 }
 

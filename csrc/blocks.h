@@ -57,6 +57,12 @@ struct NVFP4 { QT_VALUES(64); uint8_t d[4], qs[32]; };
     X(14, Q6_K) X(15, Q8_K) X(16, IQ2_XXS) X(17, IQ2_XS) X(18, IQ3_XXS) X(19, IQ1_S) X(20, IQ4_NL) X(21, IQ3_S) X(22, IQ2_S) X(23, IQ4_XS) \
     X(28, F64) X(29, IQ1_M) X(30, BF16) X(34, TQ1_0) X(35, TQ2_0) X(39, MXFP4) X(40, NVFP4) X(41, Q1_0) X(42, Q2_0)
 
+namespace id {
+#define QT_ID(number, name) inline constexpr int name = number;
+QT_TYPES(QT_ID)
+#undef QT_ID
+}  // namespace id
+
 inline constexpr int max_types = 64;  // ids are below this
 
 struct Format { const char* name; uint16_t block_size, block_bytes; };  // name is null where the type holds no floats
@@ -64,7 +70,7 @@ struct Formats { Format of[max_types]; };
 
 consteval Formats list_formats() {
     Formats f{};
-#define QT_FORMAT(id, name) f.of[id] = {#name, block::name::size, sizeof(block::name)};
+#define QT_FORMAT(number, name) f.of[number] = {#name, block::name::size, sizeof(block::name)};
     QT_TYPES(QT_FORMAT)
 #undef QT_FORMAT
     return f;

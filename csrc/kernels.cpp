@@ -52,14 +52,14 @@ struct PaddedRows {
     }
 };
 
-constexpr size_t few_tokens_most = 4;  // from here on a product with 16 tokens at once is faster
+constexpr size_t few_tokens_most = 4;  // of integer products one token at a time; more are multiplied 16 at a time
+constexpr size_t chunk_bytes = 131072;  // of weights, claimed by a thread at a time where they are what takes time
 
 // Rows in chunks that fill a cache, or that leave several for each thread; tokens only where rows are too few.
 void share_linear(const LinearJob& job, Linear kernel, size_t T) {
     const size_t threads = width(), step = linear_rows;
     size_t rows = step, tokens = T;
-    if (T < 8) {
-        constexpr size_t chunk_bytes = 131072;
+    if (regime(T) != many_tokens) {
         rows = std::clamp(chunk_bytes / std::max<size_t>(job.row_bytes, 1), size_t(4), std::max<size_t>(4, job.out / (4 * threads)));
         rows = (rows + 3) / 4 * 4;
     } else if (const size_t chunks = (job.out + step - 1) / step; threads > 1 && chunks < 4 * threads) {
@@ -83,7 +83,6 @@ void share_gemv(const LinearJob& job, const Gemv& gemv, Linear exact, size_t T) 
     std::byte* packed = shared_scratch(T * each);
     bool fits[few_tokens_most];
     for (size_t t = 0; t < T; t++) fits[t] = gemv.pack(job.x + t * job.ldx, int(job.in), packed + t * each);
-    constexpr size_t chunk_bytes = 131072;
     const size_t most = std::max<size_t>(4, job.out / (4 * width())), rows = std::clamp<size_t>(chunk_bytes / job.row_bytes, 4, most);
     parallel(job.out, rows, double(T) * job.in * job.out, [&](size_t begin, size_t end) {
         for (size_t r = begin; r < end; r += rows) {
@@ -127,11 +126,11 @@ Out linear(Floats x, const Weight& w, std::optional<Floats> bias) {
         return y.array;
     }
     const PaddedRows rows(from, T, w.cols);
-    const LinearJob job{w.data.data(), w.row_bytes, k.decode[w.type], f.block_size, f.block_bytes, w.type == 0, rows.data, rows.stride, w.cols, w.rows, b, y.data};
+    const LinearJob job{w.data.data(), w.row_bytes, k.decode[w.type], f.block_size, f.block_bytes, w.type == id::F32, rows.data, rows.stride, w.cols, w.rows, b, y.data};
     const Linear exact = k.linear[regime(T)][w.type];
-    if (w.planes && T && T <= few_tokens_most && k.gemv && k.gemv[w.type].rows)
+    if (w.planes && T <= few_tokens_most && k.gemv && k.gemv[w.type].rows)
         share_gemv(job, k.gemv[w.type], exact, T);
-    else if (w.planes && T > few_tokens_most && k.gemm && k.gemm[w.type].rows && rows.stride == w.cols)
+    else if (w.planes && T > few_tokens_most && k.gemm && k.gemm[w.type].rows)
         share_gemm(job, k.gemm[w.type], w.planes, T);
     else
         share_linear(job, exact, T);

@@ -11,7 +11,7 @@
 
 namespace qt::QT_ISA {
 
-#define QT_DECLARE(id, name) void decode_##name(const uint8_t* blocks, float* out, size_t n_blocks);
+#define QT_DECLARE(number, name) void decode_##name(const uint8_t* blocks, float* out, size_t n_blocks);
 QT_TYPES(QT_DECLARE)
 #undef QT_DECLARE
 

@@ -139,12 +139,31 @@ constexpr Gemm gemm_of = {packed_bytes, pack, tile_floats, gemm_rows_of<Block, s
 static consteval GemmTable list() {
     using namespace block;
     GemmTable t{};
-    t.of[2] = gemm_of<Q4_0, 32>, t.of[3] = gemm_of<Q4_1, 32, true>, t.of[6] = gemm_of<Q5_0, 32>, t.of[7] = gemm_of<Q5_1, 32, true>;
-    t.of[8] = gemm_of<Q8_0, 32>, t.of[10] = gemm_of<Q2_K, 16, true>, t.of[11] = gemm_of<Q3_K, 16>, t.of[12] = gemm_of<Q4_K, 32, true>;
-    t.of[13] = gemm_of<Q5_K, 32, true>, t.of[14] = gemm_of<Q6_K, 16>, t.of[16] = gemm_of<IQ2_XXS, 32>, t.of[17] = gemm_of<IQ2_XS, 16>;
-    t.of[18] = gemm_of<IQ3_XXS, 32>, t.of[19] = gemm_of<IQ1_S, 32>, t.of[20] = gemm_of<IQ4_NL, 32>, t.of[21] = gemm_of<IQ3_S, 32>;
-    t.of[22] = gemm_of<IQ2_S, 16>, t.of[23] = gemm_of<IQ4_XS, 32>, t.of[29] = gemm_of<IQ1_M, 16>, t.of[34] = gemm_of<TQ1_0, 32>;
-    t.of[35] = gemm_of<TQ2_0, 32>, t.of[39] = gemm_of<MXFP4, 32>, t.of[40] = gemm_of<NVFP4, 16>, t.of[41] = gemm_of<Q1_0, 32>, t.of[42] = gemm_of<Q2_0, 32>;
+    t.of[id::Q4_0] = gemm_of<Q4_0, 32>;
+    t.of[id::Q4_1] = gemm_of<Q4_1, 32, true>;
+    t.of[id::Q5_0] = gemm_of<Q5_0, 32>;
+    t.of[id::Q5_1] = gemm_of<Q5_1, 32, true>;
+    t.of[id::Q8_0] = gemm_of<Q8_0, 32>;
+    t.of[id::Q2_K] = gemm_of<Q2_K, 16, true>;
+    t.of[id::Q3_K] = gemm_of<Q3_K, 16>;
+    t.of[id::Q4_K] = gemm_of<Q4_K, 32, true>;
+    t.of[id::Q5_K] = gemm_of<Q5_K, 32, true>;
+    t.of[id::Q6_K] = gemm_of<Q6_K, 16>;
+    t.of[id::IQ2_XXS] = gemm_of<IQ2_XXS, 32>;
+    t.of[id::IQ2_XS] = gemm_of<IQ2_XS, 16>;
+    t.of[id::IQ3_XXS] = gemm_of<IQ3_XXS, 32>;
+    t.of[id::IQ1_S] = gemm_of<IQ1_S, 32>;
+    t.of[id::IQ4_NL] = gemm_of<IQ4_NL, 32>;
+    t.of[id::IQ3_S] = gemm_of<IQ3_S, 32>;
+    t.of[id::IQ2_S] = gemm_of<IQ2_S, 16>;
+    t.of[id::IQ4_XS] = gemm_of<IQ4_XS, 32>;
+    t.of[id::IQ1_M] = gemm_of<IQ1_M, 16>;
+    t.of[id::TQ1_0] = gemm_of<TQ1_0, 32>;
+    t.of[id::TQ2_0] = gemm_of<TQ2_0, 32>;
+    t.of[id::MXFP4] = gemm_of<MXFP4, 32>;
+    t.of[id::NVFP4] = gemm_of<NVFP4, 16>;
+    t.of[id::Q1_0] = gemm_of<Q1_0, 32>;
+    t.of[id::Q2_0] = gemm_of<Q2_0, 32>;
     return t;
 }
 extern const GemmTable gemm_table;

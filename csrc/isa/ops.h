@@ -5,10 +5,10 @@
 #include "jobs.h"
 
 // Types with a kernel of their own for few tokens.
-#define QT_FEW_TYPES(X) X(1, F16) X(2, Q4_0) X(8, Q8_0) X(12, Q4_K) X(13, Q5_K) X(14, Q6_K) X(30, BF16)
+#define QT_FEW_TYPES(X) X(F16) X(Q4_0) X(Q8_0) X(Q4_K) X(Q5_K) X(Q6_K) X(BF16)
 
 namespace qt::QT_ISA {
-#define QT_DECLARE(id, name) void linear_few_##name(const LinearJob&, size_t r0, size_t r1, size_t t0, size_t t1, float* tile);
+#define QT_DECLARE(name) void linear_few_##name(const LinearJob&, size_t r0, size_t r1, size_t t0, size_t t1, float* tile);
 QT_FEW_TYPES(QT_DECLARE)
 #undef QT_DECLARE
 void linear_decoded(const LinearJob&, size_t r0, size_t r1, size_t t0, size_t t1, float* tile);

@@ -185,10 +185,10 @@ static void few(const LinearJob& j, size_t r0, size_t r1, size_t t0, size_t t1, 
     for (; r < r1; r++) tokens_times<Type, 1>(j, r, t0, t1, prefetched, end);
 }
 
-#define QT_FEW(id, name) \
+#define QT_FEW(name) \
     void linear_few_##name(const LinearJob& j, size_t r0, size_t r1, size_t t0, size_t t1, float* tile) { few<Few##name>(j, r0, r1, t0, t1, tile); }
 #else
-#define QT_FEW(id, name) \
+#define QT_FEW(name) \
     void linear_few_##name(const LinearJob& j, size_t r0, size_t r1, size_t t0, size_t t1, float* tile) { linear_decoded(j, r0, r1, t0, t1, tile); }
 #endif
 QT_FEW_TYPES(QT_FEW)

@@ -17,15 +17,15 @@ constexpr const Gemm* gemm = nullptr;
 
 static consteval Kernels fill() {
     Kernels k{.name = QT_STRING(QT_ISA), .decode = {}, .encode = {}, .linear = {}, .gemv = gemv, .gemm = gemm, .rms_norm = rms_norm, .swiglu = swiglu, .rope = rope, .attend = attend, .read_all = read_all, .multiply_all = multiply_all};
-#define QT_SERVES(id, name)        \
-    k.decode[id] = decode_##name; \
-    k.linear[one_token][id] = k.linear[few_tokens][id] = k.linear[many_tokens][id] = linear_decoded;
+#define QT_SERVES(number, name)       \
+    k.decode[number] = decode_##name; \
+    k.linear[one_token][number] = k.linear[few_tokens][number] = k.linear[many_tokens][number] = linear_decoded;
     QT_TYPES(QT_SERVES)
 #undef QT_SERVES
-#define QT_FEW(id, name) k.linear[one_token][id] = k.linear[few_tokens][id] = linear_few_##name;
+#define QT_FEW(name) k.linear[one_token][id::name] = k.linear[few_tokens][id::name] = linear_few_##name;
     QT_FEW_TYPES(QT_FEW)
 #undef QT_FEW
-#define QT_ENCODES(id, name) k.encode[id] = encode_##name;
+#define QT_ENCODES(name) k.encode[id::name] = encode_##name;
     QT_ENCODED_TYPES(QT_ENCODES)
 #undef QT_ENCODES
     return k;

@@ -13,6 +13,7 @@ from qtransformers.types import BY_NAME, TYPES
 WEIGHTS = [t for t in TYPES.values() if why_not("linear", t) is None]
 QUANTIZED = [t for t in WEIGHTS if t.is_quantized]
 by_name = pytest.mark.parametrize("kind", QUANTIZED, ids=lambda t: t.name)
+both = pytest.mark.parametrize("accuracy", ["high", "fast"])
 PLANES, ONE_PLANE = 5e-5, 1e-2  # of the product of the norms of x and a row
 
 
@@ -30,12 +31,19 @@ def outliers(tokens, cols, seed=0):
     return (rng.standard_normal((tokens, cols)) * channel).astype(np.float32)
 
 
+def norms(x, tensor):
+    """The product of the norms of each row of x and each of the weight, which errors are measured by."""
+    rows = tensor.dequantize().astype(np.float64)
+    return np.linalg.norm(x.astype(np.float64), axis=1)[:, None] * np.linalg.norm(rows, axis=1)
+
+
+def bound(tokens, accuracy):
+    return PLANES if tokens <= 4 or accuracy == "high" else ONE_PLANE
+
+
 def assert_close(y, x, tensor, bias=None, accuracy="fast"):
-    bound = PLANES if len(x) <= 4 or accuracy == "high" else ONE_PLANE
-    norms = np.linalg.norm(x.astype(np.float64), axis=1)[:, None] * np.linalg.norm(
-        tensor.dequantize().astype(np.float64), axis=1
-    )
-    assert (np.abs(y - reference.linear(x, tensor, bias).astype(np.float64)) <= bound * (norms + 1e-30)).all()
+    error = np.abs(y - reference.linear(x, tensor, bias).astype(np.float64))
+    assert (error <= bound(len(x), accuracy) * (norms(x, tensor) + 1e-30)).all()
 
 
 @by_name
@@ -61,68 +69,69 @@ def test_long_rows(kind, tokens, isa):
 
 
 @by_name
+@both
 @pytest.mark.parametrize("tokens", [1, 8])
-def test_extreme_blocks(kind, tokens, isa):
-    blocks = edge_blocks(kind)
-    cols = 4 * kind.block_size
+def test_extreme_blocks(kind, tokens, accuracy, isa):
+    blocks, cols = edge_blocks(kind), 4 * kind.block_size
     rows = blocks.size // kind.row_bytes(cols)
     tensor = weight(kind, rows, cols, blocks[: rows * kind.row_bytes(cols)])
     x = outliers(tokens, cols)
     with cpu.Pool(2, isa):
-        y = cpu.linear(x, cpu.bind(tensor, "fast"))
-        exact = cpu.linear(x, cpu.bind(tensor))
-    norms = np.linalg.norm(x.astype(np.float64), axis=1)[:, None] * np.linalg.norm(
-        tensor.dequantize().astype(np.float64), axis=1
-    )
-    exact, y = np.where(norms < 1e28, exact, 0), np.where(norms < 1e28, y, 0)
-    sane = norms < 1e28  # beyond, a scale times a sum of codes is no float any more
+        y, exact = cpu.linear(x, cpu.bind(tensor, accuracy)), cpu.linear(x, cpu.bind(tensor))
+    scale = norms(x, tensor)
+    sane = scale < 1e28  # beyond, a scale times a sum of codes is no float any more
     assert sane.any()
-    assert (np.abs(y - exact)[sane] <= (PLANES if tokens <= 4 else ONE_PLANE) * norms[sane] + 1e-30).all()
+    error = np.abs(y[sane].astype(np.float64) - exact[sane])
+    assert (error <= bound(tokens, accuracy) * scale[sane] + 1e-30).all()
 
 
+@both
 @pytest.mark.parametrize("tokens", [1, 4, 5, 33])
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "IQ3_S"])
-def test_results_do_not_depend_on_threads(name, tokens, isa):
+def test_results_do_not_depend_on_threads(name, tokens, accuracy, isa):
     tensor, x = weight(BY_NAME[name], 301, 768), outliers(tokens, 768)
     results = []
     for threads in (1, 2, 5):
         with cpu.Pool(threads, isa):
-            results.append(cpu.linear(x, cpu.bind(tensor, "fast")))
+            results.append(cpu.linear(x, cpu.bind(tensor, accuracy)))
     assert all(np.array_equal(results[0], r) for r in results[1:])
 
 
+@both
 @pytest.mark.parametrize("few, many", [(1, 4), (5, 40)])
 @pytest.mark.parametrize("name", ["Q8_0", "Q5_K", "Q2_K", "IQ2_XS"])
-def test_a_token_does_not_depend_on_the_others_of_its_regime(name, few, many, isa):
+def test_a_token_does_not_depend_on_the_others_of_its_regime(name, few, many, accuracy, isa):
     tensor, x = weight(BY_NAME[name], 77, 512), outliers(many, 512)
     with cpu.Pool(2, isa):
-        w = cpu.bind(tensor, "fast")
+        w = cpu.bind(tensor, accuracy)
         assert np.array_equal(cpu.linear(x[:few].copy(), w), cpu.linear(x, w)[:few])
 
 
+@both
 @pytest.mark.parametrize("tokens", [2, 9])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "IQ4_XS", "TQ2_0"])
-def test_what_is_not_finite_stays_with_its_token(name, bad, tokens, isa):
+def test_what_is_not_finite_stays_with_its_token(name, bad, tokens, accuracy, isa):
     tensor, x = weight(BY_NAME[name], 21, 512), outliers(tokens, 512)
     clean = x.copy()
     x[1, 300] = bad
     with cpu.Pool(2, isa):
-        w = cpu.bind(tensor, "fast")
+        w = cpu.bind(tensor, accuracy)
         y, expected = cpu.linear(x, w), cpu.linear(clean, w)
     assert not np.isfinite(y[1]).any()
     others = [t for t in range(tokens) if t != 1]
     assert np.array_equal(y[others], expected[others])
 
 
+@both
 @pytest.mark.parametrize("tokens", [1, 16])
 @pytest.mark.parametrize("scale", [0.0, 1e-44, 1e-30, 1e-8, 1e8, 1e25])
 @pytest.mark.parametrize("name", ["Q4_K", "Q4_0", "IQ2_XXS"])
-def test_activations_of_any_size(name, scale, tokens, isa):
+def test_activations_of_any_size(name, scale, tokens, accuracy, isa):
     tensor = weight(BY_NAME[name], 13, 512)
     x = (outliers(tokens, 512).astype(np.float64) * scale).astype(np.float32)
     with cpu.Pool(2, isa):
-        assert_close(cpu.linear(x, cpu.bind(tensor, "fast")), x, tensor)
+        assert_close(cpu.linear(x, cpu.bind(tensor, accuracy)), x, tensor, None, accuracy)
 
 
 def test_plain_types_are_never_rounded(isa):

@@ -23,8 +23,8 @@ from qtransformers.generate import Sequence as Answer
 from qtransformers.generate.requests import Decoder, answer_limit, prompt_ids, stop_texts
 from qtransformers.kernels.table import ACCURACY, check_accuracy
 from qtransformers.load import Loaded, load
-from qtransformers.load.formats import PromptFormat
-from qtransformers.load.formats import prompt_format as named_format
+from qtransformers.load.chat.formats import PromptFormat
+from qtransformers.load.chat.formats import prompt_format as named_format
 from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK
 from qtransformers.sampling import Sampling
 from qtransformers.settings import MAX_THREADS, Settings, usable_cores

@@ -5,7 +5,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from qtransformers.convert.pre import PROBE, derive_pre
 from qtransformers.errors import TokenizerError
-from qtransformers.load.pretokenizers import PRE_TOKENIZERS
+from qtransformers.load.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 ROWS = {row.splits: name for name, row in reversed(PRE_TOKENIZERS.items()) if row.byte_level}
 

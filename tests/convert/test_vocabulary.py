@@ -10,7 +10,7 @@ from qtransformers import Tokenizer
 from qtransformers.convert.vocabulary import tokenizer_metadata
 from qtransformers.errors import LoadError, ModelNotFoundError, TokenizerError, UnsupportedError
 from qtransformers.gguf import GGUFWriter
-from qtransformers.load.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from qtransformers.load.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 TEXTS = (
     "the quick brown fox", " the  dog\n\nsleeps ", "", " ", "fox's 123 4567", "Füchse 狐 🦊 é\u0301", "the\tsun\r\n", "<tool>the<|eot_id|>fox",

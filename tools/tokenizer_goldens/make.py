@@ -17,8 +17,8 @@ import vocabularies
 from texts import TEXTS, random_texts
 
 from qtransformers.gguf import GGUFFile, GGUFWriter
-from qtransformers.load.pretokenizers import PRE_TOKENIZERS
 from qtransformers.load.tokenizer import Tokenizer
+from qtransformers.load.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 HERE = Path(__file__).parent
 GOLDENS = HERE.parents[1] / "tests" / "data" / "goldens" / "tokenizers.json"

@@ -8,7 +8,7 @@ import struct
 from texts import TEXTS, random_texts
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from qtransformers.load.bpe import byte_alphabet
+from qtransformers.load.tokenizer.bpe import byte_alphabet
 
 BYTES = [f"<0x{b:02X}>" for b in range(256)]
 SPACE = "\u2581"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from qtransformers.load.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 
 # Every rule of the table shows in here somewhere. It is NFC and without case beyond ASCII, so normalisers and the
 # letter cases that llama.cpp tells apart differently leave it alone.
@@ -47,8 +47,8 @@ def derive_pre(path: Path) -> str:
 
 def check_round_trip(folder: Path, metadata: Mapping[str, Any]) -> None:
     """TokenizerError when the vocabulary in `metadata` cuts the probe other than the tokenizer.json of `folder` does."""
-    from qtransformers.load.gguf_tokenizer import gguf_tokenizer
     from qtransformers.load.tokenizer import Tokenizer
+    from qtransformers.load.tokenizer.from_gguf import gguf_tokenizer
 
     if not (folder / "tokenizer.json").exists():
         return

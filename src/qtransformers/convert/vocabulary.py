@@ -13,7 +13,7 @@ import numpy as np
 
 from qtransformers.convert.pre import derive_pre
 from qtransformers.errors import LoadError, ModelNotFoundError, TokenizerError, UnsupportedError
-from qtransformers.load.sentencepiece import (
+from qtransformers.load.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,
     NORMAL,

@@ -12,6 +12,7 @@ from qtransformers.archs.spec import ArchSpec, Hyperparameters, Problem, read_hp
 from qtransformers.errors import ConfigError, LoadError
 from qtransformers.gguf import GGUFFile
 from qtransformers.kernels.table import ACCURACY
+from qtransformers.load.chat.templates import ChatTemplates, templates_from_files, templates_from_gguf
 from qtransformers.load.config import (
     GenerationDefaults,
     disagreements,
@@ -27,7 +28,6 @@ from qtransformers.load.config import (
 from qtransformers.load.hub import Hub
 from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK, LoadPlan, make_plan
 from qtransformers.load.source import Sources, resolve
-from qtransformers.load.templates import ChatTemplates, templates_from_files, templates_from_gguf
 from qtransformers.settings import Settings
 
 if TYPE_CHECKING:

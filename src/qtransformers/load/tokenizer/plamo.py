@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.vocab import BYTE, CONTROL, UNKNOWN, Vocab
+from qtransformers.load.tokenizer.vocab import BYTE, CONTROL, UNKNOWN, Vocab
 
 UNKNOWN_COST = 10_000_000
 WORST_COST = 20_000_000  # tokens that cost as much never count

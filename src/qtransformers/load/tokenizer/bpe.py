@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.pretokenizers import PreTokenizer
-from qtransformers.load.vocab import CONTROL, PREFIX, UNKNOWN, Vocab, is_text
-from qtransformers.load.wpm import simple_lower
+from qtransformers.load.tokenizer.pretokenizers import PreTokenizer
+from qtransformers.load.tokenizer.vocab import CONTROL, PREFIX, UNKNOWN, Vocab, is_text
+from qtransformers.load.tokenizer.wpm import simple_lower
 
 SPACE = "\u2581"
 _LONG_RUN = 600  # digits; a multiple of three

@@ -1,7 +1,7 @@
 import numpy as np
 
-from qtransformers.load.plamo import plamo_encoder
-from qtransformers.load.vocab import KINDS, make_vocab
+from qtransformers.load.tokenizer.plamo import plamo_encoder
+from qtransformers.load.tokenizer.vocab import KINDS, make_vocab
 
 BYTES = [f"<0x{b:02X}>" for b in range(256)]
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.bpe import bpe_encoder, byte_alphabet, merge_pairs
-from qtransformers.load.pretokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer
-from qtransformers.load.vocab import KINDS, make_vocab
+from qtransformers.load.tokenizer.bpe import bpe_encoder, byte_alphabet, merge_pairs
+from qtransformers.load.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer
+from qtransformers.load.tokenizer.vocab import KINDS, make_vocab
 
 
 def vocab(tokens, types=None):

@@ -2,7 +2,7 @@ import pytest
 
 from qtransformers.errors import ConfigError, ModelNotFoundError, TemplateError
 from qtransformers.load.chat import ChatTemplate
-from qtransformers.load.formats import FORMATS, prompt_format
+from qtransformers.load.chat.formats import FORMATS, prompt_format
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.vocab import CONTROL, UNKNOWN, Vocab
+from qtransformers.load.tokenizer.vocab import CONTROL, UNKNOWN, Vocab
 
 SPACE = "\u2581"
 # is_chinese_char of BERT's tokenizer, with its one misprint (0x2B920), which every port has kept.

@@ -2,7 +2,15 @@ import pytest
 import sentencepiece
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.sentencepiece import BPE, BYTE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, read_sentencepiece
+from qtransformers.load.tokenizer.sentencepiece import (
+    BPE,
+    BYTE,
+    CONTROL,
+    UNIGRAM,
+    UNKNOWN,
+    USER_DEFINED,
+    read_sentencepiece,
+)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import pytest
 
 from qtransformers.errors import ConfigError, TemplateError
 from qtransformers.load.chat import MARKS, ChatTemplate, ControlTexts, Prompt, encode, no_template, plain
-from qtransformers.load.formats import FORMATS, PromptFormat
+from qtransformers.load.chat.formats import FORMATS, PromptFormat
 from qtransformers.load.tokenizer import Tokenizer
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 # Templates in the style of the large families, with the constructions theirs are made of.
 CHATML_TOOLS = """

@@ -21,8 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace
 
 from qtransformers.errors import TemplateError
-from qtransformers.load.budget import CALL, STEP, Budget, Limits, OverBudget, size_of
-from qtransformers.load.costs import (
+from qtransformers.load.chat.budget import CALL, STEP, Budget, Limits, OverBudget, size_of
+from qtransformers.load.chat.costs import (
     FILTERS,
     METHODS,
     OPERATORS,
@@ -32,7 +32,7 @@ from qtransformers.load.costs import (
     none,
     result_size,
 )
-from qtransformers.load.metering import Generation, metered
+from qtransformers.load.chat.metering import Generation, metered
 
 BUDGET = " budget"  # its key among the variables: no template can spell it
 MAX_SOURCE = 64 * 1024

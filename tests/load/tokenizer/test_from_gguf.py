@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from qtransformers.load.gguf_tokenizer import gguf_tokenizer
-from qtransformers.load.pretokenizers import PRE_TOKENIZERS
 from qtransformers.load.tokenizer import Tokenizer
+from qtransformers.load.tokenizer.from_gguf import gguf_tokenizer
+from qtransformers.load.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from qtransformers.errors import LoadError
+from qtransformers.load.chat.templates import templates_from_files, templates_from_gguf
 from qtransformers.load.files import auxiliary_files
-from qtransformers.load.templates import templates_from_files, templates_from_gguf
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import codecs
 import re
 from collections.abc import Callable
 
-from qtransformers.load.bpe import SPACE, byte_alphabet
-from qtransformers.load.vocab import BYTE, UNUSED, Vocab
+from qtransformers.load.tokenizer.bpe import SPACE, byte_alphabet
+from qtransformers.load.tokenizer.vocab import BYTE, UNUSED, Vocab
 
 _BYTE_NAME = re.compile("<0x([0-9A-Fa-f]{2})>")
 

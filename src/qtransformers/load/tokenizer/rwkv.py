@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.vocab import CONTROL, UNKNOWN, Vocab
+from qtransformers.load.tokenizer.vocab import CONTROL, UNKNOWN, Vocab
 
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)", re.DOTALL)
 _NAMED = {b"t": b"\t", b"n": b"\n", b"r": b"\r"}

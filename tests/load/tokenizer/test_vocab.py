@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.gguf_tokenizer import gguf_tokenizer
 from qtransformers.load.tokenizer import Tokenizer
-from qtransformers.load.vocab import KINDS, make_vocab, vocab_from_metadata
+from qtransformers.load.tokenizer.from_gguf import gguf_tokenizer
+from qtransformers.load.tokenizer.vocab import KINDS, make_vocab, vocab_from_metadata
 
 PREFIX = "tokenizer.ggml."
 

@@ -8,9 +8,9 @@ from datetime import datetime
 import pytest
 
 from qtransformers.errors import TemplateError
-from qtransformers.load.budget import Limits
-from qtransformers.load.costs import FILTERS, TESTS
-from qtransformers.load.sandbox import MAX_SOURCE, Template
+from qtransformers.load.chat.budget import Limits
+from qtransformers.load.chat.costs import FILTERS, TESTS
+from qtransformers.load.chat.sandbox import MAX_SOURCE, Template
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.bpe import bpe_encoder
-from qtransformers.load.decoding import piece_decoder
-from qtransformers.load.hf_config import NAMED_TOKENS, added_tokens, named_ids, parse_json, token_text
-from qtransformers.load.parts import TokenizerParts, around_specials
-from qtransformers.load.pretokenizers import PRE_TOKENIZERS
-from qtransformers.load.sentencepiece import UNIGRAM, SentencePiece, parse_sentencepiece
-from qtransformers.load.spm import SPACE, spm_encoder
-from qtransformers.load.ugm import normaliser, unigram
-from qtransformers.load.vocab import CONTROL, NORMAL, UNUSED, USER_DEFINED, Kind, Vocab, is_text, make_vocab
+from qtransformers.load.tokenizer.bpe import bpe_encoder
+from qtransformers.load.tokenizer.decoding import piece_decoder
+from qtransformers.load.tokenizer.hf_config import NAMED_TOKENS, added_tokens, named_ids, parse_json, token_text
+from qtransformers.load.tokenizer.parts import TokenizerParts, around_specials
+from qtransformers.load.tokenizer.pretokenizers import PRE_TOKENIZERS
+from qtransformers.load.tokenizer.sentencepiece import UNIGRAM, SentencePiece, parse_sentencepiece
+from qtransformers.load.tokenizer.spm import SPACE, spm_encoder
+from qtransformers.load.tokenizer.ugm import normaliser, unigram
+from qtransformers.load.tokenizer.vocab import CONTROL, NORMAL, UNUSED, USER_DEFINED, Kind, Vocab, is_text, make_vocab
 
 # How the classes whose vocabulary is vocab.json and merges.txt cut text into words.
 PRE_OF_CLASS = {"GPT2": "gpt-2", "CodeGen": "gpt-2", "Qwen2": "qwen2"}

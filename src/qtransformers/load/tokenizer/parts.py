@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qtransformers.load.specials import SpecialMatcher, Strip
-from qtransformers.load.vocab import Vocab
+from qtransformers.load.tokenizer.specials import SpecialMatcher, Strip
+from qtransformers.load.tokenizer.vocab import Vocab
 
 
 @dataclass(frozen=True, eq=False)

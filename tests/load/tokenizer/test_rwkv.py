@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.rwkv import rwkv_encoder, unescape
-from qtransformers.load.vocab import KINDS, make_vocab
+from qtransformers.load.tokenizer.rwkv import rwkv_encoder, unescape
+from qtransformers.load.tokenizer.vocab import KINDS, make_vocab
 
 
 def encoder(tokens, types=None):

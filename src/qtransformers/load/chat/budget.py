@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import GeneratorType
 from typing import Any
 
-from qtransformers.load.costs import ITEM, UNBOUNDED
+from qtransformers.load.chat.costs import ITEM, UNBOUNDED
 
 CALL, STEP = 128, 4  # units of work
 MAX_DEPTH = 200

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 
 from qtransformers.checks import shown, text, whole
 from qtransformers.errors import ConfigError
-from qtransformers.load.budget import Limits
-from qtransformers.load.formats import CHOICES, PromptFormat
-from qtransformers.load.sandbox import Template
-from qtransformers.load.specials import SpecialMatcher
+from qtransformers.load.chat.budget import Limits
+from qtransformers.load.chat.formats import CHOICES, PromptFormat
+from qtransformers.load.chat.sandbox import Template
+from qtransformers.load.tokenizer.specials import SpecialMatcher
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MAX_DEPTH = 64

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.vocab import BYTE, CONTROL, UNKNOWN, Vocab
+from qtransformers.load.tokenizer.vocab import BYTE, CONTROL, UNKNOWN, Vocab
 
 SPACE = "\u2581"
 _CACHED_LENGTH, _CACHED_WORDS = 64, 1 << 16

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.vocab import NORMAL, PREFIX, UNUSED, USER_DEFINED, Vocab, is_text
+from qtransformers.load.tokenizer.vocab import NORMAL, PREFIX, UNUSED, USER_DEFINED, Vocab, is_text
 
 SPACE = "\u2581"
 UNKNOWN_PENALTY = 10.0

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from qtransformers.errors import ModelNotFoundError, TokenizerError
-from qtransformers.load.decoding import piece_decoder
-from qtransformers.load.hf_config import (
+from qtransformers.load.tokenizer.decoding import piece_decoder
+from qtransformers.load.tokenizer.hf_config import (
     NAMED_TOKENS,
     added_tokens,
     named_ids,
@@ -20,9 +20,9 @@ from qtransformers.load.hf_config import (
     read_json,
     token_text,
 )
-from qtransformers.load.hf_legacy import byte_level_files, sentencepiece_file
-from qtransformers.load.parts import TokenizerParts
-from qtransformers.load.vocab import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Kind, Vocab, make_vocab
+from qtransformers.load.tokenizer.hf_legacy import byte_level_files, sentencepiece_file
+from qtransformers.load.tokenizer.parts import TokenizerParts
+from qtransformers.load.tokenizer.vocab import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Kind, Vocab, make_vocab
 
 JSON = "tokenizer.json"
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.spm import merge, spm_encoder
-from qtransformers.load.vocab import KINDS, make_vocab
+from qtransformers.load.tokenizer.spm import merge, spm_encoder
+from qtransformers.load.tokenizer.vocab import KINDS, make_vocab
 
 
 def plain_merge(word, ranks):

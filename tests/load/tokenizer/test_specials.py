@@ -1,7 +1,7 @@
 import random
 import time
 
-from qtransformers.load.specials import SpecialMatcher, Strip
+from qtransformers.load.tokenizer.specials import SpecialMatcher, Strip
 
 
 def plain_split(text, tokens):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from qtransformers.load.vocab import KINDS, make_vocab
-from qtransformers.load.wpm import simple_lower, wpm_encoder
+from qtransformers.load.tokenizer.vocab import KINDS, make_vocab
+from qtransformers.load.tokenizer.wpm import simple_lower, wpm_encoder
 
 TOKENS = ["[UNK]", "▁un", "aff", "able", "▁a", "▁,", "▁中", "b", "▁i", "▁É", "▁e", "▁x", "[x]"]
 

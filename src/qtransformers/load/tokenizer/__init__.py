@@ -9,10 +9,10 @@ from pathlib import Path
 
 from qtransformers.errors import TokenizerError
 from qtransformers.gguf import GGUFFile
-from qtransformers.load.decoding import StreamDecoder
-from qtransformers.load.gguf_tokenizer import gguf_tokenizer
-from qtransformers.load.hf_tokenizer import hub_tokenizer
-from qtransformers.load.parts import TokenizerParts
+from qtransformers.load.tokenizer.decoding import StreamDecoder
+from qtransformers.load.tokenizer.from_gguf import gguf_tokenizer
+from qtransformers.load.tokenizer.from_hf import hub_tokenizer
+from qtransformers.load.tokenizer.parts import TokenizerParts
 
 
 class Tokenizer:

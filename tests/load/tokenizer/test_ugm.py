@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.ugm import beginnings, normaliser, unigram
-from qtransformers.load.vocab import KINDS, make_vocab
+from qtransformers.load.tokenizer.ugm import beginnings, normaliser, unigram
+from qtransformers.load.tokenizer.vocab import KINDS, make_vocab
 
 
 def vocab(tokens, types, scores):

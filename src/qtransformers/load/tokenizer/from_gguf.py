@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.bpe import bpe_encoder, lost_bytes
-from qtransformers.load.decoding import piece_decoder
-from qtransformers.load.parts import TokenizerParts, around_specials
-from qtransformers.load.plamo import plamo_encoder
-from qtransformers.load.pretokenizers import PreTokenizer, pre_tokenizer
-from qtransformers.load.rwkv import rwkv_encoder, unescape
-from qtransformers.load.specials import Strip
-from qtransformers.load.spm import SPACE, spm_encoder
-from qtransformers.load.ugm import ugm_encoder
-from qtransformers.load.vocab import PREFIX, Vocab, flag, vocab_from_metadata
-from qtransformers.load.wpm import wpm_encoder
+from qtransformers.load.tokenizer.bpe import bpe_encoder, lost_bytes
+from qtransformers.load.tokenizer.decoding import piece_decoder
+from qtransformers.load.tokenizer.parts import TokenizerParts, around_specials
+from qtransformers.load.tokenizer.plamo import plamo_encoder
+from qtransformers.load.tokenizer.pretokenizers import PreTokenizer, pre_tokenizer
+from qtransformers.load.tokenizer.rwkv import rwkv_encoder, unescape
+from qtransformers.load.tokenizer.specials import Strip
+from qtransformers.load.tokenizer.spm import SPACE, spm_encoder
+from qtransformers.load.tokenizer.ugm import ugm_encoder
+from qtransformers.load.tokenizer.vocab import PREFIX, Vocab, flag, vocab_from_metadata
+from qtransformers.load.tokenizer.wpm import wpm_encoder
 
 Metadata = Mapping[str, Any]
 

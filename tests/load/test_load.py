@@ -130,10 +130,18 @@ def test_another_tokenizer(demo, hf_dir):
 
 def test_config_without_a_tokenizer(demo, hf_dir):
     folder = hf_dir(drop=("model.safetensors", "tokenizer.json", "tokenizer_config.json"))
-    (folder / "tokenizer.model").write_bytes(b"sentencepiece")
+    (folder / "vocab.txt").write_text("one\ntwo\n")
     m = load(demo, folder, hub=OFFLINE)
     assert m.tokenizer.n_tokens == 2048
-    assert "tokenizer.model is not read" in m.notes
+    assert "vocab.txt is not read" in m.notes
+
+
+def test_a_sentencepiece_file_is_read(demo, hf_dir, train_sentencepiece):
+    folder = hf_dir(drop=("model.safetensors", "tokenizer.json", "tokenizer_config.json"))
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece())
+    with pytest.raises(LoadError) as e:
+        load(demo, folder, hub=OFFLINE)
+    assert str(folder) in str(e.value) and str(demo) in str(e.value) and "disagree on" in str(e.value)
 
 
 def test_pre_is_for_the_files_vocabulary(demo, data):

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Loaded", "Prepared", "load", "load_tokenizer", "prepare", "resolve"]
 
-TOKENIZER = "tokenizer.json"  # the one form of a tokenizer that is read from model_path
-OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json")  # fmt: skip
+# The files a tokenizer is read from where model_path has one of them, and those that cannot stand alone beside a GGUF's own.
+TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"})
+OTHER_TOKENIZERS = ("vocab.json", "vocab.txt", "tekken.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +171,7 @@ def load_tokenizer(sources: Sources, *, pre: str | None = None, rows: int | None
     from qtransformers.load.vocabulary import too_many_tokens, vocabulary_differences
 
     gguf, directory = sources.gguf, sources.model_dir
-    if directory is not None and (TOKENIZER in sources.files or gguf is None):
+    if directory is not None and (not TOKENIZERS.isdisjoint(sources.files) or gguf is None):
         if pre is not None:
             raise ConfigError(f"pre={pre!r} is for the GGUF's vocabulary, but the tokenizer comes from {directory}. Leave out pre, or model_path.")  # fmt: skip
         tokenizer, file = Tokenizer.from_pretrained(directory), str(directory)
@@ -192,9 +193,11 @@ def _config(sources: Sources) -> tuple[str, Any]:
 
 def _unread_tokenizer(sources: Sources) -> str:
     others = [name for name in OTHER_TOKENIZERS if name in sources.files]
-    if sources.model_dir is None or TOKENIZER in sources.files or not others:
+    if sources.model_dir is None or not TOKENIZERS.isdisjoint(sources.files) or not others:
         return ""
-    return f"{sources.model_dir}: {others[0]} is not read, and there is no {TOKENIZER}; the GGUF's vocabulary is used"
+    return (
+        f"{sources.model_dir}: {others[0]} is not read, and there is no tokenizer.json; the GGUF's vocabulary is used"
+    )
 
 
 def _templates(sources: Sources) -> ChatTemplates:

@@ -26,6 +26,7 @@ def test_the_package_ships_the_demo_model(data):
     with GGUFFile(str(shipped)) as ours, GGUFFile(data / "demo-Q8_0.gguf") as frozen:
         assert list(ours.tensors) == list(frozen.tensors)
         assert ours.metadata["tokenizer.ggml.tokens"] == frozen.metadata["tokenizer.ggml.tokens"]
+        assert ours.metadata["general.sampling.temp"] == 0.5  # a model this small loses its thread at 1
 
 
 @pytest.mark.parametrize("type", ["F32", "F16", "BF16", "Q8_0"])

@@ -59,7 +59,7 @@ def test_a_pointer_names_the_command_that_helps(tmp_path):
     (tmp_path / "model.safetensors").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7348736\n"
     )
-    with pytest.raises(ModelNotFoundError, match=r"git lfs pull --include model\.safetensors"):
+    with pytest.raises(ModelNotFoundError, match=r'git lfs pull --include="model\.safetensors"'):
         open_checkpoint(tmp_path)
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -132,11 +133,7 @@ def test_chat_templates(byte_bpe, tmp_path):
     put(tmp_path, "chat_template.jinja", "F")
     (tmp_path / "additional_chat_templates").mkdir()
     put(tmp_path, "additional_chat_templates/rag.jinja", "R")
-    assert found() == {
-        "tokenizer.chat_template": "F",
-        "tokenizer.chat_template.tool_use": "T",
-        "tokenizer.chat_template.rag": "R",
-    }
+    assert found() == {"tokenizer.chat_template": "F", "tokenizer.chat_template.rag": "R"}
 
 
 def test_an_override_of_pre(byte_bpe, tmp_path):
@@ -148,8 +145,8 @@ def test_an_override_of_pre(byte_bpe, tmp_path):
     "name, content, error, message",
     [
         ("other.json", {}, ModelNotFoundError, "no tokenizer.json and no tokenizer.model"),
-        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n", TokenizerError, "git lfs pull --include tokenizer.json"),
-        ("tokenizer.json", [1], TokenizerError, "expected a JSON object"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n", ModelNotFoundError, 'git lfs pull --include="tokenizer.json"'),
+        ("tokenizer.json", [1], LoadError, "expected a JSON object"),
         ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": {}}}, UnsupportedError, "'WordPiece'; convert knows BPE"),
         ("tokenizer.model", "not a model", TokenizerError, "not a SentencePiece model"),
     ],
@@ -164,3 +161,31 @@ def test_unigram_is_refused(train_sentencepiece, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece(model_type="unigram"))
     with pytest.raises(UnsupportedError, match="a Unigram vocabulary"):
         tokenizer_metadata(tmp_path, 400)
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        {"model": {"type": "BPE", "vocab": [], "merges": []}},
+        {"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}},
+        {"model": {"type": "BPE", "vocab": {}, "merges": []}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "a"]]}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "byte_fallback": True}, "normalizer": [1]},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": [{}]},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": 3},
+        {"model": []},
+        {"model": "BPE"},
+    ],
+)
+def test_a_garbled_tokenizer_is_an_error_of_ours(tokenizer, tmp_path):
+    put(tmp_path, "tokenizer.json", tokenizer)
+    with pytest.raises((TokenizerError, UnsupportedError, ModelNotFoundError), match=re.escape(str(tmp_path))):
+        tokenizer_metadata(tmp_path, 100)
+
+
+def test_a_fourth_end_of_an_answer_is_told(byte_bpe, tmp_path):
+    byte_bpe.save(str(tmp_path / "tokenizer.json"))
+    put(tmp_path, "generation_config.json", {"eos_token_id": [0, 1, 2, 3]})
+    with pytest.warns(UserWarning, match=r"token 3 \('<\|eot_id\|>'\) ends an answer too"):
+        tokenizer_metadata(tmp_path, 340)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from qtransformers.cli.terminal import note, printable, watched
+from qtransformers.cli.terminal import note, plain_warnings, printable, watched
 from qtransformers.errors import ConfigError
 from qtransformers.generate import Completion
 from qtransformers.kernels.table import ACCURACY
@@ -132,22 +131,6 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
 def request_options(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say about a request."""
     return sampling(args) | ({"max_tokens": args.max_tokens} if args.max_tokens is not None else {})
-
-
-@contextmanager
-def plain_warnings(color: str = "auto") -> Iterator[set[str]]:
-    """Warnings as lines on stderr, each once; yields those said so far."""
-    said: set[str] = set()
-
-    def show(message: Warning | str, *where: Any, **more: Any) -> None:
-        if str(message) not in said:
-            said.add(str(message))
-            note(f"warning: {message}", "yellow", color)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = show
-        yield said
 
 
 def bytes_per_token(plan: LoadPlan) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from qtransformers.cli.flags import add_flags
-from qtransformers.cli.terminal import note, progress, table
+from qtransformers.cli.terminal import note, plain_warnings, progress, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,8 @@ def run(args: argparse.Namespace) -> int:
     from qtransformers.convert.write import default_name
     from qtransformers.load.files import size_text
 
-    plan = plan_conversion(args.folder, args.type, name=args.name, pre=args.pre)
+    with plain_warnings(args.color):
+        plan = plan_conversion(args.folder, args.type, name=args.name, pre=args.pre)
     output = Path(args.output or default_name(plan, args.type))
     if args.dry_run:
         print(

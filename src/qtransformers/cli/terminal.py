@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event, Thread
-from typing import TextIO
+from typing import Any, TextIO
 
 from qtransformers.settings import Settings
 
@@ -99,6 +100,22 @@ def watched(
     finally:
         done.set()
         thread.join()
+
+
+@contextmanager
+def plain_warnings(color: str = "auto") -> Iterator[set[str]]:
+    """Warnings as lines on stderr, each once; yields those said so far."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            note(f"warning: {message}", "yellow", color)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        yield said
 
 
 def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:

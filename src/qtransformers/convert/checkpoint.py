@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.errors import LoadError, ModelNotFoundError, UnsupportedError
+from qtransformers.load.files import lfs_remedy, pointer_size
 from qtransformers.types import BY_NAME, QuantType
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_HEADER = 100 << 20  # bytes; the format's own limit
-LFS_MARK = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +73,13 @@ def _index_of(path: Path) -> dict[str, str]:
 def _open_file(path: Path) -> dict[str, Stored]:
     if not path.is_file():
         raise ModelNotFoundError(f"{path}: no such file. Download the missing shard.")
+    if pointer_size(path) is not None:
+        raise ModelNotFoundError(
+            f"{path}: a git-LFS pointer, not the weights themselves. {lfs_remedy([path.name], path.parent)}"
+        )
+    if path.stat().st_size < 8:
+        raise LoadError(f"{path}: {path.stat().st_size} bytes; expected a safetensors file. Download it again.")
     with path.open("rb") as f:
-        start = f.read(len(LFS_MARK))
-        if start == LFS_MARK:
-            raise ModelNotFoundError(
-                f"{path}: a git-LFS pointer, not the weights themselves. Fetch them with: git lfs pull --include {path.name}"
-            )
-        if len(start) < 8:
-            raise LoadError(f"{path}: {path.stat().st_size} bytes; expected a safetensors file. Download it again.")
         data = np.frombuffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     n = int.from_bytes(data[:8].tobytes(), "little")
     if n > min(MAX_HEADER, data.size - 8):

@@ -26,10 +26,10 @@ _USUAL_NAME = {"llama3": "llama-bpe"}  # where the first name of a row is not th
 
 
 def derive_pre(path: Path) -> str:
-    """The name for the byte-level BPE in the tokenizer.json at `path`; TokenizerError when no row of the table fits."""
-    from tokenizers import Tokenizer
+    """The name for the byte-level BPE in the tokenizer.json at `path`; TokenizerError when it is broken or no row of the table fits."""
+    from qtransformers.load.tokenizer.from_hf import parse_tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = parse_tokenizer(path.read_bytes(), str(path))
     ignore_merges = bool(tokenizer.model.ignore_merges)
     text = tokenizer.normalizer.normalize_str(PROBE) if tokenizer.normalizer else PROBE
     found = _cuts(tokenizer.pre_tokenizer, text)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from qtransformers.convert.pre import derive_pre
-from qtransformers.errors import LoadError, ModelNotFoundError, TokenizerError, UnsupportedError
+from qtransformers.errors import LoadError, ModelNotFoundError, QTransformersError, TokenizerError, UnsupportedError
+from qtransformers.load.config import read_json
+from qtransformers.load.files import auxiliary_files, lfs_remedy, pointer_size
 from qtransformers.load.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,
@@ -23,11 +25,14 @@ from qtransformers.load.tokenizer.sentencepiece import (
     USER_DEFINED,
     read_sentencepiece,
 )
+from qtransformers.load.chat.templates import templates_from_files
 
 # What marks a turn or a role should never be made from a user's text, whatever its `special` flag says.
 _LOOKS_LIKE_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<(start|end)_of_turn>|<pad>", re.DOTALL)
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
 _FAR = -1000.0  # the score of pieces that no merge makes
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json")
 
 
 @dataclass
@@ -46,10 +51,21 @@ class Vocabulary:
 def tokenizer_metadata(folder: Path, vocab_size: int, pre: str | None = None) -> dict[str, Any]:
     """Metadata for a model with `vocab_size` embedding rows; ids without a token become unused `[PAD<id>]`.
 
-    `pre` overrides the derived name of the pre-tokenizer. LoadError when there are more tokens than rows.
+    `pre` overrides the derived name of the pre-tokenizer. LoadError when there are more tokens than rows, TokenizerError
+    or UnsupportedError for a tokenizer that cannot be read, ModelNotFoundError where there is none.
     """
-    files = {name: _json(folder / name) for name in ("tokenizer.json", "tokenizer_config.json", "config.json")}
-    files["generation_config.json"] = _json(folder / "generation_config.json")
+    try:
+        return _metadata(folder, vocab_size, pre)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as e:
+        if isinstance(e, QTransformersError):
+            raise
+        raise TokenizerError(
+            f"{folder}: its tokenizer files are not as transformers writes them ({type(e).__name__}: {e}). Fetch them again."
+        ) from e
+
+
+def _metadata(folder: Path, vocab_size: int, pre: str | None) -> dict[str, Any]:
+    files = {name: _json(folder / name) for name in FILES}
     vocabulary = _read(folder, files, pre)
     count = 1 + max(vocabulary.tokens)
     if count > vocab_size:
@@ -69,7 +85,7 @@ def tokenizer_metadata(folder: Path, vocab_size: int, pre: str | None = None) ->
         metadata["tokenizer.ggml.merges"] = vocabulary.merges
     if vocabulary.add_space_prefix is not None:
         metadata["tokenizer.ggml.add_space_prefix"] = vocabulary.add_space_prefix
-    return metadata | _special(vocabulary, files) | _templates(folder, files["tokenizer_config.json"])
+    return metadata | _special(vocabulary, files) | _templates(folder)
 
 
 def _read(folder: Path, files: Mapping[str, Any], pre: str | None) -> Vocabulary:
@@ -163,7 +179,7 @@ def _special(vocabulary: Vocabulary, files: Mapping[str, Any]) -> dict[str, Any]
         token = settings.get(f"{role}_token")
         text = token.get("content") if isinstance(token, dict) else token
         stated = id_of.get(text) if text is not None else config.get(f"{role}_token_id")
-        if isinstance(stated, int) and 0 <= stated < len(id_of):
+        if isinstance(stated, int) and stated in vocabulary.tokens:
             ids[key] = stated
     ends = _ends(config, files["generation_config.json"])
     if ends:
@@ -172,6 +188,12 @@ def _special(vocabulary: Vocabulary, files: Mapping[str, Any]) -> dict[str, Any]
     for i in sorted(others, key=lambda i: "eom" not in vocabulary.tokens.get(i, "")):
         role = "eom" if "eom" in vocabulary.tokens.get(i, "") else "eot"
         ids.setdefault(role, i)
+    for i in set(others) - set(ids.values()):
+        text = vocabulary.tokens.get(i)
+        warnings.warn(
+            f"token {i} ({text!r}) ends an answer too, which GGUF has no key for; chat with --model-path to keep it",
+            stacklevel=4,
+        )
     metadata: dict[str, Any] = {f"tokenizer.ggml.{key}_token_id": np.uint32(i) for key, i in ids.items()}
     for role in ("bos", "eos"):
         adds = _adds(role, ids.get(role), vocabulary, files)
@@ -207,30 +229,18 @@ def _adds(role: str, id_: int | None, vocabulary: Vocabulary, files: Mapping[str
     return any(edge(t["single"]).get("SpecialToken", {}).get("id") == vocabulary.tokens[id_] for t in templates)
 
 
-def _templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates: the file wins over the setting; named ones keep their names."""
-    found = settings.get("chat_template") or []
-    named = {"default": found} if isinstance(found, str) else {t["name"]: t["template"] for t in found}
-    file = folder / "chat_template.jinja"
-    if file.exists():
-        named["default"] = file.read_text(encoding="utf-8")
-    named |= {
-        p.stem: p.read_text(encoding="utf-8") for p in sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    }
-    key = "tokenizer.chat_template"
-    return {key if name == "default" else f"{key}.{name}": text for name, text in named.items()}
+def _templates(folder: Path) -> dict[str, str]:
+    """Chat templates; named ones keep their names."""
+    key, found = "tokenizer.chat_template", templates_from_files(auxiliary_files(folder))
+    return {key if name == "default" else f"{key}.{name}": text for name, text in found.by_name.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object, empty when there is no such file."""
-    if not path.exists():
+    if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as e:
-        raise TokenizerError(
-            f"{path}: not JSON ({e}). A git-LFS pointer? Then: git lfs pull --include {path.name}"
-        ) from e
-    if not isinstance(found, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, found a {type(found).__name__}.")
-    return found
+    if pointer_size(path) is not None:
+        raise ModelNotFoundError(
+            f"{path}: a git-LFS pointer, not the file itself. {lfs_remedy([path.name], path.parent)}"
+        )
+    return read_json(path)

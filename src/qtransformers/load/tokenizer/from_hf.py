@@ -78,15 +78,24 @@ def _from_json(data: bytes, config: Mapping[str, Any], file: str) -> TokenizerPa
     return TokenizerParts(vocab, encode, piece, before, after, strip_space=any(map(_strips, steps)))
 
 
-def _load(data: bytes, config: Mapping[str, Any], file: str) -> Any:
-    from tokenizers import AddedToken, Tokenizer
+def parse_tokenizer(data: bytes, file: str) -> Any:
+    """The `tokenizers.Tokenizer` in the bytes of a tokenizer.json; TokenizerError where the library refuses or panics."""
+    from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_buffer(data)
-    except Exception as error:
+        return Tokenizer.from_buffer(data)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
         raise TokenizerError(
             f"{file}: the tokenizers library cannot read it ({error}). Fetch it again, or upgrade tokenizers."
         ) from None
+
+
+def _load(data: bytes, config: Mapping[str, Any], file: str) -> Any:
+    from tokenizers import AddedToken
+
+    tokenizer = parse_tokenizer(data, file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     known = {t.content for t in tokenizer.get_added_tokens_decoder().values()}

@@ -13,6 +13,7 @@ import numpy as np
 
 from qtransformers.convert.pre import derive_pre
 from qtransformers.errors import LoadError, ModelNotFoundError, QTransformersError, TokenizerError, UnsupportedError
+from qtransformers.load.chat.templates import templates_from_files
 from qtransformers.load.config import read_json
 from qtransformers.load.files import auxiliary_files, lfs_remedy, pointer_size
 from qtransformers.load.tokenizer.sentencepiece import (
@@ -25,7 +26,6 @@ from qtransformers.load.tokenizer.sentencepiece import (
     USER_DEFINED,
     read_sentencepiece,
 )
-from qtransformers.load.chat.templates import templates_from_files
 
 # What marks a turn or a role should never be made from a user's text, whatever its `special` flag says.
 _LOOKS_LIKE_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<(start|end)_of_turn>|<pad>", re.DOTALL)

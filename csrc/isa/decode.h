@@ -101,7 +101,7 @@ static inline void spread(uint32_t from, uint8_t* to) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit));
 #else
     for (int i = 0; i < 4; i++) {
-        uint64_t one = (from >> 8 * i & 255) * 0x0101010101010101 & 0x8040201008040201;
+        uint64_t one = uint64_t(from >> 8 * i & 255) * 0x0101010101010101 & 0x8040201008040201;
         one = (one + 0x7f7f7f7f7f7f7f7f) >> 7 & 0x0101010101010101;  // 1 in each byte that is not 0: no sum exceeds 255
         one *= 255;
         __builtin_memcpy(to + 8 * i, &one, 8);

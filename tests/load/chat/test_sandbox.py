@@ -210,6 +210,21 @@ def doubling(step, use=""):
         doubling("", "{{ [ns.a]|select('eq', ns.b)|list }}"),
         doubling("", "{{ [ns.a].index(ns.b) }}"),
         doubling("", "{% for x in [1] %}{{ loop.changed(ns.a) }}{{ loop.changed(ns.b) }}{% endfor %}{{ ns.a|string }}"),
+        doubling("", "{{ raise_exception(ns.a) }}"),
+        doubling("", "{{ '{0.a}'.format(ns) }}"),
+        doubling("", "{{ '{0[a]!r}'.format(ns) }}"),
+        doubling("", "{{ '{0[:].a}'.format({':': ns}) }}"),
+        doubling("", "{{ '{x.current}'.format_map({'x': cycler(ns.a)}) }}"),
+        doubling("", "{% for x in [1, ns.a] %}{{ '{0.nextitem}'.format(loop) }}{% endfor %}"),
+        doubling("", "{{ [ns]|join(attribute='a') }}"),
+        doubling("", "{{ [namespace(x=ns.a), namespace(x=ns.b)]|sort(attribute='x') }}"),
+        doubling("", "{{ [namespace(x=ns.a), namespace(x=ns.b)]|groupby('x') }}"),
+        doubling("", "{{ ns.a|safe }}"),
+        doubling("", "{{ 1|attr(ns.a) }}"),
+        doubling("", "{{ [1]|map(ns.a)|list }}"),
+        doubling("", "{{ [1]|select(ns.a)|list }}"),
+        doubling("", "{{ {}[ns.a].x }}"),
+        "{{ '{0[}]:{1}}'.format({'}': 1}, 1000000000) }}",
         doubling("{% set ns.t = (ns.t, ns.t) %}", "{{ {ns.t: 1} }}"),
         doubling("{% set ns.s = ns.s ~ ns.s %}"),
         doubling("{% set ns.s = ns.s + ns.s %}"),
@@ -301,6 +316,12 @@ def test_the_largest_source_compiles_in_seconds():
 def test_errors_name_place_and_cause(source, message):
     with pytest.raises(TemplateError, match=message):
         render(source)
+
+
+def test_a_refusal_is_cut_short():
+    with pytest.raises(TemplateError) as e:
+        render("{{ raise_exception('x' * 1000000) }}")
+    assert len(str(e.value)) < 1100
 
 
 def test_limits_grow_with_the_messages():

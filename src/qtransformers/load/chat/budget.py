@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import GeneratorType
 from typing import Any
+
+from jinja2.runtime import LoopContext
+from jinja2.utils import Cycler, Namespace
 
 from qtransformers.load.chat.costs import ITEM, UNBOUNDED
 
@@ -81,6 +84,8 @@ class Budget:
                     deeper += [*item, *item.values()]
                 elif isinstance(item, int):
                     size += item.bit_length() // 3
+                else:
+                    deeper += _carried(item)
                 if size + len(deeper) > self.limits.value:
                     size = self.limits.value + 1
                     break
@@ -101,6 +106,15 @@ class Budget:
         for item in items:
             self.spend(STEP)
             yield item
+
+
+def _carried(value: Any) -> Iterable[Any]:
+    """The values in an object of jinja's: filters and formats reach them by attribute."""
+    if isinstance(value, Namespace):
+        return value._Namespace__attrs.values()  # type: ignore[attr-defined,no-any-return]
+    if isinstance(value, Cycler):
+        return value.items
+    return (value.previtem, value.nextitem) if isinstance(value, LoopContext) else ()
 
 
 def size_of(value: Any) -> int:

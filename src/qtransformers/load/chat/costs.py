@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from string import Formatter
 from typing import Any, NamedTuple
 
 Size = Callable[..., int]
@@ -12,7 +13,7 @@ ITEM = 8  # an item of a list weighs as much as so many characters
 
 
 class Cost(NamedTuple):
-    """A filter's cost: `size` bounds its result; `whole` says that it reads all that is in its arguments."""
+    """A filter's cost: `size` bounds its result; `whole` says that it reads all that is in the value it is put on."""
 
     size: Size
     whole: bool = True
@@ -88,7 +89,7 @@ def _formatted(pattern: Any, *values: Any, **named: Any) -> int:
 
 def formatted_size(pattern: str, given: int) -> int:
     """`str.format` with arguments of `given` characters; widths are refused beyond three digits, nested ones entirely."""
-    if re.search(r"\{[^{}]*:[^{}]*(\d{4}|\{)", pattern):
+    if any(re.search(r"\d{4}|\{", spec or "") for _, _, spec, _ in Formatter().parse(pattern)):
         return UNBOUNDED
     return len(pattern) + pattern.count("{") * (1000 + given)
 
@@ -197,11 +198,11 @@ METHODS: dict[type, dict[str, Size]] = {
 FILTERS: dict[str, Cost] = {
     **_all(
         """abs capitalize dictsort e escape filesizeformat float forceescape groupby lower max
-        min string title trim truncate upper wordcount""",
+        min safe string title trim truncate upper wordcount""",
         Cost(none),
     ),
     **_all(
-        "attr count d default first items last length map reject rejectattr reverse safe select selectattr sum",
+        "attr count d default first items last length map reject rejectattr reverse select selectattr sum",
         Cost(none, whole=False),
     ),
     "batch": Cost(_batched),

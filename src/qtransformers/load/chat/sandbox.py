@@ -18,7 +18,7 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro, TemplateReference, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Cycler, Joiner, Namespace
+from jinja2.utils import Cycler, Joiner, Namespace, object_type_repr
 
 from qtransformers.errors import TemplateError
 from qtransformers.load.chat.budget import CALL, STEP, Budget, Limits, OverBudget, size_of
@@ -37,6 +37,7 @@ from qtransformers.load.chat.metering import Generation, metered
 BUDGET = " budget"  # its key among the variables: no template can spell it
 MAX_SOURCE = 64 * 1024
 MAX_RANGE = 100_000  # as jinja's own sandbox
+MAX_MESSAGE = 1000  # characters of what a template says when it refuses
 
 
 def _budget(context: Context) -> Budget:
@@ -48,6 +49,17 @@ class _PlainNamespace(Namespace):
 
     def __repr__(self) -> str:
         return "<Namespace>"
+
+
+class _Undefined(Undefined):
+    """A value that is not there; its message does not write out the key that found none."""
+
+    @property
+    def _undefined_message(self) -> str:
+        name = self._undefined_name
+        if name is not None and not isinstance(name, (str, int)):
+            return f"{object_type_repr(self._undefined_obj)} has no element {type(name).__name__!r}"
+        return super()._undefined_message  # type: ignore[no-any-return]
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -174,9 +186,8 @@ def _charged_filter(function: Callable[..., Any], cost: Cost) -> Callable[..., A
         budget = _budget(context)
         budget.spend(CALL)
         args = tuple(budget.listed(arg) for arg in args)
-        if cost.whole:
-            for arg in (*args, *kwargs.values()):
-                budget.measure(arg)
+        for arg in (*(args if cost.whole else args[1:]), *kwargs.values()):
+            budget.measure(arg)
         budget.allow(result_size(cost.size, *args, **kwargs))
         return budget.made(function(*wants(context), *args, **kwargs))
 
@@ -228,8 +239,10 @@ class _Refused(Exception):
     """`raise_exception` of a template."""
 
 
-def _raise_exception(message: Any = "") -> None:
-    raise _Refused(str(message))
+@jinja2.pass_context
+def _raise_exception(context: Context, message: Any = "") -> None:
+    _budget(context).measure(message)
+    raise _Refused(str(message)[:MAX_MESSAGE])
 
 
 def _range(*bounds: int) -> range:
@@ -281,6 +294,7 @@ class Template:
             extensions=[loopcontrols, Generation],
             finalize=_written,
             optimized=False,
+            undefined=_Undefined,
         )
         try:
             tree = metered(self._environment.parse(source))

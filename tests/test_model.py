@@ -282,7 +282,9 @@ def test_more_context_than_trained_is_a_visible_warning(data):
 def test_a_context_beyond_memory_is_refused(data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(InsufficientMemoryError, match=r"a f32 cache of 2,147,483,647 tokens takes .* GiB"):
+        with pytest.raises(
+            InsufficientMemoryError, match=r"keys and values in f32 of 2,147,483,647 tokens take .* GiB"
+        ):
             Model.load(data / "demo-Q8_0.gguf", context_length=2**31 - 1, cache="f32")
 
 

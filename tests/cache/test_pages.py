@@ -55,5 +55,5 @@ def test_an_unknown_codec_is_refused(codec):
 
 @pytest.mark.parametrize("n_tokens", [2**45, 2**62])
 def test_a_cache_beyond_memory_is_refused_with_its_size(n_tokens):
-    with pytest.raises(InsufficientMemoryError, match=r"takes .* GiB.*Lower context_length"):
+    with pytest.raises(InsufficientMemoryError, match=r"take .* GiB.*Lower context_length"):
         small(n_tokens)

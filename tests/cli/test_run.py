@@ -132,7 +132,7 @@ def test_a_full_context_is_never_silent(capsys):
         (["{data}/demo_model", ASK], 3, "holds no GGUF model"),
         (["{data}/demo_model/config.json", ASK], 4, "config.json"),
         (["demo", ASK, "--model-path", "{data}/nowhere"], 3, "nowhere"),
-        (["demo", ASK, "-c", "2000000000"], 5, "2,000,000,000 tokens takes"),
+        (["demo", ASK, "-c", "2000000000"], 5, "2,000,000,000 tokens take"),
     ],
 )
 def test_exit_codes(words, code, message, data, capsys):

@@ -96,6 +96,15 @@ def test_a_sliding_window_only_config_knows_of(both, hf_dir):
 def test_unsupported_by_config(both, hf_dir):
     with pytest.raises(UnsupportedError, match="hidden_act is 'gelu'"):
         both(hf_dir({"hidden_act": "gelu"}))
+    yarn = hf_dir({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, name="yarn")
+    with pytest.raises(UnsupportedError, match=r"yarn/config\.json: rope_parameters\.rope_type is 'yarn'; expected none or linear"):  # fmt: skip
+        both(yarn)
+
+
+def test_metadata_of_the_wrong_kind_beside_a_config(remake, hf_dir):
+    folder = hf_dir({"rope_parameters": {"rope_type": "linear", "factor": 4.0}})
+    with pytest.raises(LoadError, match=r"llama\.rope\.scaling\.type is 5 \(int\); expected text"):
+        prepare(resolve(remake(metadata={"llama.rope.scaling.type": 5}), folder, hub=Hub(offline=True)))
 
 
 def test_rope_factors(both, hf_dir, remake, make):
@@ -115,6 +124,14 @@ def test_rope_factors(both, hf_dir, remake, make):
     assert not both(hf_dir(name="plain2"), ones).plan.warnings
     with pytest.raises(LoadError, match=r"cannot be compared: .*KeyError"):
         both(hf_dir({"rope_parameters": {"rope_type": "llama3"}}, name="broken"))
+
+
+def test_remedies_fit_the_file(both, hf_dir, remake):
+    with pytest.raises(LoadError, match=r"hidden_size is 'x'.*whole number of at least 1 and at most 2147483647\. Fetch the file again"):  # fmt: skip
+        both(hf_dir({"hidden_size": "x"}))
+    differing = remake(metadata={"llama.attention.head_count_kv": np.array([2, 2, 1, 2], np.uint32)})
+    with pytest.raises(UnsupportedError, match=r"differs between layers \(\[2, 2, 1, 2\]\)"):
+        prepare(resolve(differing))
 
 
 def test_biases_that_config_denies(both, hf_dir, remake, make):

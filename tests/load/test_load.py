@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qtransformers.cache import Batch, PagedCache
+from qtransformers.convert.vocabulary import tokenizer_metadata
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.load import load
 from qtransformers.load.hub import Hub
@@ -133,15 +134,20 @@ def test_config_without_a_tokenizer(demo, hf_dir):
     (folder / "vocab.txt").write_text("one\ntwo\n")
     m = load(demo, folder, hub=OFFLINE)
     assert m.tokenizer.n_tokens == 2048
-    assert "vocab.txt is not read" in m.notes
+    assert "vocab.txt cannot be read as a tokenizer; the GGUF's vocabulary is used" in m.notes
 
 
-def test_a_sentencepiece_file_is_read(demo, hf_dir, train_sentencepiece):
+def test_a_directory_with_a_sentencepiece_model(demo, hf_dir, remake, train_sentencepiece):
     folder = hf_dir(drop=("model.safetensors", "tokenizer.json", "tokenizer_config.json"))
-    (folder / "tokenizer.model").write_bytes(train_sentencepiece())
-    with pytest.raises(LoadError) as e:
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece(model_type="bpe"))
+    keys = {key: int(v) if isinstance(v, np.integer) else v for key, v in tokenizer_metadata(folder, 2048).items()}
+    fitting = remake(metadata={"tokenizer.ggml.merges": None, "tokenizer.ggml.pre": None, **keys})
+    m = load(fitting, folder, hub=OFFLINE)
+    assert "tokenizer.model" in repr(m.tokenizer) and m.tokenizer.n_tokens < 2048
+    theirs, ours = (model.tokenizer.encode("the quick fox", add_bos=False) for model in (m, load(fitting)))
+    assert theirs == ours
+    with pytest.raises(LoadError, match="belong to different models"):
         load(demo, folder, hub=OFFLINE)
-    assert str(folder) in str(e.value) and str(demo) in str(e.value) and "disagree on" in str(e.value)
 
 
 def test_pre_is_for_the_files_vocabulary(demo, data):
@@ -153,6 +159,19 @@ def test_pre_is_for_the_files_vocabulary(demo, data):
 def test_mixtral_is_unsupported_not_broken(remake):
     with pytest.raises(UnsupportedError, match="mixtures of experts"):
         load(remake(metadata={"llama.expert_count": 8}))
+
+
+def test_nor_are_its_tensors_called_missing_or_its_config_anothers(remake, make, hf_dir):
+    dense = [f"blk.{i}.ffn_{part}.weight" for i in range(4) for part in ("gate", "up", "down")]
+    mixture = remake(
+        metadata={"llama.expert_count": 8, "llama.expert_used_count": 2},
+        drop=dense,
+        add=[make.tensor(f"blk.{i}.ffn_gate_exps.weight", np.zeros((8, 4, 32))) for i in range(4)],
+    )
+    for folder in (None, hf_dir({"model_type": "mixtral", "num_local_experts": 8})):
+        with pytest.raises(UnsupportedError) as e:
+            load(mixture, folder, hub=OFFLINE)
+        assert str(e.value).count("\n") == 0 and "expert_count is 8; mixtures of experts" in str(e.value)
 
 
 def test_generation_defaults_of_the_original_model_win(demo, hf_dir):

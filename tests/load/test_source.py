@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from qtransformers.errors import ConfigError, GGUFError, LoadError, ModelNotFoundError
+from qtransformers.errors import ConfigError, GGUFError, LoadError, ModelNotFoundError, QTransformersError
+from qtransformers.gguf import split
 from qtransformers.load.hub import Hub
 from qtransformers.load.source import Report, resolve
 
@@ -65,6 +66,29 @@ def test_weight_pointers_are_normal_and_counted(demo, hf_dir):
     assert "9.98 GB (2 weight files in model_path, git-LFS pointers)" in report.text()
 
 
+def test_weights_of_which_some_are_pointers(demo, hf_dir):
+    folder = hf_dir()
+    (folder / "model-00001-of-00002.safetensors").write_text(POINTER.format(1, 9_000_000))
+    (folder / "model-00002-of-00002.safetensors").write_bytes(bytes(5_000_000))
+    report = resolve(demo, folder, hub=OFFLINE).report
+    assert (report.full, report.on_disk) == (14_000_000, 5_000_000)
+    assert report.disk_saved == 9_000_000 - demo.stat().st_size
+    assert "2 weight files in model_path, 1 of them git-LFS pointers" in report.text()
+    assert "5 MB of unquantised weights" in report.text()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", "tekken.json"])
+def test_a_pointer_nobody_needs(demo, hf_dir, name):
+    """A clone without LFS: tokenizer.json is there, and what only repeats it is a pointer."""
+    folder = hf_dir()
+    (folder / name).write_text(POINTER.format(1, 500_000))
+    assert resolve(demo, folder, hub=OFFLINE).files[name]
+    (folder / "tokenizer.json").unlink()
+    if name == "tokenizer.model":
+        with pytest.raises(ModelNotFoundError, match=r'git lfs pull --include="tokenizer\.model"'):
+            resolve(demo, folder, hub=OFFLINE)
+
+
 @pytest.mark.parametrize("names", [["tokenizer.json"], ["config.json", "tokenizer.json"]])
 def test_pointers_in_place_of_needed_files(demo, hf_dir, names):
     folder = hf_dir()
@@ -81,6 +105,35 @@ def test_a_pointer_in_place_of_the_gguf(tmp_path):
     for path in (tmp_path / "model.gguf", tmp_path):
         with pytest.raises(ModelNotFoundError, match=r"git lfs pull --include.*model\.gguf"):
             resolve(path)
+
+
+def test_pointers_beside_the_one_model_that_was_fetched(demo, tmp_path):
+    for name in ("model-Q2_K.gguf", "model-Q6_K-00001-of-00002.gguf", "model-Q6_K-00002-of-00002.gguf"):
+        (tmp_path / name).write_text(POINTER.format(1, 4_000_000_000))
+    with pytest.raises(ModelNotFoundError, match=r'git-LFS pointers.*git lfs pull --include="model-Q2_K.gguf"'):
+        resolve(tmp_path)
+    shutil.copy(demo, tmp_path / "model-Q8_0.gguf")
+    assert resolve(tmp_path).gguf.path == tmp_path / "model-Q8_0.gguf"
+
+
+def test_shards_of_which_one_is_a_pointer(tmp_path, demo):
+    first, second = (tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2))
+    split(demo, tmp_path / "m", max_bytes=3_000_000)
+    assert resolve(tmp_path).gguf.path == first
+    for shard in (first, second):
+        whole = shard.read_bytes()
+        shard.write_text(POINTER.format(1, 3_000_000))
+        with pytest.raises(QTransformersError, match=rf"{shard.name}[^\n]*git"):
+            resolve(tmp_path)
+        shard.write_bytes(whole)
+
+
+def test_the_suggested_model_is_one_that_opens(demo, tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF, or so it says")
+    for name in ("b.gguf", "c.gguf"):
+        shutil.copy(demo, tmp_path / name)
+    with pytest.raises(LoadError, match=rf"3 models: a.gguf, b.gguf, c.gguf.*such as {tmp_path}/b.gguf"):
+        resolve(tmp_path)
 
 
 def test_a_folder_with_one_model(demo, tmp_path, make):
@@ -159,14 +212,20 @@ def test_a_directory_without_anything(demo, tmp_path):
         resolve(demo, tmp_path)
 
 
-@pytest.mark.parametrize("path", ["./x", "/no/such/dir", "..//x", "../x", "~/no-such-directory", "a/b/c", "x", "x\\y", "models/x.gguf", "", "a/..", "user/repo:Q4_K_M", "C:\\models\\x"])  # fmt: skip
+@pytest.mark.parametrize("path", ["./x", "/no/such/dir", "..//x", "../x", "~/no-such-directory", "a/b/c", "x", "x\\y", "models/x.gguf", "a/..", "user/repo:Q4_K_M", "C:\\models\\x"])  # fmt: skip
 def test_paths_never_go_to_the_hub(path, demo):
     hub = Hub(endpoint="http://127.0.0.1:1", timeout=1)  # nothing listens: asking it would be a NetworkError
-    if path == "":
-        assert resolve(demo, path, hub=hub).model_dir is None
-        return
     with pytest.raises(ModelNotFoundError, match="no such directory, and not a Hub id"):
         resolve(demo, path, hub=hub)
+
+
+@pytest.mark.parametrize("name", ["gguf_path", "model_path"])
+def test_what_the_system_cannot_look_up(demo, name):
+    with pytest.raises(ConfigError, match=f"{name} is empty"):
+        resolve(**{"gguf_path": demo, name: ""}, hub=OFFLINE)
+    with pytest.raises(ModelNotFoundError, match=rf"{name} 'aaa.*too long") as e:
+        resolve(**{"gguf_path": demo, name: "a" * 5000}, hub=OFFLINE)
+    assert len(str(e.value)) < 200
 
 
 @pytest.mark.parametrize("path", ["./x.gguf", "no/such.gguf", "user/repo:Q4_K_M"])

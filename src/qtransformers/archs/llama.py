@@ -42,7 +42,7 @@ HPARAMS = (
     HParam("rms_eps", "attention.layer_norm_rms_epsilon", float, required=True, minimum=0, hf=("rms_norm_eps",)),
     HParam("rope_dim", "rope.dimension_count", default=lambda h: h["head_dim"], minimum=2),
     HParam("rope_base", "rope.freq_base", float, default=10000.0, minimum=1e-6, hf=("rope_parameters.rope_theta", "rope_theta")),
-    HParam("rope_scaling", "rope.scaling.type", str, default="none", hf=("rope_parameters.rope_type", "rope_scaling.rope_type", "rope_scaling.type"), hf_values=ROPE_TYPES),
+    HParam("rope_scaling", "rope.scaling.type", str, default="none", choices=("none", "linear"), hf=("rope_parameters.rope_type", "rope_scaling.rope_type", "rope_scaling.type"), hf_values=ROPE_TYPES),
     HParam("rope_factor", "rope.scaling.factor", float, default=1.0, minimum=1e-6, hf=("rope_parameters.factor", "rope_scaling.factor"), applies=lambda h: h["rope_scaling"] != "none"),
     HParam("sliding_window", "attention.sliding_window", default=0, minimum=0, hf=("sliding_window",), hf_values={None: 0}),
     HParam("n_experts", "expert_count", default=0, minimum=0, maximum=1024, hf=("num_local_experts",)),
@@ -114,8 +114,6 @@ def check(h: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             f"expert_count is {h['n_experts']}; mixtures of experts (Mixtral) are not supported yet", "unsupported"
         )
-    if h["rope_scaling"] not in ("none", "linear"):
-        yield Problem(f"rope.scaling.type is {h['rope_scaling']!r}; expected none or linear", "unsupported")
 
 
 SPEC = ArchSpec(
@@ -128,5 +126,10 @@ SPEC = ArchSpec(
     hf_model_types=("llama", "mistral"),
     hf_fixed={"hidden_act": ("silu", "swish")},
     unused=("blk.{i}.attn_rot_embd",),
-    ignored_keys=("rope.scaling.original_context_length", "rope.scaling.finetuned", "tensor_data_layout"),
+    ignored_keys=(
+        "expert_used_count",
+        "rope.scaling.original_context_length",
+        "rope.scaling.finetuned",
+        "tensor_data_layout",
+    ),
 )

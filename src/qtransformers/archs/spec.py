@@ -19,6 +19,7 @@ Agreement = Literal["equal", "at_most", "free"]
 Grade = Literal["error", "unsupported", "warning"]
 
 REMAKE = "The file is damaged or was made by a faulty tool: convert the model again"
+NEWER = "Use a version of qtransformers that knows such models"
 INT_LIMIT = 2**31 - 1
 LAYER_LIMIT = 1024  # longest per-layer array worth a look
 
@@ -48,6 +49,7 @@ class HParam:
     required: bool = False
     minimum: float | None = None
     maximum: float | None = None
+    choices: tuple[Any, ...] = ()  # the values we run; another one makes a model unsupported
     hf: tuple[str, ...] = ()
     hf_values: Mapping[Any, Any] = field(default_factory=dict)  # config.json's words (None: null) -> GGUF's
     agree: Agreement = "equal"  # how config.json's value must stand to the file's
@@ -214,13 +216,13 @@ def read_hparams(
                     problems.append(Problem(text, "warning"))
             elif p.required or default is None:
                 said = f" and config.json has no {p.hf[0]}" if config and p.hf else ""
-                problems.append(Problem(f"{file}: {key} is missing{said}; expected {_expected(p)}. {REMAKE}"))
+                problems.append(Problem(f"{file}: {key} is missing{said}; expected {_expected(p)}. {REMAKE}."))
             else:
                 values[p.name], origins[p.name] = default, "default"
         except KeyError:
             continue  # what it derives from is missing or wrong, and reported already
         except BadValue as e:
-            problems.append(Problem(f"{file}: {key} {e}", "unsupported" if e.unsupported else "error"))
+            problems.append(e.problem(f"{file}: {key}", REMAKE))
     if not any(p.grade != "warning" for p in problems) and spec.check:
         problems += (Problem(f"{file}: {p.text}.", p.grade) for p in spec.check(values))
     return Hyperparameters.frozen(values, origins), problems
@@ -233,6 +235,10 @@ class BadValue(ValueError):
         super().__init__(text)
         self.unsupported = unsupported
 
+    def problem(self, where: str, remedy: str) -> Problem:
+        """The sentence about the field at `where`."""
+        return Problem(f"{where} {self}. {NEWER if self.unsupported else remedy}.", "unsupported" if self.unsupported else "error")  # fmt: skip
+
 
 def checked(p: HParam, value: Any, n_layers: int | None = None) -> Any:
     """The value as `p.kind`, within bounds; an array with one value a layer counts as that value when all are equal."""
@@ -243,32 +249,35 @@ def checked(p: HParam, value: Any, n_layers: int | None = None) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if type(value) is not p.kind:
-        raise BadValue(f"is {shown(value)} ({type(value).__name__}); expected {_expected(p)}. {REMAKE}.")
+        raise BadValue(f"is {shown(value)} ({type(value).__name__}); expected {_expected(p)}")
+    if p.choices and value not in p.choices:
+        raise BadValue(f"is {shown(value)}; expected {' or '.join(map(str, p.choices))}", unsupported=True)
     if p.kind is str or p.kind is bool:
         return value
     high: float = p.maximum if p.maximum is not None else INT_LIMIT if p.kind is int else 3.4e38
     low: float = p.minimum if p.minimum is not None else -high
     number: float = value  # type: ignore[assignment]
     if not low <= number <= high:  # NaN fails too
-        raise BadValue(f"is {shown(value)}; expected {_expected(p)}. {REMAKE}.")
+        raise BadValue(f"is {shown(value)}; expected {_expected(p)}")
     return value
 
 
 def _of_all_layers(values: Any, n_layers: int | None) -> Any:
     n = len(values)
     if not 0 < n <= LAYER_LIMIT or n != (n_layers or n):
-        raise BadValue(f"has {n} values; expected one, or one for each of the {n_layers or ''} layers. {REMAKE}.")
+        raise BadValue(f"has {n} values; expected one, or one for each of the {n_layers or ''} layers")
     first = values[0]
     if any(values[i] != first for i in range(n)):
-        text = f"differs between layers ({shown([values[i] for i in range(min(n, 6))])}); this architecture has one value for all here"
-        raise BadValue(f"{text}. Use a version of qtransformers that knows such models.", unsupported=True)
+        some = np.asarray(values[:6]).tolist()
+        raise BadValue(f"differs between layers ({shown(some)}); this architecture has one value for all here", unsupported=True)  # fmt: skip
     return first
 
 
 def _expected(p: HParam) -> str:
     what = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}[p.kind]
     low = f" of at least {p.minimum:g}" if p.minimum is not None else ""
-    return what + low + (f" and at most {p.maximum:g}" if p.maximum is not None else "")
+    high = p.maximum if p.maximum is not None else INT_LIMIT if p.kind is int else None
+    return what + low + (f" and at most {high:.10g}" if high is not None else "")
 
 
 def dimension(expression: str, hparams: Mapping[str, Any]) -> int:

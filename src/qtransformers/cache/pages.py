@@ -37,7 +37,7 @@ class PagedCache:
         except (MemoryError, ValueError):  # ValueError: more bytes than an address has bits for
             values = n_layers * n_pages * PAGE_TOKENS * n_kv_heads * (head_dim_k + head_dim_v)
             raise InsufficientMemoryError(
-                f"a {codec} cache of {n_tokens:,} tokens takes {values * CODECS[codec].itemsize / 2**30:,.1f} GiB, "
+                f"keys and values in {codec} of {n_tokens:,} tokens take {values * CODECS[codec].itemsize / 2**30:,.1f} GiB, "
                 "which the system refuses. Lower context_length, or take a smaller cache type."
             ) from None
         return cls(k, v, list(range(n_pages))[::-1])

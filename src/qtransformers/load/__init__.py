@@ -25,6 +25,7 @@ from qtransformers.load.config import (
     tensor_disagreements,
     text_config,
 )
+from qtransformers.load.files import other_tokenizer_files, tokenizer_file
 from qtransformers.load.hub import Hub
 from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK, LoadPlan, make_plan
 from qtransformers.load.source import Sources, resolve
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
     from qtransformers.load.tokenizer import Tokenizer
 
 __all__ = ["Loaded", "Prepared", "load", "load_tokenizer", "prepare", "resolve"]
-
-# The files a tokenizer is read from where model_path has one of them, and those that cannot stand alone beside a GGUF's own.
-TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"})
-OTHER_TOKENIZERS = ("vocab.json", "vocab.txt", "tekken.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +134,10 @@ def prepare(
     config_file, config = _config(sources)
     said, problems = spoken(spec, config, config_file)
     hparams, more = read_hparams(spec, file, gguf.metadata, rows, said)
-    problems += more
     headline = f"{file} cannot be loaded" + (f" with {config_file}" if config else "")
+    if any(p.grade == "unsupported" for p in more):
+        raise_problems(headline, more)  # its tensors and its config are another kind of model's
+    problems += more
     if config:
         problems += disagreements(spec, hparams, file, architecture, said, config, config_file)
     if {p.name for p in spec.hparams} - hparams.keys():
@@ -171,7 +170,7 @@ def load_tokenizer(sources: Sources, *, pre: str | None = None, rows: int | None
     from qtransformers.load.vocabulary import too_many_tokens, vocabulary_differences
 
     gguf, directory = sources.gguf, sources.model_dir
-    if directory is not None and (not TOKENIZERS.isdisjoint(sources.files) or gguf is None):
+    if directory is not None and (tokenizer_file(sources.files) or gguf is None):
         if pre is not None:
             raise ConfigError(f"pre={pre!r} is for the GGUF's vocabulary, but the tokenizer comes from {directory}. Leave out pre, or model_path.")  # fmt: skip
         tokenizer, file = Tokenizer.from_pretrained(directory), str(directory)
@@ -192,12 +191,10 @@ def _config(sources: Sources) -> tuple[str, Any]:
 
 
 def _unread_tokenizer(sources: Sources) -> str:
-    others = [name for name in OTHER_TOKENIZERS if name in sources.files]
-    if sources.model_dir is None or not TOKENIZERS.isdisjoint(sources.files) or not others:
+    others = other_tokenizer_files(sources.files)
+    if not others or tokenizer_file(sources.files):
         return ""
-    return (
-        f"{sources.model_dir}: {others[0]} is not read, and there is no tokenizer.json; the GGUF's vocabulary is used"
-    )
+    return f"{sources.model_dir}: {', '.join(others)} cannot be read as a tokenizer; the GGUF's vocabulary is used"
 
 
 def _templates(sources: Sources) -> ChatTemplates:

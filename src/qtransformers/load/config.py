@@ -26,6 +26,7 @@ from qtransformers.errors import LoadError, UnsupportedError
 from qtransformers.load.findings import Findings
 
 JSON_LIMIT = 256 << 20  # bytes; the largest tokenizer.json in use have about 35 MB
+REFETCH = "Fetch the file again from the model's repository"
 OTHER_MODEL = "They belong to different models: pass the config of this one"
 
 
@@ -62,7 +63,7 @@ def spoken(spec: ArchSpec, config: Mapping[str, Any], file: str) -> tuple[dict[s
             try:
                 said[p.name] = Spoken(checked(p, value), key)
             except BadValue as e:
-                problems.append(Problem(f"{file}: {key} {e}", "unsupported" if e.unsupported else "error"))
+                problems.append(e.problem(f"{file}: {key}", REFETCH))
             break
     return said, problems
 
@@ -278,7 +279,7 @@ def _defaults(values: Mapping[str, Any], ids: list[Any], eos_key: str, n_vocab: 
         try:
             good[name] = checked(HParam(name, row[0], row[2], minimum=row[3], maximum=row[4]), value)
         except BadValue as e:
-            raise LoadError(f"{file}: {row[0]} {e}") from e
+            raise LoadError(e.problem(f"{file}: {row[0]}", "Correct it, or pass the file of this model").text) from e
     if "top_k" in good:
         good["top_k"] = max(0, good["top_k"])  # some write -1 for all
     return GenerationDefaults(tuple(dict.fromkeys(ids)), **good, origin=file)

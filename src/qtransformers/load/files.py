@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from qtransformers.checks import shown
+from qtransformers.errors import ConfigError, ModelNotFoundError
 
 # All that `model_path` is ever asked for. Nothing else is opened or downloaded.
 ALLOWED = (
@@ -31,6 +34,9 @@ ALLOWED = (
     "image_processor_config.json",
     "video_preprocessor_config.json",
 )
+TOKENIZER_JSON = "tokenizer.json"
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+BYTE_LEVEL = ("vocab.json", "merges.txt")
 # Full-size weights, best layout first: repositories often hold the same weights twice.
 WEIGHTS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin", "*.bin", "*.pth", "*.pt")
 ALLOWED_BYTES = 256 << 20  # of one file; the largest tokenizers in use have about 35 MB
@@ -42,6 +48,18 @@ def is_allowed(name: str) -> bool:
     return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in ALLOWED)
 
 
+def looked_up(name: str, given: str | Path) -> Path:
+    """`given` as a path that the system can look up."""
+    if not str(given):
+        raise ConfigError(f"{name} is empty; expected a path. Leave it out if there is none.")
+    try:
+        path = Path(given).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as e:  # too long, not allowed; RuntimeError: a user without a home
+        raise ModelNotFoundError(f"{name} {shown(str(given))}: {getattr(e, 'strerror', None) or e}. Check the path.") from e  # fmt: skip
+    return path
+
+
 def auxiliary_files(directory: Path) -> dict[str, Path]:
     """The allow-listed files of a directory that exist, by relative name."""
     found = {}
@@ -50,6 +68,17 @@ def auxiliary_files(directory: Path) -> dict[str, Path]:
             if path.is_file():
                 found[path.relative_to(directory).as_posix()] = path
     return found
+
+
+def tokenizer_file(names: Collection[str]) -> str | None:
+    """The file among `names` that a tokenizer is read from even where a GGUF has its own."""
+    return next((name for name in (TOKENIZER_JSON, *SENTENCEPIECE) if name in names), None)
+
+
+def other_tokenizer_files(names: Collection[str]) -> list[str]:
+    """The files among `names` that hold a tokenizer and serve only where there is no other, or not at all."""
+    known = (*SENTENCEPIECE, *BYTE_LEVEL, "vocab.txt", "tekken.json")
+    return [name for name in known if name in names and name != tokenizer_file(names)]
 
 
 def full_weights(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -72,18 +101,18 @@ def pointer_size(path: Path) -> int | None:
     return int(size.group(1)) if size else 0
 
 
-def weight_sizes(directory: Path) -> tuple[dict[str, int], int]:
-    """One full set of unquantised weights in a directory, in real bytes also where pointers stand; how many are pointers."""
-    pointers: dict[str, int] = {}
+def weight_sizes(directory: Path) -> tuple[dict[str, int], set[str]]:
+    """One full set of unquantised weights in a directory, in real bytes also where pointers stand; which are pointers."""
+    pointers: set[str] = set()
     sizes: dict[str, int] = {}
     for path in directory.iterdir():
         if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in WEIGHTS):
             real = pointer_size(path)
             sizes[path.name] = path.stat().st_size if real is None else real
             if real is not None:
-                pointers[path.name] = real
+                pointers.add(path.name)
     chosen = full_weights(sizes)
-    return chosen, len(chosen.keys() & pointers.keys())
+    return chosen, chosen.keys() & pointers
 
 
 def lfs_remedy(names: Iterable[str], directory: Path) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qtransformers.errors import ModelNotFoundError, NetworkError, QTransformersError
-from qtransformers.load.files import ALLOWED, ALLOWED_BYTES, full_weights, is_allowed, size_text
+from qtransformers.load.files import ALLOWED, ALLOWED_BYTES, full_weights, is_allowed, looked_up, size_text
 from qtransformers.settings import Settings
 
 DEFAULT_QUANT = "Q4_K_M"
@@ -114,7 +114,7 @@ def resolve_model(reference: str, settings: Settings | None = None, hub: Hub | N
                 f"{DEMO} is missing: this installation has no demo model. Install the package again."
             )
         return DEMO
-    path = Path(reference).expanduser()
+    path = looked_up("model", reference)
     if path.exists():
         return path
     ref = parse_reference(reference)

@@ -10,7 +10,15 @@ from types import MappingProxyType
 
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, QTransformersError
 from qtransformers.gguf import GGUFFile
-from qtransformers.load.files import auxiliary_files, lfs_remedy, pointer_size, size_text, weight_sizes
+from qtransformers.load.files import (  # fmt: skip
+    auxiliary_files,
+    lfs_remedy,
+    looked_up,
+    other_tokenizer_files,
+    pointer_size,
+    size_text,
+    weight_sizes,
+)
 from qtransformers.load.hub import Fetched, Hub, fetch_auxiliary, parse_reference
 from qtransformers.settings import Settings
 
@@ -85,15 +93,16 @@ def resolve(
     `gguf_path` is a file, a first shard, or a folder with one model; `model_path` a directory or a Hub id, of which only
     allow-listed files are read. Raises ConfigError, ModelNotFoundError, LoadError, GGUFError, NetworkError.
     """
-    if not (gguf_path or model_path):
+    if gguf_path is None and model_path is None:
         raise ConfigError("neither gguf_path nor model_path is given; pass the weights, the original model's directory or id, or both.")  # fmt: skip
-    gguf = open_model(gguf_path) if gguf_path else None
-    if not model_path:
+    gguf = open_model(gguf_path) if gguf_path is not None else None
+    if model_path is None:
         return Sources(gguf, None, MappingProxyType({}), _report(gguf, None, None))
     hub = hub or Hub(offline=(settings or Settings.from_env()).offline)
     directory, fetched = find_directory(model_path, hub)
     files = auxiliary_files(directory)
-    pointers = [name for name, path in files.items() if pointer_size(path) is not None]
+    unread = other_tokenizer_files(files)
+    pointers = [name for name, path in files.items() if name not in unread and pointer_size(path) is not None]
     if pointers:
         verb = "is a git-LFS pointer, not the file itself" if len(pointers) == 1 else "are git-LFS pointers, not the files themselves"  # fmt: skip
         raise ModelNotFoundError(f"{directory}: {', '.join(pointers)} {verb}. {lfs_remedy(pointers, directory)}")
@@ -108,7 +117,7 @@ def resolve(
 
 def find_directory(model_path: str | Path, hub: Hub) -> tuple[Path, Fetched | None]:
     """The directory of `model_path`; a Hub id is fetched when no directory of that name exists."""
-    path = Path(model_path).expanduser()
+    path = looked_up("model_path", model_path)
     if path.is_dir():
         return path, None
     if path.exists():
@@ -125,7 +134,7 @@ def find_directory(model_path: str | Path, hub: Hub) -> tuple[Path, Fetched | No
 
 def open_model(gguf_path: str | Path) -> GGUFFile:
     """The model in a file, a first shard or a folder, opened; errors name what is there instead."""
-    path = Path(gguf_path).expanduser()
+    path = looked_up("gguf_path", gguf_path)
     if not path.exists():
         ref = parse_reference(str(gguf_path)) if isinstance(gguf_path, str) else None
         hint = f" To load it from the Hub: Model.from_pretrained({gguf_path!r})" if ref else " Check the path"
@@ -149,15 +158,21 @@ def companion(gguf: GGUFFile) -> str | None:
 def _only_model(folder: Path) -> Path:
     """The one model in a folder or its subfolders; LoadError lists them when there are several."""
     found = [p for pattern in ("*", "*/*") for p in sorted(folder.glob(pattern)) if p.suffix.lower() == ".gguf" and p.is_file()]  # fmt: skip
+    pointers: list[Path] = []
     models: list[Path] = []
     others: list[str] = []
+    unreadable: list[Path] = []
     for path in _first_shards(found):
+        if pointer_size(path) is not None:
+            pointers.append(path)
+            continue
         try:
             with GGUFFile(path) as gguf:
                 kind = companion(gguf)
         except QTransformersError as e:
             kind = None
             others.append(f"{path.relative_to(folder)} cannot be opened: {e}")
+            unreadable.append(path)
         if kind is None:
             models.append(path)
         else:
@@ -167,9 +182,12 @@ def _only_model(folder: Path) -> Path:
     aside = "".join(f"\n  {line}" for line in others)
     if models:
         names = ", ".join(str(p.relative_to(folder)) for p in models)
-        raise LoadError(
-            f"{folder} holds {len(models)} models: {names}. Pass the path of one, such as {models[0]}.{aside}"
-        )
+        such = next((p for p in models if p not in unreadable), models[0])
+        raise LoadError(f"{folder} holds {len(models)} models: {names}. Pass the path of one, such as {such}.{aside}")
+    if pointers:
+        names = ", ".join(str(p.relative_to(folder)) for p in pointers)
+        remedy = lfs_remedy([pointers[0].relative_to(folder).as_posix()], folder)
+        raise ModelNotFoundError(f"gguf_path {folder}: {names}: git-LFS pointers, not the files themselves. {remedy}{aside}")  # fmt: skip
     if any(folder.glob("*.safetensors")) or (folder / "config.json").exists():
         remedy = (
             "It looks like an original model: pass it as model_path, or make a GGUF of it with qtransformers convert"
@@ -191,18 +209,19 @@ def _first_shards(paths: list[Path]) -> list[Path]:
 
 def _report(gguf: GGUFFile | None, directory: Path | None, fetched: Fetched | None) -> Report:
     size = gguf.nbytes if gguf else 0
-    sizes, n_pointers = weight_sizes(directory) if directory and not fetched else ({}, 0)
+    sizes, pointers = weight_sizes(directory) if directory and not fetched else ({}, set[str]())
     if fetched and fetched.weights:
         sizes = dict(fetched.weights)
     skipped = sum(sizes.values())
-    where = "on the Hub" if fetched else "in model_path, git-LFS pointers" if n_pointers else "in model_path"
+    n = f"{len(pointers)} of them " if len(pointers) < len(sizes) else ""
+    where = "on the Hub" if fetched else f"in model_path, {n}git-LFS pointers" if pointers else "in model_path"
     return Report(
         fetched=fetched.fetched if fetched else 0,
         skipped=skipped,
         full=skipped or (2 * sum(t.n_values for t in gguf.tensors.values()) if gguf else 0),
         full_is=f"{len(sizes)} weight file{'s' if len(sizes) > 1 else ''} {where}" if sizes else "at 16 bits a weight",
         gguf=size,
-        on_disk=0 if fetched or n_pointers else skipped,
+        on_disk=0 if fetched else sum(size for name, size in sizes.items() if name not in pointers),
         hub=fetched is not None,
         notes=(fetched.note,) if fetched and fetched.note else (),
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qtransformers.errors import ModelNotFoundError, TokenizerError
+from qtransformers.load.files import BYTE_LEVEL, SENTENCEPIECE, TOKENIZER_JSON
 from qtransformers.load.tokenizer.decoding import piece_decoder
 from qtransformers.load.tokenizer.hf_config import (
     NAMED_TOKENS,
@@ -24,27 +25,24 @@ from qtransformers.load.tokenizer.hf_legacy import byte_level_files, sentencepie
 from qtransformers.load.tokenizer.parts import TokenizerParts
 from qtransformers.load.tokenizer.vocab import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Kind, Vocab, make_vocab
 
-JSON = "tokenizer.json"
-SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-
 
 def hub_tokenizer(folder: Path) -> TokenizerParts:
     """The tokenizer of a directory; ModelNotFoundError where there is none, TokenizerError where it cannot be built."""
     if not folder.is_dir():
-        raise ModelNotFoundError(f"{folder} is no directory; expected one with {JSON}.")
+        raise ModelNotFoundError(f"{folder} is no directory; expected one with {TOKENIZER_JSON}.")
     config = read_json(folder, "tokenizer_config.json")
-    data = read_file(folder, JSON)
+    data = read_file(folder, TOKENIZER_JSON)
     if data is not None:
-        return _from_json(data, config, str(folder / JSON))
+        return _from_json(data, config, str(folder / TOKENIZER_JSON))
     for name in SENTENCEPIECE:
         data = read_file(folder, name)
         if data is not None:
             return sentencepiece_file(data, config, str(folder / name))
-    vocab, merges = read_file(folder, "vocab.json"), read_file(folder, "merges.txt")
+    vocab, merges = (read_file(folder, name) for name in BYTE_LEVEL)
     if vocab is not None and merges is not None:
         return byte_level_files(vocab, merges, config, str(folder))
     raise ModelNotFoundError(
-        f"{folder}: no {JSON}, nor {', '.join(SENTENCEPIECE)}, nor vocab.json with merges.txt. "
+        f"{folder}: no {TOKENIZER_JSON}, nor {', '.join(SENTENCEPIECE)}, nor {' with '.join(BYTE_LEVEL)}. "
         "Copy the tokenizer there from the model's repository, or leave out model_path to use the GGUF's own."
     )
 
@@ -122,7 +120,7 @@ def _vocab(tokenizer: Any, config: Mapping[str, Any], file: str) -> Vocab:
     return make_vocab(
         file,
         Kind("hub"),
-        JSON,
+        TOKENIZER_JSON,
         [t if t is not None else f"[EMPTY_{i}]" for i, t in enumerate(tokens)],
         types,
         np.zeros(n, np.float32),

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ import qtransformers
 from qtransformers.cli import command as command_module
 from qtransformers.cli.command import VERBS, main
 from qtransformers.cli.flags import add_flags
+from qtransformers.errors import LoadError
+from qtransformers.gguf import GGUFWriter
 
 HEAVY = ("torch", "tokenizers", "jinja2", "huggingface_hub", "rich", "numpy", "safetensors", "qtransformers._native")
 
@@ -100,10 +103,46 @@ def test_other_ends(error, code, broken, capsys):
     assert ("report" in err) == (code == 1)
 
 
-def test_debug_shows_the_traceback(broken):
-    broken(RuntimeError("x"))
-    with pytest.raises(RuntimeError):
-        main(["show", "--debug"])
+@pytest.mark.parametrize("error, code", [(RuntimeError("x\x1b[2J"), 1), (LoadError("x\x1b[2J"), 4)])
+@pytest.mark.parametrize("words, env", [(["--debug"], {}), ([], {"QTRANSFORMERS_DEBUG": "1"})])
+def test_debug_shows_the_traceback_and_keeps_the_code(error, code, words, env, broken, monkeypatch, capsys):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    broken(error)
+    assert main(["show", *words]) == code
+    err = capsys.readouterr().err
+    assert "Traceback" in err and f"qtransformers: {'unexpected ' if code == 1 else ''}" in err and "\x1b" not in err
+
+
+def shell(line, **env):
+    line = line.replace("QT", f"{sys.executable} -m qtransformers")
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, encoding="utf-8", check=False, env=os.environ | env
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_full_disk_is_no_defect():
+    code, _, err = shell("QT show demo > /dev/full")
+    assert code == 1 and "No space left" in err and "defect" not in err
+
+
+@pytest.mark.parametrize("closed, out", [("<&-", "7 plus 5 is 12.\n"), (">&-", ""), ("2>&-", "7 plus 5 is 12.\n")])
+def test_closed_streams_lead_nowhere(closed, out):
+    code, found, err = shell(f'QT run demo "What is 7 plus 5?" --temp 0 {closed}')
+    assert (code, found, err) == (0, out, "")
+
+
+def test_without_prompt_and_input_there_is_nothing_to_answer():
+    code, out, err = shell("QT run demo <&-")
+    assert code == 2 and out == "" and "the prompt is empty" in err
+
+
+def test_characters_that_the_encoding_lacks_are_spelled_out(tmp_path):
+    with GGUFWriter(tmp_path / "x.gguf", {"general.architecture": "llama", "general.name": "é😀"}, []):
+        pass
+    code, out, err = shell(f"QT show {tmp_path / 'x.gguf'}", PYTHONIOENCODING="ascii")
+    assert code == 0 and err == "" and r"\xe9\U0001f600" in out
 
 
 def test_a_reader_that_leaves_is_no_error(data):

@@ -107,6 +107,16 @@ def test_the_history_lies_where_programs_keep_state():
     assert history_file(Settings.from_env({})).parts[-4:] == (".local", "state", "qtransformers", "history")
 
 
+def test_a_user_without_a_home_converses_without_history(monkeypatch, capsys):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.expanduser", homeless)
+    assert history_file(Settings.from_env({})) is None
+    with history(None):
+        assert "no home" in capsys.readouterr().err
+
+
 def test_history_is_kept_for_its_owner_only(tmp_path):
     readline = pytest.importorskip("readline")
     path = tmp_path / "deep" / "history"

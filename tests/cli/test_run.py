@@ -8,6 +8,7 @@ import pytest
 
 from qtransformers import Tokenizer
 from qtransformers.cli import main
+from qtransformers.cli.answers import utf8
 from qtransformers.cli.run import the_prompt
 from qtransformers.errors import ConfigError
 
@@ -16,8 +17,8 @@ ASK, ANSWER = "What is 7 plus 5?", "7 plus 5 is 12.\n"
 
 @pytest.fixture(autouse=True)
 def no_input(monkeypatch):
-    """Nobody sits at the keyboard, and nothing is piped."""
-    monkeypatch.setattr(sys, "stdin", None)
+    """Somebody sits at the keyboard, so nothing is piped."""
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
 
 
 def test_one_answer_on_stdout_and_nothing_else_anywhere(command):
@@ -50,6 +51,18 @@ def test_stdin_is_appended_to_the_prompt(command, data):
 )
 def test_prompt_and_piped_text(given, piped, expected):
     assert the_prompt(given, piped) == expected
+
+
+@pytest.mark.parametrize("name", ["PROMPT", "--system"])
+def test_arguments_that_are_no_utf8_are_refused(name, capsys):
+    words = ["run", "demo", "a\udcff"] if name == "PROMPT" else ["run", "demo", "a", "--system", "a\udcff"]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "is no UTF-8" in err
+
+
+def test_a_prompt_is_read_whatever_the_locale_says():
+    assert utf8("the prompt", "né".encode().decode("ascii", "surrogateescape")) == utf8("the prompt", "né") == "né"
 
 
 @pytest.mark.parametrize("given, piped", [("", None), (None, " \n"), ("", "")])

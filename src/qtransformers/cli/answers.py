@@ -50,6 +50,7 @@ class Talk:
 
     def answer(self, text: str) -> None:
         """Print the answer as it comes; an interrupted one is kept as far as it came, then KeyboardInterrupt goes on."""
+        text = utf8("the prompt", text)
         question = {"role": "user", "content": text}
         if self.raw:
             stream = self.model.stream(text, **self.options)
@@ -71,7 +72,7 @@ class Talk:
         self._report(done)
 
     def _opening(self) -> list[Message]:
-        return [{"role": "system", "content": self.system}] if self.system else []
+        return [{"role": "system", "content": utf8("the system message", self.system)}] if self.system else []
 
     def _report(self, done: Completion) -> None:
         if done.finish_reason == "length" and "max_tokens" not in self.options:
@@ -106,6 +107,14 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
                 note(f"{model.plan.text()}\n{model.sampling.override(**sampling(args))}", "dim", args.color)
             raw = args.raw or continues(model, args)
             yield Talk(model, request_options(args), args.system, raw, args.verbose, args.color)
+
+
+def utf8(what: str, text: str) -> str:
+    """`text` as typed, also where the locale was no help in reading it; ConfigError when its bytes are no UTF-8."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise ConfigError(f"{what} is no UTF-8. Check the encoding of the terminal, or of what wrote it.") from None
 
 
 def continues(model: Model, args: argparse.Namespace) -> bool:

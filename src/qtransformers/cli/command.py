@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
+from types import ModuleType
 
 from qtransformers import __version__
 from qtransformers.cli.terminal import table
@@ -33,12 +35,9 @@ MODEL is a path, `demo`, or `user/repo:QUANT`. Flags may be set as QTRANSFORMERS
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the return value is the exit code (docs/cli.md lists them)."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal without UTF-8 shows an escape, not a traceback
-            stream.reconfigure(errors="backslashreplace")
+    _mend_streams()
     try:
-        return _dispatch(words)
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as e:  # argparse's way out
         return e.code if isinstance(e.code, int) else 2
     except KeyboardInterrupt:
@@ -49,9 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as e:
-        if "--debug" in words:
-            raise
         return _report(e)
+
+
+def _mend_streams() -> None:
+    """Closed standard streams lead nowhere; a terminal without UTF-8 shows an escape, not a traceback."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(words: list[str]) -> int:
@@ -64,13 +71,27 @@ def _dispatch(words: list[str]) -> int:
             allow_abbrev=False,
         )
         verb.add_arguments(parser)
-        code: int = verb.run(parser.parse_intermixed_args(words[1:]))
-        sys.stdout.flush()
-        return code
+        return _run(verb, parser.parse_intermixed_args(words[1:]))
     parser = _front()
     parser.parse_args(words)
     parser.print_help(sys.stderr)
     return 2
+
+
+def _run(verb: ModuleType, args: argparse.Namespace) -> int:
+    """The verb's exit code; its errors go on, with --debug after a traceback."""
+    try:
+        code: int = verb.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except Exception:
+        if args.debug:
+            from qtransformers.cli.terminal import printable
+
+            print(printable(traceback.format_exc()), end="", file=sys.stderr)
+        raise
+    return code
 
 
 def _front() -> argparse.ArgumentParser:
@@ -102,6 +123,9 @@ def _report(error: Exception) -> int:
             "qtransformers: out of memory. A smaller --ctx-size or a smaller quantisation needs less.", file=sys.stderr
         )
         return 5
+    if isinstance(error, OSError):
+        print(f"qtransformers: the system refused: {printable(str(error))}", file=sys.stderr)
+        return 1
     print(
         f"qtransformers: unexpected {type(error).__name__}: {printable(str(error))}\n"
         "This is a defect of qtransformers. Run again with --debug and report what it prints.",

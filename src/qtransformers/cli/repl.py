@@ -103,13 +103,16 @@ def read_line(prompt: str) -> str:
     return input(prompt)
 
 
-def history_file(settings: Settings) -> Path:
-    """Where the lines of earlier conversations are kept."""
-    return settings.state_home.expanduser() / "qtransformers" / "history"
+def history_file(settings: Settings) -> Path | None:
+    """Where the lines of earlier conversations are kept; None for a user who has no home."""
+    try:
+        return settings.state_home.expanduser() / "qtransformers" / "history"
+    except RuntimeError:  # pathlib's, where neither HOME nor the users' database names one
+        return None
 
 
 @contextmanager
-def history(path: Path) -> Iterator[None]:
+def history(path: Path | None) -> Iterator[None]:
     """Bring back the lines of earlier conversations, and keep those of this one, readable by their owner only."""
     try:
         import readline
@@ -117,6 +120,10 @@ def history(path: Path) -> Iterator[None]:
         yield
         return
     readline.clear_history()
+    if path is None:
+        note("no history of earlier conversations: this user has no home; XDG_STATE_HOME may name a folder.")
+        yield
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)

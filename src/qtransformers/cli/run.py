@@ -50,7 +50,7 @@ def piped_text(has_prompt: bool) -> str | None:
 
     Beside a prompt only pipes and files are read: whoever starts us with a socket or a device there means nothing by it.
     """
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin.isatty():
         return None
     if has_prompt:
         mode = os.fstat(sys.stdin.fileno()).st_mode

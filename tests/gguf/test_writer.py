@@ -230,6 +230,11 @@ def test_a_closed_writer_takes_no_more(tmp_path):
     assert GGUFFile(tmp_path / "m.gguf").tensors["a"].dequantize() == 1
 
 
+def test_a_folder_is_no_file_to_write(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder"):
+        GGUFWriter(tmp_path, {}, [], overwrite=True)
+
+
 def test_it_does_not_overwrite_unasked(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(b"precious")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qtransformers.archs.llama import SPEC
-from qtransformers.errors import LoadError, UnsupportedError
+from qtransformers.errors import LoadError, ModelNotFoundError, UnsupportedError
 from qtransformers.load import prepare, resolve
 from qtransformers.load.config import (
     generation_from_gguf,
@@ -164,6 +164,13 @@ def test_files_that_are_no_config(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(LoadError, match=r"config\.json"):
+        read_json(path)
+
+
+def test_a_pointer_is_no_config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 700\n")
+    with pytest.raises(ModelNotFoundError, match=r"config\.json is a git-LFS pointer.*git lfs pull --include"):
         read_json(path)
 
 

@@ -216,7 +216,9 @@ class GGUFWriter:
 
 def check_free(path: Path, overwrite: bool) -> None:
     """Refuse a path that is taken, unless overwriting was asked for, and a folder in any case."""
-    if path.is_dir() or (path.exists() and not overwrite):
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; expected the name of a file to write.")
+    if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists. Choose another name, or ask to overwrite it.")
 
 

@@ -22,7 +22,8 @@ from qtransformers.archs.spec import (
     read_hparams,
 )
 from qtransformers.checks import shown
-from qtransformers.errors import LoadError, UnsupportedError
+from qtransformers.errors import LoadError, ModelNotFoundError, UnsupportedError
+from qtransformers.load.files import lfs_remedy, pointer_size
 from qtransformers.load.findings import Findings
 
 JSON_LIMIT = 256 << 20  # bytes; the largest tokenizer.json in use have about 35 MB
@@ -31,7 +32,9 @@ OTHER_MODEL = "They belong to different models: pass the config of this one"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; LoadError naming the file when it holds none."""
+    """The object in a JSON file; LoadError naming the file when it holds none, ModelNotFoundError for a git-LFS pointer."""
+    if pointer_size(path) is not None:
+        raise ModelNotFoundError(f"{path} is a git-LFS pointer. {lfs_remedy([path.name], path.parent)}")
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise LoadError(f"{path} has {path.stat().st_size} bytes; expected JSON of at most {JSON_LIMIT}.")

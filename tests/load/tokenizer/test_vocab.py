@@ -51,7 +51,7 @@ BROKEN = {
     "a merge of nothing": ({"merges": ["a "]}, r"merges\[0\] is 'a '; expected two tokens"),
     "a merge of an unknown token": ({"merges": ["a b", "a x"]}, r"merges\[1\] is 'a x', but 'x' is not in tokenizer"),
     "a merge into an unknown token": ({"merges": ["b a"]}, r"merges\[0\] is 'b a', but 'ba' is not in .*different models"),
-    "an unknown pre": ({"pre": "qwen3"}, r"tokenizer\.ggml\.pre is 'qwen3'.*Nearest known: qwen.*Tokenizer\.from_gguf\(path, pre="),
+    "an unknown pre": ({"pre": "qwen3"}, r"tokenizer\.ggml\.pre is 'qwen3'.*Nearest known: qwen.*override it: pre="),
     "a pre like no other": ({"pre": "0123456789"}, r"tokenizer\.ggml\.pre is '0123456789'.*override"),
     "a pre that is no name": ({"pre": 3}, r"tokenizer\.ggml\.pre is 3; expected a name"),
     "EOS out of range": ({"eos_token_id": 5}, r"eos_token_id is 5; the vocabulary has 5 tokens, so expected 0 to 4"),

@@ -183,7 +183,8 @@ def pre_tokenizer(name: str, file: str) -> PreTokenizer:
         return PRE_TOKENIZERS[name]
     near = difflib.get_close_matches(name, PRE_TOKENIZERS, n=4, cutoff=0.5)
     known = f"Nearest known: {', '.join(near)}. " if near else ""
+    override = near[0] if near else "qwen2"
     raise TokenizerError(
-        f"{file}: tokenizer.ggml.pre is {name!r}, a pre-tokenizer this version does not know. {known}"
-        f'If you know which one fits, override it: Tokenizer.from_gguf(path, pre="{near[0] if near else "qwen2"}").'
+        f"{file}: tokenizer.ggml.pre is {name!r:.60}, a pre-tokenizer this version does not know. {known}"
+        f'If you know which one fits, override it: pre="{override}" (on the command line: --pre {override}).'
     )

@@ -15,7 +15,7 @@ from qtransformers.convert.pre import derive_pre
 from qtransformers.errors import LoadError, ModelNotFoundError, QTransformersError, TokenizerError, UnsupportedError
 from qtransformers.load.chat.templates import templates_from_files
 from qtransformers.load.config import read_json
-from qtransformers.load.files import auxiliary_files, lfs_remedy, pointer_size
+from qtransformers.load.files import auxiliary_files
 from qtransformers.load.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,
@@ -237,10 +237,4 @@ def _templates(folder: Path) -> dict[str, str]:
 
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object, empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    if pointer_size(path) is not None:
-        raise ModelNotFoundError(
-            f"{path}: a git-LFS pointer, not the file itself. {lfs_remedy([path.name], path.parent)}"
-        )
-    return read_json(path)
+    return read_json(path) if path.is_file() else {}

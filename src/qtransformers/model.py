@@ -437,13 +437,4 @@ def _recommended(loaded: Loaded) -> Sampling:
             warnings.warn(
                 f"{given.origin} recommends {name}={value:g}, which this version does not apply.", stacklevel=4
             )
-    top_k = given.top_k if given.top_k is None else max(0, given.top_k)  # -1 is off, too
-    return Sampling.from_generation_config(
-        {
-            "do_sample": given.do_sample,
-            "temperature": given.temperature,
-            "top_k": top_k,
-            "top_p": given.top_p,
-            "min_p": given.min_p,
-        }
-    )
+    return Sampling.from_generation_config(vars(given))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from qtransformers.archs.spec import ArchSpec, Problem, Slot
-from qtransformers.cache.pages import CODECS, PAGE_TOKENS
+from qtransformers.cache.pages import CODECS, PAGE_TOKENS, check_codec
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.table import why_not
 from qtransformers.load.files import size_text
@@ -92,8 +92,7 @@ def make_plan(
     With an error among the problems the plan is not fit to be carried out. ConfigError for a bad argument.
     """
     context = _context(context_length, hparams["context_length"])
-    if cache not in CODECS:
-        raise ConfigError(f"cache={cache!r}; expected one of {', '.join(CODECS)}.")
+    check_codec(cache)
     planned, ties, problems = match_tensors(spec, hparams, tensors)
     warnings = [*notes, *(p.text for p in problems if p.grade == "warning")]
     if context > hparams["context_length"]:

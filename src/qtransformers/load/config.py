@@ -34,7 +34,9 @@ OTHER_MODEL = "They belong to different models: pass the config of this one"
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; LoadError naming the file when it holds none, ModelNotFoundError for a git-LFS pointer."""
     if pointer_size(path) is not None:
-        raise ModelNotFoundError(f"{path} is a git-LFS pointer, not the file itself. {lfs_remedy([path.name], path.parent)}")
+        raise ModelNotFoundError(
+            f"{path} is a git-LFS pointer, not the file itself. {lfs_remedy([path.name], path.parent)}"
+        )
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise LoadError(f"{path} has {path.stat().st_size} bytes; expected JSON of at most {JSON_LIMIT}.")

@@ -11,7 +11,7 @@ from qtransformers.settings import MAX_THREADS, Settings, flag_from_env, usable_
 
 def test_nothing_set_is_nothing_said():
     assert Settings.from_env({}) == Settings()
-    empty = ("QTRANSFORMERS_THREADS", "QTRANSFORMERS_ISA", "HF_HOME", "HF_HUB_OFFLINE", "NO_COLOR", "XDG_STATE_HOME")
+    empty = ("QTRANSFORMERS_THREADS", "QTRANSFORMERS_ISA", "HF_HUB_OFFLINE", "NO_COLOR", "XDG_STATE_HOME")
     assert Settings.from_env(dict.fromkeys(empty, "")) == Settings()
 
 
@@ -19,12 +19,11 @@ def test_every_variable():
     env = {
         "QTRANSFORMERS_THREADS": "3",
         "QTRANSFORMERS_ISA": "avx2",
-        "HF_HOME": "/models",
         "HF_HUB_OFFLINE": "Yes",
         "NO_COLOR": "1",
         "XDG_STATE_HOME": "/state",
     }
-    assert Settings.from_env(env) == Settings(3, "avx2", "/models", True, True, Path("/state"))
+    assert Settings.from_env(env) == Settings(3, "avx2", True, True, Path("/state"))
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", str(MAX_THREADS + 1), "9" * 5000])

@@ -19,7 +19,6 @@ class Settings:
 
     threads: int | None = None  # worker threads; None: one per core this process may use
     isa: str | None = None  # instruction set of the kernels; None: the best this machine has
-    hf_home: str | None = None
     offline: bool = False  # never touch the network (HF_HUB_OFFLINE)
     no_color: bool = False
     state_home: Path = Path("~/.local/state")  # where programs keep what should survive them (XDG_STATE_HOME)
@@ -31,7 +30,6 @@ class Settings:
         return cls(
             threads=_threads(env, PREFIX + "THREADS"),
             isa=env.get(PREFIX + "ISA") or None,
-            hf_home=env.get("HF_HOME") or None,
             offline=env.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"),
             no_color=bool(env.get("NO_COLOR")),
             state_home=Path(env.get("XDG_STATE_HOME") or "~/.local/state"),

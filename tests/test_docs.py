@@ -48,14 +48,6 @@ def test_every_verb_and_exit_code_is_documented():
     assert listed == raised | {0, 130}
 
 
-def test_every_part_has_its_floor_in_the_drawing():
+def test_the_drawing_is_straight():
     drawing = ARCHITECTURE.split("```")[1]
-    source = ROOT / "src" / "qtransformers"
-    parts = {
-        p.name if p.suffix else f"{p.name}/"
-        for p in source.iterdir()
-        if p.suffix == ".py" or (p / "__init__.py").exists()
-    }
-    missing = {p for p in parts - {"__init__.py", "__main__.py"} if p not in drawing}
-    assert not missing
     assert len({len(line) for line in drawing.splitlines() if line.rstrip().endswith("|")}) == 1

@@ -1,6 +1,7 @@
 """The floors of docs/architecture.md: imports run downward, and within a floor from right to left."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,14 @@ def test_imports_run_downward(path, part):
         if target == part or target.startswith("_") or target not in ORDER:
             continue  # itself, the extension, __version__
         assert ORDER[target] < ORDER[part], f"{path}:{line}: {part} may not import {target}"
+
+
+def test_the_drawing_shows_these_floors():
+    drawing = (SOURCE.parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
+    drawn = dict(re.findall(r"^ +(\d) +\| (.*?) *\|$", drawing, re.MULTILINE))
+    there = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    for floor, names in enumerate(FLOORS):
+        assert re.findall(r"\b([a-z]+)(?:\.py|/)(?= |$)", drawn[str(floor)]) == [n for n in names if n in there]
 
 
 def test_only_settings_reads_the_environment():

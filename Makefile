@@ -36,7 +36,7 @@ wheel: $(VENV)/.build
 
 # The GGUF that the package ships, made anew from the checkpoint in tests/data.
 demo-model: $(VENV)/.package
-	$(BIN)/qtransformers convert tests/data/demo_model --type Q8_0 --name "qtransformers demo" --overwrite --overwrite -o src/qtransformers/data/demo.gguf
+	$(BIN)/qtransformers convert tests/data/demo_model --type Q8_0 --name "qtransformers demo" --overwrite -o src/qtransformers/data/demo.gguf
 	$(BIN)/python -c 'from qtransformers.gguf import edit_metadata; edit_metadata("src/qtransformers/data/demo.gguf", set={"general.sampling.temp": 0.5})'
 
 # For working on the code: the extension built in place, to be used with PYTHONPATH=src (PYTHON must have nanobind, cmake and ninja).

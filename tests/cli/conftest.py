@@ -12,6 +12,14 @@ def _environment(extra):
     return kept | {"HF_HUB_OFFLINE": "1"} | extra
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """SIGINT works although the tests may run in the background, where shells have it ignored; children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def command(tmp_path):
     """Run the command as a user would: `command("show", file, stdin=..., env={...})`, nothing on stdin by default."""

@@ -76,7 +76,7 @@ def _prompt(loaded: Loaded, forward: Callable[[Batch], Any], pages: list[int], n
     operations = 2.0 * n * sum(t.n_values for name, t in _matrices(loaded).items() if name not in EMBEDDINGS)
     speeds, shares = [], []
     for _ in range(ROUNDS):
-        peak = lib.multiply_speed(2000)
+        peak = lib.multiply_speed(100000)
         start = time.perf_counter()
         forward(batch)
         speeds.append(1 / (time.perf_counter() - start))

@@ -1,9 +1,12 @@
 // Attention over the paged cache: arguments checked, new keys and values stored, tiles of queries shared out.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <optional>
 #include <vector>
 
 #include "arrays.h"
@@ -91,8 +94,13 @@ void finish(const AttendJob& job, const Tile& tile, const float* state, float* o
     for (size_t r = 0; r < tile.n; r++, state += job.state_floats()) {
         const size_t token = (tile.row + r) / job.group(), head = tile.kv_head * job.group() + (tile.row + r) % job.group();
         float* to = out + (token * job.n_heads + head) * job.dv;
-        const float total = state[job.state_floats() - 1];
-        for (size_t i = 0; i < job.dv; i++) to[i] = state[i] / total;
+        const float top = state[job.state_floats() - 2], total = state[job.state_floats() - 1];
+        if (!job.sinks) {
+            for (size_t i = 0; i < job.dv; i++) to[i] = state[i] / total;
+            continue;
+        }
+        const float most = std::max(top, job.sinks[head]), up = std::exp(top - most), all = total * up + std::exp(job.sinks[head] - most);
+        for (size_t i = 0; i < job.dv; i++) to[i] = state[i] * up / all;
     }
 }
 
@@ -145,7 +153,8 @@ void attend(Call& call, const Kernels& kernels, float* out) {
     }
 }
 
-Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints positions, Ints starts, Ints tables, float scale, int64_t window) {
+Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints positions, Ints starts, Ints tables, float scale, int64_t window, float softcap,
+              std::optional<Floats> sinks, bool causal) {
     expect("q", q, {-1, -1, -1});
     const size_t T = q.shape(0), n_heads = q.shape(1), d = q.shape(2);
     expect("k", k, {int64_t(T), -1, int64_t(d)});
@@ -160,6 +169,10 @@ Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints p
     if (!n_kv || !n_heads || n_heads % n_kv) refuse("q has " + std::to_string(n_heads) + " heads; expected a multiple of the " + std::to_string(n_kv) + " of k.");
     if (!page_tokens || !d || !dv) refuse("k_pages is " + shape_of(k_pages) + ", v_pages " + shape_of(v_pages) + "; expected no empty dimension.");
     if (window < 0) refuse("window is " + std::to_string(window) + "; expected 0 or more tokens.");
+    if (!(softcap >= 0) || std::isinf(softcap)) refuse("softcap is " + std::to_string(softcap) + "; expected 0 (none) or more.");
+    if (sinks) expect("sinks", *sinks, {int64_t(n_heads)});
+    constexpr size_t everything = std::numeric_limits<int32_t>::max();
+    const size_t before = !window ? everything : causal ? window - 1 : window / 2, after = causal ? 0 : window ? window / 2 : everything;
     const int type = page_type("k_pages", k_pages);
     if (type != page_type("v_pages", v_pages)) refuse("k_pages and v_pages are of different types; expected one.");
 
@@ -171,7 +184,8 @@ Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints p
         if (s0[s + 1] == s0[s]) continue;
         const size_t first = s0[s];
         call.jobs.push_back({q.data() + first * n_heads * d, n_heads, n_kv, d, dv, static_cast<const uint8_t*>(k_pages.data()), static_cast<const uint8_t*>(v_pages.data()),
-                             page_tokens, formats.of[type].block_bytes, kernels.decode[type], tables.data() + s * tables.shape(1), positions.data() + first, scale, size_t(window)});
+                             page_tokens, formats.of[type].block_bytes, kernels.decode[type], tables.data() + s * tables.shape(1), positions.data() + first, scale, before, after, size_t(positions.data()[s0[s + 1] - 1]) + 1, softcap,
+                             sinks ? sinks->data() : nullptr});
         call.first.push_back(first);
         check_sequence(s, call.jobs.back(), s0[s + 1] - first, tables.shape(1), n_pages);
         cut(call, call.jobs.size() - 1, s0[s + 1] - first);
@@ -195,7 +209,7 @@ Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints p
 
 void bind_attention(nb::module_& m) {
     m.def("attention", &attention, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("k_pages").noconvert(), nb::arg("v_pages").noconvert(), nb::arg("positions").noconvert(),
-          nb::arg("starts").noconvert(), nb::arg("page_tables").noconvert(), nb::arg("scale"), nb::arg("window") = 0,
-          "Store k and v in the pages, then causal grouped-query attention: [T, n_heads * D_v].");
+          nb::arg("starts").noconvert(), nb::arg("page_tables").noconvert(), nb::arg("scale"), nb::arg("window") = 0, nb::arg("softcap") = 0.f, nb::arg("sinks") = nb::none(), nb::arg("causal") = true,
+          "Store k and v in the pages, then grouped-query attention: [T, n_heads * D_v].");
 }
 }  // namespace qt

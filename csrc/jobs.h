@@ -64,11 +64,14 @@ struct AttendJob {
     const int32_t* pages;      // pages of the sequence, in order
     const int32_t* positions;  // [tokens]
     float scale;
-    size_t window;  // 0: everything before
+    size_t before, after;  // how many positions a token sees on either side of its own
+    size_t length;         // positions there are: one more than that of the last token
+    float softcap;         // scores become softcap * tanh(score / softcap); 0: they stay
+    const float* sinks;    // [n_heads] logits that join each row's softmax, or null
 
     QT_ALWAYS_INLINE size_t group() const { return n_heads / n_kv_heads; }
-    QT_ALWAYS_INLINE size_t end(size_t token) const { return size_t(positions[token]) + 1; }
-    QT_ALWAYS_INLINE size_t begin(size_t token) const { return window && end(token) > window ? end(token) - window : 0; }
+    QT_ALWAYS_INLINE size_t end(size_t token) const { return length - positions[token] > after ? positions[token] + after + 1 : length; }
+    QT_ALWAYS_INLINE size_t begin(size_t token) const { return size_t(positions[token]) > before ? positions[token] - before : 0; }
     QT_ALWAYS_INLINE size_t state_floats() const { return padded(dv) + 2; }  // of a row: unnormalised output, largest score, sum
 };
 inline constexpr size_t attend_rows = 32, attend_keys = 64;

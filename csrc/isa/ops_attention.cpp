@@ -35,6 +35,10 @@ static void score(const float* q, size_t rows, const float* k, size_t d, size_t 
         }
 }
 
+static void cap(float* scores, size_t n, float softcap) {
+    for (size_t i = 0; i < n; i += VL) store(scores + i, tanh(load(scores + i) / all(softcap)) * all(softcap));
+}
+
 // One row's scores become probabilities relative to its largest score so far; returns what its earlier sums shrink by.
 static float soften(float* scores, size_t j0, size_t j1, float& top, float& total) {
     for (size_t j = 0; j < attend_keys; j++)
@@ -113,6 +117,7 @@ void attend(const AttendJob& a, size_t kv_head, size_t row, size_t n, size_t seg
         gather(a, a.k_pages, kv_head, a.d, first, j0, j1, k);
         gather(a, a.v_pages, kv_head, a.dv, first, j0, j1, v);
         score(q, n, k, a.d, j0, j1, scores);
+        if (a.softcap) cap(scores, n * attend_keys, a.softcap);
         // Rows of a token share what they see; a token must not touch values it does not see, were they NaN.
         bool whole = true;
         for (size_t r = 0; r < n; r++) {

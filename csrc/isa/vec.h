@@ -110,6 +110,10 @@ QT_INLINE float largest(V a) {
     return m;
 }
 
+QT_INLINE V magnitude(V x) { return (V)((I)x & 0x7fffffff); }
+QT_INLINE V with_sign(V x, V of) { return (V)((I)x | ((I)of & int32_t(0x80000000))); }
+QT_INLINE V choose(I mask, V yes, V no) { return (V)((mask & (I)yes) | (~mask & (I)no)); }
+
 // e^x for x <= 0: 2^n times a polynomial, within 2 units of the last place, gradual underflow included; NaN stays NaN.
 QT_INLINE V exp_negative(V x) {
     const V magic = all(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
@@ -127,5 +131,16 @@ QT_INLINE V exp_negative(V x) {
     p = fma(p, r, all(1.f));
     I n = (I)t - (I)magic, first = n >> 1, second = n - first;  // two steps, as 2^n may be no normal number
     return p * (V)((first + 127) << 23) * (V)((second + 127) << 23);
+}
+// Within 3 units of the last place: an odd polynomial near 0, (1 - e^-2x) / (1 + e^-2x) elsewhere. NaN stays NaN.
+QT_INLINE V tanh(V x) {
+    const V a = magnitude(x), s = x * x, e = exp_negative(a * all(-2.f));
+    V p = all(-1382.f / 155925);
+    p = fma(p, s, all(62.f / 2835));
+    p = fma(p, s, all(-17.f / 315));
+    p = fma(p, s, all(2.f / 15));
+    p = fma(p, s, all(-1.f / 3));
+    const V small = fma(a * s, p, a), wide = (all(1.f) - e) / (all(1.f) + e);
+    return with_sign(choose(a < all(.3f), small, wide), x);
 }
 }  // namespace qt::QT_ISA

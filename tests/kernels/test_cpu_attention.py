@@ -14,7 +14,23 @@ EPS = np.finfo(np.float32).eps
 class Case:
     """Random queries, keys and values of several sequences over scattered pages, `past` tokens of each stored before."""
 
-    def __init__(self, lengths, past, heads, kv_heads, d, dv, page=16, dtype=np.float32, window=0, scale=None, seed=0):
+    def __init__(
+        self,
+        lengths,
+        past,
+        heads,
+        kv_heads,
+        d,
+        dv,
+        page=16,
+        dtype=np.float32,
+        window=0,
+        scale=None,
+        seed=0,
+        softcap=0.0,
+        sinks=None,
+        causal=True,
+    ):
         rng = np.random.default_rng(seed)
         total = np.add(past, lengths)
         used = [-(-int(n) // page) for n in total]
@@ -39,12 +55,14 @@ class Case:
             np.int32
         )
         self.starts = np.cumsum([0, *lengths]).astype(np.int32)
-        self.scale, self.window = scale or d**-0.5, window
+        self.scale, self.window, self.softcap, self.causal = scale or d**-0.5, window, softcap, causal
+        self.sinks = None if sinks is None else (rng.standard_normal(heads) * sinks).astype(np.float32)
 
     def run(self, attention, k_pages, v_pages):
         return attention(
-            self.q, self.k, self.v, k_pages, v_pages, self.positions, self.starts, self.tables, self.scale, self.window
-        )
+            self.q, self.k, self.v, k_pages, v_pages, self.positions, self.starts, self.tables, self.scale, self.window,
+            self.softcap, self.sinks, self.causal,
+        )  # fmt: skip
 
     def fast(self, isa="", threads=1):
         k_pages, v_pages = self.k_pages.copy(), self.v_pages.copy()
@@ -83,6 +101,38 @@ def test_lengths(lengths, past, dtype, isa):
 @pytest.mark.parametrize("window", [1, 2, 16, 63, 64, 65, 200, 1000])
 def test_window(window, isa):
     Case([90, 1, 2], [40, 130, 300], 4, 2, 24, 24, window=window).check(isa)
+
+
+@pytest.mark.parametrize("softcap", [1e-3, 0.5, 2.0, 50.0, 1e6])
+@pytest.mark.parametrize("scale", [1e-3, 0.2, 30.0])
+def test_softcap(softcap, scale, isa):
+    Case([70, 1, 2], [0, 40, 100], 4, 2, 24, 24, scale=scale, softcap=softcap).check(isa, tolerance=max(8 * EPS, scale * 1e-6))  # fmt: skip
+
+
+@pytest.mark.parametrize("sinks", [0, 1, 30, 1e4])
+def test_sinks(sinks, isa):
+    Case([70, 1, 2, 1], [0, 40, 100, 3000], 4, 2, 24, 24, page=256, sinks=sinks).check(isa)
+
+
+def test_a_sink_takes_its_share(isa):
+    """With equal scores of 0 and a sink of log(n), half of the attention goes nowhere."""
+    case = Case([4], [0], 2, 1, 8, 8)
+    case.q[:], case.v[:] = 0, 1
+    case.sinks = np.log(np.array([4, 1], np.float32))
+    y = case.fast(isa)[0].reshape(4, 2, 8)
+    np.testing.assert_allclose(y[:, 0, 0], [1 / 5, 2 / 6, 3 / 7, 4 / 8], rtol=1e-6)
+    np.testing.assert_allclose(y[:, 1, 0], [1 / 2, 2 / 3, 3 / 4, 4 / 5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 7, 64, 500])
+def test_both_directions(window, isa):
+    Case([130, 1, 33], [0, 20, 50], 4, 2, 24, 20, window=window, causal=False).check(isa)
+
+
+def test_all_at_once(isa):
+    Case([130, 1, 33], [0, 1500, 50], 6, 2, 24, 20, page=64, dtype=np.float16, window=100, softcap=5.0, sinks=2).check(
+        isa
+    )
 
 
 @pytest.mark.parametrize("page", [1, 3, 7, 64, 100])
@@ -236,6 +286,11 @@ def put(at, value):
         (changed(tables=lambda x: x[:, :0]), "lies beyond its 0 pages"),
         (changed(window=lambda x: -1), "window is -1"),
         (changed(scale=lambda x: "big"), "found .*str"),
+        (changed(softcap=lambda x: -1.0), "softcap is -1"),
+        (changed(softcap=lambda x: np.nan), "softcap is nan"),
+        (changed(softcap=lambda x: np.inf), "softcap is inf"),
+        (changed(sinks=lambda x: np.zeros(3, np.float32)), r"sinks is \[3\]; expected \[4\]"),
+        (changed(sinks=lambda x: "all"), "found .*str"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(case, message):

@@ -42,6 +42,22 @@ def test_attention_over_a_batch():
     assert not cache.k[0].any()
 
 
+@pytest.mark.parametrize("window", [0, 11])
+def test_attention_within_a_batch(window):
+    """Encoders: no cache, every token sees its whole sequence, or half a window on either side."""
+    parts = [Batch.single(np.zeros(n, np.int32), 0, []) for n in (300, 1, 257)]
+    q, k, v = floats(558, 4, 16), floats(558, 2, 16, seed=1), floats(558, 2, 12, seed=2)
+    y = nn.attention(q, k, v, None, 0, Batch.join(parts), 0.25, window=window, causal=False)
+    for first, last in ((0, 300), (300, 301), (301, 558)):
+        rows = slice(first, last)
+        n = last - first
+        scores = np.einsum("thd,shd->hts", q[rows].astype(np.float64), k[rows].repeat(2, 1)) * 0.25
+        far = np.abs(np.arange(n)[:, None] - np.arange(n)) > (window // 2 if window else n)
+        p = np.exp(np.where(far, -np.inf, scores))
+        truth = np.einsum("hts,shd->thd", p / p.sum(-1, keepdims=True), v[rows].repeat(2, 1)).reshape(n, -1)
+        np.testing.assert_allclose(y[rows], truth, atol=2e-6)
+
+
 def test_arrays_from_elsewhere_are_refused():
     with pytest.raises(TypeError, match=r"no kernels for builtins.list; expected a NumPy array"):
         nn.swiglu([1.0], [1.0])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.cache.batch import Batch
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransformersError
 
@@ -41,6 +42,18 @@ class PagedCache:
                 "which the system refuses. Lower context_length, or take a smaller cache type."
             ) from None
         return cls(k, v, list(range(n_pages))[::-1])
+
+    @classmethod
+    def for_batch(cls, batch: Batch, n_kv_heads: int, head_dim_k: int, head_dim_v: int) -> tuple[PagedCache, Batch]:
+        """One layer with room for the sequences of a batch alone, and the batch placed in it from position 0."""
+        lengths = np.diff(batch.starts)
+        used = -(-lengths // PAGE_TOKENS)
+        cache = cls.allocate(1, n_kv_heads, head_dim_k, head_dim_v, int(used.sum()) * PAGE_TOKENS, "f32")
+        tables = np.full((len(used), used.max(initial=0)), -1, np.int32)
+        for row, n in zip(tables, used, strict=True):
+            row[:n] = cache.take(int(n))
+        positions = np.arange(len(batch.positions), dtype=np.int32) - np.repeat(batch.starts[:-1], lengths)
+        return cache, replace(batch, positions=positions, page_tables=tables)
 
     @property
     def nbytes(self) -> int:

@@ -85,19 +85,23 @@ def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool)
 def attention(
     q: F32, k: F32, v: F32, k_pages: NDArray[np.floating], v_pages: NDArray[np.floating],
     positions: Ints, starts: Ints, page_tables: Ints, scale: float, window: int = 0,
+    softcap: float = 0.0, sinks: F32 | None = None, causal: bool = True,
 ) -> F32:  # fmt: skip
-    """Store k, v in the layer's pages `[n_pages, n_kv_heads, 256, D]`, then causal grouped-query attention.
+    """Store k, v in the layer's pages `[n_pages, n_kv_heads, 256, D]`, then grouped-query attention as `nn.attention` says.
 
     ConfigError where shapes differ, positions do not rise, or a page that is needed does not exist.
     """
     try:
-        return lib.attention(q, k, v, k_pages, v_pages, positions, starts, page_tables, scale, window)
+        return lib.attention(
+            q, k, v, k_pages, v_pages, positions, starts, page_tables, scale, window, softcap, sinks, causal
+        )
     except TypeError:
         expected = (
             "q [T, H, D], k [T, Hk, D], v [T, Hk, Dv] float32; k_pages, v_pages [n, Hk, tokens, D] float32 or float16, "
-            "writable and contiguous; positions [T], starts [S + 1], page_tables [S, P] int32; scale float, window int"
+            "writable and contiguous; positions [T], starts [S + 1], page_tables [S, P] int32; scale float, window int, "
+            "softcap float, sinks [H] float32 or None, causal bool"
         )
-        found = (q, k, v, k_pages, v_pages, positions, starts, page_tables, scale, window)
+        found = (q, k, v, k_pages, v_pages, positions, starts, page_tables, scale, window, softcap, sinks, causal)
         raise _refusal("attention", expected, *found) from None
 
 

@@ -50,8 +50,9 @@ def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool)
 def attention(
     q: F32, k: F32, v: F32, k_pages: NDArray[np.floating], v_pages: NDArray[np.floating],
     positions: Ints, starts: Ints, page_tables: Ints, scale: float, window: int = 0,
+    softcap: float = 0.0, sinks: F32 | None = None, causal: bool = True,
 ) -> F32:  # fmt: skip
-    """Store k, v in the layer's pages `[n_pages, n_kv_heads, 256, D]`, then causal grouped-query attention."""
+    """Store k, v in the layer's pages `[n_pages, n_kv_heads, 256, D]`, then grouped-query attention as `nn.attention` says."""
     out = np.empty((q.shape[0], q.shape[1], v.shape[2]), np.float32)
     group = q.shape[1] // k.shape[1]
     page_tokens = k_pages.shape[2]
@@ -61,11 +62,22 @@ def attention(
             page, slot = page_tables[s, positions[t] // page_tokens], positions[t] % page_tokens
             k_pages[page, :, slot], v_pages[page, :, slot] = k[t], v[t]
         for t in rows:
-            seen = np.arange(max(0, positions[t] + 1 - window) if window else 0, positions[t] + 1)
+            seen = np.arange(*_seen(positions[t], positions[rows[-1]] + 1, window, causal))
             pages, slots = page_tables[s, seen // page_tokens], seen % page_tokens
             keys = k_pages[pages, :, slots].astype(np.float64).repeat(group, 1)  # [n, n_heads, D]
             values = v_pages[pages, :, slots].astype(np.float64).repeat(group, 1)
             scores = np.einsum("hd,nhd->hn", q[t].astype(np.float64), keys) * scale
-            p = np.exp(scores - scores.max(-1, keepdims=True))
-            out[t] = np.einsum("hn,nhd->hd", p / p.sum(-1, keepdims=True), values)
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
+            sink = np.full(len(scores), -np.inf) if sinks is None else sinks.astype(np.float64)
+            top = np.maximum(scores.max(-1), sink)
+            p = np.exp(scores - top[:, None])
+            out[t] = np.einsum("hn,nhd->hd", p / (p.sum(-1) + np.exp(sink - top))[:, None], values)
     return out.reshape(len(out), -1)
+
+
+def _seen(position: int, length: int, window: int, causal: bool) -> tuple[int, int]:
+    """First position a query sees, and the one after the last."""
+    if causal:
+        return max(0, position + 1 - window) if window else 0, position + 1
+    return (max(0, position - window // 2), min(length, position + window // 2 + 1)) if window else (0, length)

@@ -9,7 +9,8 @@ namespace nb = nanobind;
 namespace qt {
 void bind_gguf(nb::module_& m);
 void bind_attention(nb::module_& m);
-void bind_kernels(nb::module_& m);
+void bind_linear(nb::module_& m);
+void bind_rows(nb::module_& m);
 void bind_limits(nb::module_& m);
 void bind_pool(nb::module_& m);
 void bind_quants(nb::module_& m);
@@ -22,7 +23,8 @@ NB_MODULE(_native, m) {
     qt::bind_gguf(m);
     qt::bind_quants(m);
     qt::bind_pool(m);
-    qt::bind_kernels(m);
+    qt::bind_linear(m);
+    qt::bind_rows(m);
     qt::bind_attention(m);
     qt::bind_limits(m);
 }

@@ -243,3 +243,40 @@ def test_embedding_refuses_ids_beyond_the_vocabulary(bad):
 def test_embedding_takes_32_bit_ids(tokens):
     with pytest.raises(ConfigError, match="tokens"):
         cpu.embedding(tokens, cpu.bind(weight(BY_NAME["Q8_0"], 50, 64)))
+
+
+@pytest.mark.parametrize("accuracy", ["exact", "high", "fast"])
+@pytest.mark.parametrize("tokens", [0, 1, 3, 9, 40])
+def test_several_weights_of_one_input_are_what_each_alone_is(tokens, accuracy, isa):
+    """Formats of their own, shared ones, and sizes that leave threads with little."""
+    kinds = ["Q4_K", "Q6_K", "Q4_K", "F16", "IQ1_S", "F32", "Q5_K"]
+    tensors = [
+        weight(BY_NAME[kind], rows, 512, seed=rows)
+        for kind, rows in zip(kinds, (130, 1, 7, 48, 96, 3, 49), strict=True)
+    ]
+    ws = [cpu.bind(t, accuracy) for t in tensors]
+    biases = [floats(len(t.dequantize())) if i % 2 else None for i, t in enumerate(tensors)]
+    x = floats(tokens, 512)
+    with cpu.Pool(2, isa):
+        ys = cpu.linears(x, ws, biases)
+        for y, w, bias in zip(ys, ws, biases, strict=True):
+            np.testing.assert_array_equal(y, cpu.linear(x, w, bias))
+    if accuracy == "exact":
+        for y, truth in zip(ys, reference.linears(x, tensors, biases), strict=True):
+            np.testing.assert_allclose(y, truth, rtol=1e-4, atol=1e-4 * np.abs(truth).max(initial=0))
+
+
+def test_several_weights_refuse_what_one_refuses():
+    w = cpu.bind(weight(BY_NAME["Q4_0"], 5, 64))
+    x = floats(2, 64)
+    assert cpu.linears(x, [], []) == []
+    for ws, biases, message in (
+        ([w, None], [None, None], "weight 1 is None"),
+        ([w, w], [None], "2 weights, but 1 biases"),
+        ([w, 3], [None, None], "linears expects"),
+        ([w], [floats(4)], r"bias is \[4\]; expected \[5\]"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            cpu.linears(x, ws, biases)
+    with pytest.raises(ConfigError, match=r"x is \[2, 32\]"):
+        cpu.linears(floats(2, 32), [w], [None])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qtransformers.archs.spec import ArchSpec, HParam, Problem, TensorSpec
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import attention, embedding, linear, rms_norm, rope, rope_frequencies, swiglu
+from qtransformers.nn import attention, embedding, linear, linears, rms_norm, rope, rope_frequencies, swiglu
 
 ROPE_TYPES = {"default": "none", "dynamic": "none", "llama3": "none"}  # llama3's scaling is the tensor rope_freqs
 ROPE = ("rope_parameters", "rope_scaling")  # where config.json keeps rope, since transformers 5 and before
@@ -76,27 +76,25 @@ def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     )
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
     for i, layer in enumerate(w.layers):
-        x = x + self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, freqs, batch, cache, i)
-        x = x + mlp(rms_norm(x, layer.ffn_norm, h.rms_eps), layer)
+        x += self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, freqs, batch, cache, i)
+        x += mlp(rms_norm(x, layer.ffn_norm, h.rms_eps), layer)
     x = rms_norm(x[batch.output_rows], w.output_norm, h.rms_eps)
     return linear(x, w.output)
 
 
 def self_attention(x: Any, w: Any, h: Any, freqs: Any, batch: Batch, cache: PagedCache, layer: int) -> Any:
     """Causal grouped-query attention, `[T, n_embd]` to `[T, n_embd]`."""
-    q = linear(x, w.attn_q, w.attn_q_bias).reshape(-1, h.n_heads, h.head_dim)
-    k = linear(x, w.attn_k, w.attn_k_bias).reshape(-1, h.n_kv_heads, h.head_dim)
-    v = linear(x, w.attn_v, w.attn_v_bias).reshape(-1, h.n_kv_heads, h.head_dim_v)
-    q = rope(q, batch.positions, freqs, interleaved=True)
-    k = rope(k, batch.positions, freqs, interleaved=True)
+    q, k, v = linears(x, (w.attn_q, w.attn_k, w.attn_v), (w.attn_q_bias, w.attn_k_bias, w.attn_v_bias))
+    q = rope(q.reshape(-1, h.n_heads, h.head_dim), batch.positions, freqs, interleaved=True)
+    k = rope(k.reshape(-1, h.n_kv_heads, h.head_dim), batch.positions, freqs, interleaved=True)
+    v = v.reshape(-1, h.n_kv_heads, h.head_dim_v)
     y = attention(q, k, v, cache, layer, batch, scale=h.head_dim**-0.5, window=h.sliding_window)
     return linear(y, w.attn_output, w.attn_output_bias)
 
 
 def mlp(x: Any, w: Any) -> Any:
     """SwiGLU feed-forward, `[T, n_embd]` to `[T, n_embd]`."""
-    gate = linear(x, w.ffn_gate, w.ffn_gate_bias)
-    up = linear(x, w.ffn_up, w.ffn_up_bias)
+    gate, up = linears(x, (w.ffn_gate, w.ffn_up), (w.ffn_gate_bias, w.ffn_up_bias))
     return linear(swiglu(gate, up), w.ffn_down, w.ffn_down_bias)
 
 

@@ -6,6 +6,7 @@ Python thread inside the block; without one a call runs on the calling thread al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from qtransformers.kernels.table import ACCURACIES, check, check_accuracy
 from qtransformers.native import lib
 from qtransformers.tensor import QTensor
 
-__all__ = ["Pool", "Weight", "attention", "bind", "embedding", "linear", "rms_norm", "rope", "swiglu"]
+__all__ = ["Pool", "Weight", "attention", "bind", "embedding", "linear", "linears", "rms_norm", "rope", "swiglu"]
 
 Pool = lib.Pool
 if TYPE_CHECKING:
@@ -47,6 +48,19 @@ def linear(x: F32, w: Weight, bias: F32 | None = None) -> F32:
         return lib.linear(x, w, bias)
     except TypeError:
         raise _refusal("linear", "x [T, in] float32, w Weight, bias [out] float32 or None", x, w, bias) from None
+
+
+def linears(x: F32, ws: Sequence[Weight], biases: Sequence[F32 | None]) -> list[F32]:
+    """`linear` of one `x [T, in]` by each weight, with its bias or None: as many `[T, out]`. ConfigError where shapes differ.
+
+    One call shares the packing of `x` and the work of all weights among the threads.
+    """
+    try:
+        return lib.linears(x, ws, biases)
+    except TypeError:
+        raise _refusal(
+            "linears", "x [T, in] float32, ws [Weight, ...], biases [float32 [out] or None, ...]", x, *ws, *biases
+        ) from None
 
 
 def embedding(tokens: Ints, w: Weight) -> F32:

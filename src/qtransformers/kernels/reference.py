@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,11 @@ def linear(x: F32, w: QTensor, bias: F32 | None = None) -> F32:
     """`x [T, in] @ w [out, in].T + bias`, summed in float64."""
     y = x.astype(np.float64) @ w.dequantize().astype(np.float64).T
     return (y if bias is None else y + bias).astype(np.float32)
+
+
+def linears(x: F32, ws: Sequence[QTensor], biases: Sequence[F32 | None]) -> list[F32]:
+    """`linear` of one `x [T, in]` by each weight, with its bias or None."""
+    return [linear(x, w, bias) for w, bias in zip(ws, biases, strict=True)]
 
 
 def embedding(tokens: Ints, w: QTensor) -> F32:

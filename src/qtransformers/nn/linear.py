@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qtransformers.kernels import kernels_for
@@ -10,6 +11,11 @@ from qtransformers.kernels import kernels_for
 def linear(x: Any, w: Any, bias: Any = None) -> Any:
     """`x [T, in] f32` times a stored weight `[out, in]`, plus `bias [out]` where there is one: `[T, out]` f32."""
     return kernels_for(x).linear(x, w, bias)
+
+
+def linears(x: Any, ws: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
+    """`linear` of one `x [T, in]` by each weight, with its bias or None: as many `[T, out]`, for the price of reading x once."""
+    return kernels_for(x).linears(x, ws, biases)
 
 
 def embedding(tokens: Any, w: Any) -> Any:

@@ -68,7 +68,7 @@ class TensorSpec:
     name: str
     shape: tuple[str, ...]
     role: str  # embed, attn, dense_ffn, norm, output, rope, ... as placement and quantisation see it
-    bias: Bias = "never"  # the bias is `<name>.bias`, `[shape[0]]`, read as `w.<attr>_bias`
+    bias: Bias = "never"  # the bias is `<name>.bias`, `[*shape[:-1]]`, read as `w.<attr>_bias`
     on_absent: Absent | str = "error"  # error, none, or `tie:<attr>` for another tensor's weight
     hf: str = ""  # name in a Hugging Face checkpoint, without `.weight`; "" where it has none
     hf_bias: str = ""  # the key of config.json that says whether the bias exists
@@ -109,9 +109,9 @@ class Slot:
         return "required" if self.spec.on_absent == "error" else "optional"
 
     def shape(self, hparams: Mapping[str, Any]) -> tuple[int, ...]:
-        """Logical shape, (out, in)."""
+        """Logical shape, (out, in), or (n_experts, out, in); of a bias, without the last."""
         dims = tuple(dimension(d, hparams) for d in self.spec.shape)
-        return dims if self.part == "weight" else dims[:1]
+        return dims if self.part == "weight" else dims[:-1]
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,37 @@ Python thread inside the block; without one a call runs on the calling thread al
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.checks import shown
 from qtransformers.errors import ConfigError
+from qtransformers.kernels import reference
 from qtransformers.kernels.reference import F32, Ints
 from qtransformers.kernels.table import ACCURACIES, check, check_accuracy
 from qtransformers.native import lib
 from qtransformers.tensor import QTensor
 
-__all__ = ["Pool", "Weight", "attention", "bind", "embedding", "linear", "linears", "rms_norm", "rope", "swiglu"]
+__all__ = [
+    "Experts",
+    "Pool",
+    "Weight",
+    "attention",
+    "bind",
+    "embedding",
+    "linear",
+    "linears",
+    "moe",
+    "rms_norm",
+    "rope",
+    "route",
+    "swiglu",
+]
+
+GATES = ("softmax", "sigmoid")
 
 Pool = lib.Pool
 if TYPE_CHECKING:
@@ -27,17 +46,39 @@ else:
     Weight = lib.Weight
 
 
-def bind(tensor: QTensor, accuracy: str = "exact") -> Weight:
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """As many matrices `[out, in]` as there are experts, read where they lie; made by `bind`."""
+
+    tensor: QTensor  # [n_experts, out, in]
+    each: tuple[Weight, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(n_experts, out, in)`."""
+        return self.tensor.shape
+
+
+def bind(tensor: QTensor, accuracy: str = "exact") -> Any:
     """A matrix `[out, in]` the kernels multiply with, read where it lies: `.shape`, `.type`, `.name`, `.tensor`.
+
+    A tensor `[n_experts, out, in]` becomes `Experts`, for `moe`.
 
     `accuracy` says how activations enter a product, where this machine has integer kernels (AVX-512 with VNNI): `exact`
     as floats; `high` as two int8 planes, off by about 3e-5 of the norms; `fast` the same for up to 4 tokens, and one plane
     with a power of two per 32 columns for more, off by about 1e-2.
-    UnsupportedError for a type that holds no floats, ConfigError for a tensor that is no matrix.
+    UnsupportedError for a type that holds no floats, ConfigError for a tensor that is neither.
     """
     check("linear", tensor.type, "cpu", tensor.name, tensor.file)
+    if len(tensor.shape) == 3:
+        size = tensor.shape[1] * tensor.row_bytes
+        parts = (tensor.data[e * size : (e + 1) * size] for e in range(tensor.shape[0]))
+        matrices = (QTensor(tensor.name, tensor.type, tensor.shape[1:], part, tensor.file) for part in parts)
+        return Experts(tensor, tuple(bind(m, accuracy) for m in matrices))
     if len(tensor.shape) != 2:
-        raise ConfigError(f"{tensor.file}: {tensor.name} is {list(tensor.shape)}; expected a matrix [out, in].")
+        raise ConfigError(
+            f"{tensor.file}: {tensor.name} is {list(tensor.shape)}; expected a matrix [out, in], or experts [n, out, in]."
+        )
     check_accuracy(accuracy)
     return lib.Weight(tensor, tensor.data, tensor.type.id, *tensor.shape, ACCURACIES[accuracy])
 
@@ -85,6 +126,47 @@ def swiglu(gate: F32, up: F32) -> F32:
         return lib.swiglu(gate, up)
     except TypeError:
         raise _refusal("swiglu", "gate float32, up float32 of the same shape", gate, up) from None
+
+
+def route(
+    logits: F32, n_used: int, gate: str = "softmax", bias: F32 | None = None, n_groups: int = 1, n_groups_used: int = 1,
+    group_top: int = 1, normalize: bool = False, scale: float = 1.0,
+) -> tuple[Ints, F32]:  # fmt: skip
+    """The experts of each token and their weights, both `[T, n_used]`; see `nn.route`. ConfigError for what cannot be."""
+    n = logits.shape[-1]
+    if gate not in GATES:
+        raise ConfigError(f"gate={shown(gate)}; expected one of {', '.join(GATES)}.")
+    if not 1 <= n_groups_used <= n_groups or n % n_groups or group_top < 1:
+        raise ConfigError(
+            f"{n_groups_used} of {n_groups} groups of {n} experts, by {group_top}; expected whole groups."
+        )
+    if not 1 <= n_used <= n // n_groups * n_groups_used:
+        raise ConfigError(f"n_used is {n_used}; expected 1 to {n // n_groups * n_groups_used} experts.")
+    if bias is not None and bias.shape != (n,):
+        raise ConfigError(f"bias is {list(bias.shape)}; expected [{n}].")
+    return reference.route(logits, n_used, gate, bias, n_groups, n_groups_used, group_top, normalize, scale)
+
+
+def moe(
+    x: F32, ids: Ints, weights: F32, w_gate: Experts, w_up: Experts, w_down: Experts, act: str = "silu",
+    gate_bias: F32 | None = None, up_bias: F32 | None = None, down_bias: F32 | None = None,
+) -> F32:  # fmt: skip
+    """Each token of `x [T, n_embd]` through its experts, summed with their weights: `[T, n_embd]`; see `nn.moe`."""
+    if ids.shape != weights.shape or len(ids) != len(x) or not ((ids >= 0) & (ids < len(w_up.each))).all():
+        raise ConfigError(
+            f"ids {list(ids.shape)} and weights {list(weights.shape)}; expected [{len(x)}, k], ids below {len(w_up.each)}."
+        )
+    if act not in reference.ACTIVATIONS:
+        raise ConfigError(f"act={shown(act)}; expected one of {', '.join(reference.ACTIVATIONS)}.")
+    outputs = np.empty((*ids.shape, w_down.shape[1]), np.float32)
+    for e in np.unique(ids):
+        t, k = np.nonzero(ids == e)
+        gate, up = (
+            linear(x[t], w.each[e], None if b is None else b[e]) for w, b in ((w_gate, gate_bias), (w_up, up_bias))
+        )
+        hidden = reference.ACTIVATIONS[act](gate.astype(np.float64), up.astype(np.float64)).astype(np.float32)
+        outputs[t, k] = linear(hidden, w_down.each[e], None if down_bias is None else down_bias[e])
+    return np.einsum("tkn,tk->tn", outputs, weights)
 
 
 def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool) -> F32:

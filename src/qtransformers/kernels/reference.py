@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from qtransformers.tensor import QTensor
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 Ints = NDArray[np.int32]
 
 
@@ -40,6 +41,74 @@ def swiglu(gate: F32, up: F32) -> F32:
     wide = gate.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         return (wide / (1 + np.exp(-wide)) * up).astype(np.float32)
+
+
+# How a gate and what it lets through become one: `silu(gate) * up`, tanh-approximated `gelu(gate) * up`, and gpt-oss's.
+ACTIVATIONS: dict[str, Callable[[F64, F64], F64]] = {
+    "silu": lambda gate, up: gate * _sigmoid(gate) * up,
+    "gelu": lambda gate, up: gate * _sigmoid(np.sqrt(8 / np.pi) * (gate + 0.044715 * gate**3)) * up,
+    "gpt_oss": lambda gate, up: (g := np.minimum(gate, 7)) * _sigmoid(1.702 * g) * (np.clip(up, -7, 7) + 1),
+}
+
+
+def route(
+    logits: F32,
+    n_used: int,
+    gate: str = "softmax",
+    bias: F32 | None = None,
+    n_groups: int = 1,
+    n_groups_used: int = 1,
+    group_top: int = 1,
+    normalize: bool = False,
+    scale: float = 1.0,
+) -> tuple[Ints, F32]:
+    """The chosen experts of each token and their weights, both `[T, n_used]`; see `nn.route`."""
+    wide = logits.astype(np.float64)
+    if gate == "softmax":
+        with np.errstate(invalid="ignore"):
+            weights = np.exp(wide - wide.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+    else:
+        weights = _sigmoid(wide)
+    scores = weights if bias is None else weights + bias
+    if n_groups > 1:
+        grouped = scores.reshape(len(scores), n_groups, -1)
+        of_groups = np.sort(grouped, -1)[..., -group_top:].sum(-1)
+        kept = np.argsort(-of_groups, kind="stable")[:, :n_groups_used]
+        out = np.full_like(grouped, -np.inf)
+        np.put_along_axis(out, kept[..., None], np.take_along_axis(grouped, kept[..., None], 1), 1)
+        scores = out.reshape(scores.shape)
+    ids = np.argsort(-scores, -1, kind="stable")[:, :n_used]
+    chosen = np.take_along_axis(weights, ids, 1)
+    if normalize:
+        chosen = chosen / (chosen.sum(-1, keepdims=True) + 1e-20)
+    return ids.astype(np.int32), (chosen * scale).astype(np.float32)
+
+
+def moe(
+    x: F32,
+    ids: Ints,
+    weights: F32,
+    w_gate: QTensor,
+    w_up: QTensor,
+    w_down: QTensor,
+    act: str = "silu",
+    gate_bias: F32 | None = None,
+    up_bias: F32 | None = None,
+    down_bias: F32 | None = None,
+) -> F32:
+    """Each token through its chosen experts, summed with their weights: `[T, n_embd]`."""
+    y = np.zeros((len(x), w_down.shape[1]))
+    wide, chosen = x.astype(np.float64), np.unique(ids)
+    for e in chosen:
+        gate, up, down = (
+            w.rows(int(e) * w.shape[1], int(e + 1) * w.shape[1]).astype(np.float64).T for w in (w_gate, w_up, w_down)
+        )
+        biases = (0 if b is None else b[e] for b in (gate_bias, up_bias, down_bias))
+        t, k = np.nonzero(ids == e)
+        hidden = ACTIVATIONS[act](wide[t] @ gate + next(biases), wide[t] @ up + next(biases))
+        np.add.at(y, t, (hidden @ down + next(biases)) * weights[t, k, None])
+    return y.astype(np.float32)
 
 
 def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool) -> F32:
@@ -88,3 +157,8 @@ def _seen(position: int, length: int, window: int, causal: bool) -> tuple[int, i
     if causal:
         return max(0, position + 1 - window) if window else 0, position + 1
     return (max(0, position - window // 2), min(length, position + window // 2 + 1)) if window else (0, length)
+
+
+def _sigmoid(x: F64) -> F64:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))

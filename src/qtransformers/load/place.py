@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.archs.spec import ArchSpec
+from qtransformers.archs.spec import ArchSpec, Slot
 from qtransformers.kernels import cpu
 from qtransformers.kernels.table import ACCURACY
 from qtransformers.load.plan import LoadPlan
@@ -28,7 +28,7 @@ def place(
     for planned in plan.tensors:
         slot = planned.slot
         home = weights if slot.layer is None else layers[slot.layer]
-        setattr(home, slot.attr, _bound(tensors[slot.name], accuracy))
+        setattr(home, slot.attr, _bound(slot, tensors[slot.name], accuracy))
     for attr, target in plan.ties.items():
         setattr(weights, attr, getattr(weights, target))
     weights.layers = tuple(layers)
@@ -36,14 +36,14 @@ def place(
 
 
 def vector(tensor: QTensor) -> NDArray[np.float32]:
-    """A one-dimensional tensor as F32, without a copy where it is F32 and aligned."""
+    """A tensor as F32, without a copy where it is F32 and aligned."""
     if tensor.type.name == "F32" and tensor.data.ctypes.data % 4 == 0:
         return tensor.numpy()
     return tensor.dequantize()
 
 
-def _bound(tensor: QTensor, accuracy: str) -> Any:
-    return vector(tensor) if len(tensor.shape) == 1 else cpu.bind(tensor, accuracy)
+def _bound(slot: Slot, tensor: QTensor, accuracy: str) -> Any:
+    return vector(tensor) if slot.part == "bias" or len(tensor.shape) == 1 else cpu.bind(tensor, accuracy)
 
 
 def _namespace(specs: Any) -> SimpleNamespace:

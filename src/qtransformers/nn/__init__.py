@@ -5,7 +5,19 @@ from __future__ import annotations
 from qtransformers.nn.attention import attention
 from qtransformers.nn.linear import embedding, linear, linears
 from qtransformers.nn.mlp import swiglu
+from qtransformers.nn.moe import moe, route
 from qtransformers.nn.norm import rms_norm
 from qtransformers.nn.rope import rope, rope_frequencies
 
-__all__ = ["attention", "embedding", "linear", "linears", "rms_norm", "rope", "rope_frequencies", "swiglu"]
+__all__ = [
+    "attention",
+    "embedding",
+    "linear",
+    "linears",
+    "moe",
+    "rms_norm",
+    "rope",
+    "rope_frequencies",
+    "route",
+    "swiglu",
+]

@@ -7,8 +7,13 @@
 #include <new>
 #include <string>
 
+#include "spare.h"
+
 namespace qt {
 namespace nb = nanobind;
+
+// Of the pool that the calling thread has entered, or null (pool.cpp).
+const std::shared_ptr<Spare>& current_spare();
 
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;   // converted once where it is another real type
 using Ints = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
@@ -46,8 +51,8 @@ struct Fresh {
         size_t bytes = sizeof(float);
         for (size_t i = 0; i < ndim; i++)
             if (__builtin_mul_overflow(bytes, shape[i], &bytes)) throw std::bad_alloc();
-        data = static_cast<float*>(::operator new[](bytes ? bytes : 1, std::align_val_t(64)));
-        nb::capsule owner(data, [](void* p) noexcept { ::operator delete[](p, std::align_val_t(64)); });
+        data = static_cast<float*>(Spare::take(current_spare(), bytes));
+        nb::capsule owner(data, Spare::give_back);
         array = Out(data, ndim, shape, owner);
     }
     Fresh(std::initializer_list<size_t> shape) : Fresh(shape.size(), shape.begin()) {}

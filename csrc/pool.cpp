@@ -172,6 +172,12 @@ Pool* current_pool() {
     return pools.empty() ? nullptr : pools.back().get();
 }
 
+const std::shared_ptr<Spare>& current_spare() {
+    static const std::shared_ptr<Spare> none;
+    Pool* pool = current_pool();
+    return pool ? pool->spare() : none;
+}
+
 const Kernels& current_kernels() {
     static const Kernels& best = kernels("");
     Pool* pool = current_pool();

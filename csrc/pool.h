@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "isa.h"
+#include "spare.h"
 
 namespace qt {
 
@@ -19,6 +20,7 @@ class Pool {
     Pool(const Pool&) = delete;
     int threads() const { return threads_; }
     const Kernels& kernels() const { return kernels_; }
+    const std::shared_ptr<Spare>& spare() const { return spare_; }  // memory of the arrays made inside it
 
     // f(begin, end) for chunks of up to `grain` of `items`
     template <class F>
@@ -34,6 +36,7 @@ class Pool {
 
     const int threads_;
     const Kernels& kernels_;
+    const std::shared_ptr<Spare> spare_ = std::make_shared<Spare>();
     std::atomic<Team*> team_;
 };
 

@@ -18,7 +18,7 @@ def test_dimensions(expression, size):
 
 
 def test_slots_name_every_tensor_once():
-    slots = list(SPEC.slots(2))
+    slots = list(SPEC.slots({"n_layers": 2}))
     names = [s.name for s in slots]
     assert len(names) == len(set(names))
     by = {s.name: s for s in slots}

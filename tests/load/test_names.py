@@ -14,17 +14,19 @@ def test_names_there_and_back():
         "lm_head.weight": "output.weight",
     }
     for hf, gguf in pairs.items():
-        assert by_hf_name(SPEC, 2)[hf].name == gguf
-        assert by_gguf_name(SPEC, 2)[gguf].hf == hf
+        assert by_hf_name(SPEC, {"n_layers": 2})[hf].name == gguf
+        assert by_gguf_name(SPEC, {"n_layers": 2})[gguf].hf == hf
 
 
 def test_names_nobody_knows():
-    assert "model.layers.2.self_attn.q_proj.weight" not in by_hf_name(SPEC, 2)
-    assert "blk.0.attn_sinks.weight" not in by_gguf_name(SPEC, 2)
-    assert not by_gguf_name(SPEC, 2)["rope_freqs.weight"].hf  # computed from config.json, in no checkpoint
+    assert "model.layers.2.self_attn.q_proj.weight" not in by_hf_name(SPEC, {"n_layers": 2})
+    assert "blk.0.attn_sinks.weight" not in by_gguf_name(SPEC, {"n_layers": 2})
+    assert not by_gguf_name(SPEC, {"n_layers": 2})[
+        "rope_freqs.weight"
+    ].hf  # computed from config.json, in no checkpoint
 
 
 def test_both_directions_cover_the_same_tensors():
-    gguf, hf = by_gguf_name(SPEC, 3), by_hf_name(SPEC, 3)
+    gguf, hf = by_gguf_name(SPEC, {"n_layers": 3}), by_hf_name(SPEC, {"n_layers": 3})
     assert {s.name for s in gguf.values() if s.hf} == {s.name for s in hf.values()}
     assert len(gguf) == 2 * (len(SPEC.tensors) + 3 * len(SPEC.layer_tensors))

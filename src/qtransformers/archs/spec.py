@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qtransformers.checks import shown
 
@@ -20,6 +21,7 @@ Grade = Literal["error", "unsupported", "warning"]
 
 REMAKE = "The file is damaged or was made by a faulty tool: convert the model again"
 NEWER = "Use a version of qtransformers that knows such models"
+FromConfig = Callable[[Mapping[str, Any]], Any]
 INT_LIMIT = 2**31 - 1
 LAYER_LIMIT = 1024  # longest per-layer array worth a look
 
@@ -39,7 +41,8 @@ class Problem:
 class HParam:
     """A hyperparameter: metadata key without its `<arch>.` prefix, and what holds when the key is absent.
 
-    `hf` lists where config.json says it, dotted, the first present wins: `rope_parameters.rope_theta`, `rope_theta`.
+    `hf` lists where config.json says it, the first present wins: a dotted key, or a function of the whole config named as
+    the key it reads, which gives None where config.json says nothing and raises BadValue for what cannot be run.
     """
 
     name: str
@@ -50,7 +53,7 @@ class HParam:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[Any, ...] = ()  # the values we run; another one makes a model unsupported
-    hf: tuple[str, ...] = ()
+    hf: tuple[str | FromConfig, ...] = ()
     hf_values: Mapping[Any, Any] = field(default_factory=dict)  # config.json's words (None: null) -> GGUF's
     agree: Agreement = "equal"  # how config.json's value must stand to the file's
     rows_of: str = ""  # the truth is the number of rows of this tensor (a TensorSpec's attr), the key only repeats it
@@ -68,11 +71,19 @@ class TensorSpec:
     name: str
     shape: tuple[str, ...]
     role: str  # embed, attn, dense_ffn, norm, output, rope, ... as placement and quantisation see it
-    bias: Bias = "never"  # the bias is `<name>.bias`, `[*shape[:-1]]`, read as `w.<attr>_bias`
+    bias: Bias = "never"  # the bias is `<name>.bias`, without the last dimension of a matrix, read as `w.<attr>_bias`
     on_absent: Absent | str = "error"  # error, none, or `tie:<attr>` for another tensor's weight
-    hf: str = ""  # name in a Hugging Face checkpoint, without `.weight`; "" where it has none
+    hf: str = (
+        ""  # name in a Hugging Face checkpoint, without `.weight`; "" where it has none; `{e}`: one for each expert
+    )
     hf_bias: str = ""  # the key of config.json that says whether the bias exists
     permute: str = ""  # hyperparameter with the heads whose rotary halves the converter interleaves (NORM rope)
+    hf_values: Callable[[NDArray[np.float32], Mapping[str, Any]], NDArray[np.float32]] | None = (
+        None  # checkpoint's values -> ours
+    )
+    hf_suffix: tuple[str, str] = (".weight", ".bias")  # of weight and bias in a checkpoint
+    suffix: str = ".weight"  # of the weight's name in a GGUF file
+    when: Callable[[Mapping[str, Any], int], bool] | None = None  # (hparams, layer) -> whether the layer has it at all
     from_config: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = (
         None  # (config, hparams) -> array or None
     )
@@ -89,12 +100,22 @@ class Slot:
     @cached_property
     def name(self) -> str:
         """Name in a GGUF file."""
-        return f"{self.spec.name.format(i=self.layer)}.{self.part}"
+        return self.spec.name.format(i=self.layer) + (self.spec.suffix if self.part == "weight" else ".bias")
 
     @cached_property
     def hf(self) -> str:
         """Name in a Hugging Face checkpoint, "" where it has none."""
-        return f"{self.spec.hf.format(i=self.layer)}.{self.part}" if self.spec.hf else ""
+        return self._hf("{e}")
+
+    def hf_names(self, hparams: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names in a checkpoint: one, or one for each expert where it keeps them apart."""
+        if not self.spec.hf:
+            return ()
+        return tuple(map(self._hf, range(hparams["n_experts"]))) if "{e}" in self.spec.hf else (self.hf,)
+
+    def _hf(self, expert: int | str) -> str:
+        suffix = self.spec.hf_suffix[self.part == "bias"]
+        return self.spec.hf.format(i=self.layer, e=expert) + suffix if self.spec.hf else ""
 
     @property
     def attr(self) -> str:
@@ -111,7 +132,7 @@ class Slot:
     def shape(self, hparams: Mapping[str, Any]) -> tuple[int, ...]:
         """Logical shape, (out, in), or (n_experts, out, in); of a bias, without the last."""
         dims = tuple(dimension(d, hparams) for d in self.spec.shape)
-        return dims if self.part == "weight" else dims[:-1]
+        return dims if self.part == "weight" or len(dims) == 1 else dims[:-1]
 
 
 @dataclass(frozen=True)
@@ -128,13 +149,20 @@ class ArchSpec:
     aliases: tuple[str, ...] = ()
     hf_model_types: tuple[str, ...] = ()  # `model_type` of config.json that this architecture serves
     hf_fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # keys of config.json and the values we run
+    hf_tied: bool = False  # whether the output is tied where config.json does not say
+    hf_names: tuple[
+        tuple[str, str], ...
+    ] = ()  # (pattern, replacement) on names in a checkpoint; what becomes "" is left out
     unused: tuple[str, ...] = ()  # tensors old converters wrote that nothing reads, `{i}` for a layer
     ignored_keys: tuple[str, ...] = ()  # metadata without `<arch>.` that changes nothing
 
-    def slots(self, n_layers: int) -> Iterator[Slot]:
-        """Every tensor a model of `n_layers` may have, in the order of the forward pass."""
-        head, tail = self.tensors[:1], self.tensors[1:]
-        layers = ((t, i) for i in range(n_layers) for t in self.layer_tensors)
+    def slots(self, hparams: Mapping[str, Any]) -> Iterator[Slot]:
+        """Every tensor a model of these hyperparameters may have, in the order of the forward pass."""
+        head, tail = (
+            [t for t in ts if t.when is None or t.when(hparams, 0)] for ts in (self.tensors[:1], self.tensors[1:])
+        )
+        n = hparams["n_layers"]
+        layers = ((t, i) for i in range(n) for t in self.layer_tensors if t.when is None or t.when(hparams, i))
         for spec, layer in (*((t, None) for t in head), *layers, *((t, None) for t in tail)):
             yield Slot(spec, layer, "weight")
             yield Slot(spec, layer, "bias")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ from qtransformers.load.config import (
     read_json,
     text_config,
 )
-from qtransformers.load.names import by_hf_name
 from qtransformers.types import BY_NAME, QuantType
 
 # Asked-for type -> general.file_type of llama.cpp (llama_ftype)
@@ -40,8 +41,13 @@ class Target:
     name: str
     type: QuantType
     shape: tuple[int, ...]
-    source: Stored | NDArray[np.float32]  # a tensor of the checkpoint, or values computed from its config
+    source: (
+        tuple[Stored, ...] | NDArray[np.float32]
+    )  # tensors of the checkpoint one after the other, or values from its config
     order: NDArray[np.intp] | None = None  # the rows' order in the file, where it is another
+    values: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = (
+        None  # what becomes of the checkpoint's values
+    )
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +85,7 @@ def plan_conversion(
         raise ModelNotFoundError(f"{folder}: no config.json; expected the folder of a Hugging Face model.")
     config = text_config(read_json(folder / "config.json"))
     spec = _spec_for(config, folder)
-    stored = open_checkpoint(folder)
+    stored = _renamed(spec, open_checkpoint(folder))
     rows = stored.get(spec.tensors[0].hf + ".weight")
     hparams = hparams_from_config(spec, config, str(folder / "config.json"))
     targets = tuple(_targets(spec, hparams, config, stored, wanted, folder))
@@ -128,11 +134,11 @@ def _spec_for(config: Mapping[str, Any], folder: Path) -> ArchSpec:
 
 def _hparam_metadata(spec: ArchSpec, hparams: Hyperparameters) -> dict[str, Any]:
     """The hyperparameters as metadata; those that do not apply, and those that are off by default, are left out."""
-    kinds = {int: np.uint32, float: np.float32, str: str}
+    kinds = {int: np.uint32, float: np.float32, str: str, bool: bool}
     found = {}
     for p in spec.hparams:
         value = hparams.get(p.name)
-        off = not p.required and not callable(p.default) and p.default in (0, "none") and value == p.default
+        off = not p.required and not callable(p.default) and p.default in (0, False, "none") and value == p.default
         if value is None or off or (p.applies and not p.applies(hparams)):
             continue
         found[f"{spec.id}.{p.key}"] = kinds[p.kind](value)
@@ -156,35 +162,66 @@ def _targets(
     wanted: QuantType,
     folder: Path,
 ) -> Iterator[Target]:
-    slots = list(spec.slots(hparams["n_layers"]))
-    tied = config.get("tie_word_embeddings") is True
+    tied = config.get("tie_word_embeddings", spec.hf_tied) is True
     problems = []
-    known = by_hf_name(spec, hparams["n_layers"])
+    known = set(_hf_names(spec, hparams))
     for name in stored:
         if name not in known and not name.endswith(DERIVED):
             problems.append(_misplaced(stored[name], spec))
-    for slot in slots:
-        source = stored.get(slot.hf) if slot.hf else None
+    for slot in spec.slots(hparams):
         if slot.part == "weight" and slot.spec.from_config is not None:
             if (values := slot.spec.from_config(config, hparams)) is not None:
                 yield Target(slot.name, BY_NAME["F32"], values.shape, values)
             continue
-        if source is None:
+        shape = slot.shape(hparams)
+        sources = [stored[name] for name in slot.hf_names(hparams) if name in stored]
+        if len(sources) < len(slot.hf_names(hparams)) or not sources:
             problems += _absent(slot, config, tied, folder)
             continue
         if slot.presence == "never":
-            problems.append(_misplaced(source, spec))
+            problems.append(_misplaced(sources[0], spec))
             continue
         if tied and slot.spec.on_absent.startswith("tie:"):
             continue  # a copy of the tensor it is tied to
-        shape = slot.shape(hparams)
-        if source.shape != shape:
-            problems.append(f"{source.file}: {source.name} is {list(source.shape)}; config.json makes it {list(shape)}")
-            continue
+        each = shape[1:] if "{e}" in slot.spec.hf else shape
+        change = partial(_changed, slot.spec.hf_values, hparams) if slot.spec.hf_values else None
+        for source in sources:
+            found = source.shape if change is None else _shape_after(change, source.shape)
+            if found != each:
+                problems.append(
+                    f"{source.file}: {source.name} is {list(source.shape)}; config.json makes it {list(each)}"
+                )
         order = interleave(shape[0], hparams[slot.spec.permute]) if slot.spec.permute else None
-        yield Target(slot.name, stored_type(wanted, slot.spec.role, shape), shape, source, order)
+        yield Target(slot.name, stored_type(wanted, slot.spec.role, shape), shape, tuple(sources), order, change)
     if problems:
         raise LoadError("\n  ".join((f"{folder}: weights and config.json do not fit together.", *problems)))
+
+
+def _hf_names(spec: ArchSpec, hparams: Hyperparameters) -> Iterator[str]:
+    return (name for slot in spec.slots(hparams) for name in slot.hf_names(hparams))
+
+
+def _changed(change: Callable[[Any, Any], Any], hparams: Hyperparameters, values: Any) -> Any:
+    return change(values, hparams)
+
+
+def _shape_after(change: Callable[[Any], Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that `change` makes of `shape`; () where it cannot."""
+    try:
+        return tuple(change(np.broadcast_to(np.float32(0), shape)).shape)
+    except ValueError:
+        return ()
+
+
+def _renamed(spec: ArchSpec, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The checkpoint's tensors by the names of the spec, without those of other parts of a model."""
+    found = {}
+    for name, tensor in stored.items():
+        for pattern, replacement in spec.hf_names:
+            name = re.sub(pattern, replacement, name)
+        if name:
+            found[name] = tensor
+    return found
 
 
 def _misplaced(tensor: Stored, spec: ArchSpec) -> str:

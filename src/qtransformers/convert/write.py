@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from qtransformers.convert.checkpoint import Stored
-from qtransformers.convert.plan import ConversionPlan, plan_conversion
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers.convert.plan import ConversionPlan, Target, plan_conversion
 from qtransformers.convert.weights import encoded
 from qtransformers.gguf.writer import GGUFWriter
 
@@ -36,6 +39,15 @@ def default_name(plan: ConversionPlan, type: str) -> str:
     return f"{plan.folder.resolve().name}-{type.upper()}.gguf"
 
 
+def _slabs(target: Target) -> Iterator[NDArray[Any]]:
+    """The target's values, piece by piece, as the writer takes them."""
+    if isinstance(target.source, np.ndarray):
+        yield target.source
+        return
+    for source in target.source:
+        yield from encoded(source, target.order, target.type, target.values)
+
+
 def write(
     plan: ConversionPlan,
     output: Path,
@@ -48,9 +60,7 @@ def write(
     specs = [(t.name, t.shape, t.type) for t in plan.tensors]
     with GGUFWriter(output, plan.metadata, specs, overwrite=overwrite) as writer:
         for target in plan.tensors:
-            source = target.source
-            slabs = encoded(source, target.order, target.type) if isinstance(source, Stored) else (source,)
-            for slab in slabs:
+            for slab in _slabs(target):
                 writer.write(target.name, slab)
                 done += slab.nbytes
                 progress(done, total)

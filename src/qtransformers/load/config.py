@@ -59,16 +59,20 @@ def spoken(spec: ArchSpec, config: Mapping[str, Any], file: str) -> tuple[dict[s
     said: dict[str, Spoken] = {}
     problems = []
     for p in spec.hparams:
-        for key in p.hf:
-            found, value = _look_up(config, key)
-            if isinstance(value, str) or value is None:
-                value = p.hf_values.get(value, value)
-            if not found or value is None:
-                continue
+        for source in p.hf:
+            key = source if isinstance(source, str) else source.__name__
             try:
+                found, value = _look_up(config, source) if isinstance(source, str) else (True, source(config))
+                if isinstance(value, str) or value is None:
+                    value = p.hf_values.get(value, value)
+                if not found or value is None:
+                    continue
                 said[p.name] = Spoken(checked(p, value), key)
             except BadValue as e:
                 problems.append(e.problem(f"{file}: {key}", REFETCH))
+            except (ArithmeticError, KeyError, TypeError, ValueError) as e:
+                text = f"cannot be read: what it is computed from is missing or garbled ({type(e).__name__}: {e}). {REFETCH}"
+                problems.append(Problem(f"{file}: {key} {text}."))
             break
     return said, problems
 
@@ -117,7 +121,7 @@ def tensor_disagreements(
 ) -> Iterator[Problem]:
     """Tensors whose presence or values config.json decides: biases, a tied output, computed rope factors."""
     findings = Findings()
-    for slot in spec.slots(hparams["n_layers"]):
+    for slot in spec.slots(hparams):
         t, present = slot.spec, slot.name in tensors
         if slot.part == "bias":
             wanted = config.get(t.hf_bias)

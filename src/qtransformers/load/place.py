@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qtransformers.archs.spec import ArchSpec, Slot
 from qtransformers.kernels import cpu
 from qtransformers.kernels.table import ACCURACY
-from qtransformers.load.plan import LoadPlan
+from qtransformers.load.plan import DECODED_ROLES, LoadPlan
 from qtransformers.tensor import QTensor
 
 
@@ -36,14 +36,15 @@ def place(
 
 
 def vector(tensor: QTensor) -> NDArray[np.float32]:
-    """A tensor as F32, without a copy where it is F32 and aligned."""
+    """A small tensor as F32, without a copy where it is F32 and aligned."""
     if tensor.type.name == "F32" and tensor.data.ctypes.data % 4 == 0:
         return tensor.numpy()
     return tensor.dequantize()
 
 
 def _bound(slot: Slot, tensor: QTensor, accuracy: str) -> Any:
-    return vector(tensor) if slot.part == "bias" or len(tensor.shape) == 1 else cpu.bind(tensor, accuracy)
+    small = slot.part == "bias" or len(tensor.shape) == 1 or slot.spec.role in DECODED_ROLES
+    return vector(tensor) if small else cpu.bind(tensor, accuracy)
 
 
 def _namespace(specs: Any) -> SimpleNamespace:

@@ -19,6 +19,7 @@ from qtransformers.types import QuantType
 
 PREFILL_CHUNK = 512  # tokens of a prompt that one forward pass takes
 LOGITS_ROWS = 1
+DECODED_ROLES = ("norm", "state")  # small tensors that models read as arrays, of whatever shape
 _OTHER = "The file is incomplete or of another architecture: download or convert it again"
 
 
@@ -119,7 +120,7 @@ def match_tensors(
     planned: list[PlannedTensor] = []
     ties: dict[str, str] = {}
     findings = Findings()
-    slots = {slot.name: slot for slot in spec.slots(hparams["n_layers"])}
+    slots = {slot.name: slot for slot in spec.slots(hparams)}
     strangers = [name for name in tensors if name not in slots]
     templates = {template(name) for name in strangers} - {template(name) for name in slots}
     nearest_in_file = functools.cache(lambda name: _nearest(name, templates, "the file"))
@@ -151,8 +152,8 @@ def match_tensors(
 
 def kernel_of(slot: Slot, type: QuantType) -> tuple[str, str]:
     """The kernel that reads a tensor on the CPU, and why there is none ("" when there is one)."""
-    vector = slot.part == "bias" or len(slot.spec.shape) == 1
-    operation = "embedding" if slot.spec.role == "embed" else "linear"
+    vector = slot.part == "bias" or len(slot.spec.shape) == 1 or slot.spec.role in DECODED_ROLES
+    operation = "embedding" if slot.spec.role in ("embed", "position") else "linear"
     refusal = why_not(operation, type, "cpu")
     if refusal:
         return "", f"cannot be used: {refusal}. Use a file of another quantisation."

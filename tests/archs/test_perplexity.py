@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qtransformers import Model
-
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

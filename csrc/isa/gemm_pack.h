@@ -12,11 +12,11 @@ constexpr int tokens = 16;
 struct alignas(64) Acts {
     int8_t q[64][tokens][4];  // [column / 4][token][column % 4]
     float d[tokens];
-    int32_t up[8][tokens];      // group j of 32 is in units of d 2^up: shifted to where a float has its exponent
-    int32_t minus16[16][tokens];  // -128 * sums of q over 16 columns, which undo the offset of signed codes
-    int32_t minus32[8][tokens];
-    float sum16[16][tokens];  // sums over 16 columns in units of d, which minima multiply
-    float sum32[8][tokens];
+    int32_t up[8][tokens];        // group j of 32 is in units of d 2^up: shifted to where a float has its exponent
+    int32_t minus32[8][tokens];   // -128 * sums of q over 32 columns, which undo the offset of signed codes
+    int32_t minus16[16][tokens];  // the same over 16
+    int32_t pairs32[4][tokens];   // int16 sums over columns 64 i .. 64 i + 31, and over the 32 after, in units of 16 d
+    int32_t pairs16[8][tokens];   // over columns 32 i .. 32 i + 15, and over the 16 after, in units of 8 d
 };
 
 // 16 x 16 words of 32 bits.
@@ -67,6 +67,14 @@ INLINE void round_token(V (&v)[16], int8_t* q, float& d, int32_t* up) {
     }
 }
 
+INLINE Z int16_pairs(Z low, Z high) { return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16)); }
+
+// Sums in units of d 2^n: at most 127 * 2^7 * 2^(n + 1), so that they fit 16 bits. n is 3 for 16 columns and 4 for 32.
+template <int n>
+INLINE Z in_units(Z sum, Z up) {
+    return _mm512_srai_epi32(_mm512_add_epi32(_mm512_sllv_epi32(sum, up), _mm512_set1_epi32(1 << (n - 1))), n);
+}
+
 // Transposes 16 rounded tokens, and sums.
 static void arrange(const int8_t (*rows)[256], Acts& a) {
     const Z one = b8(1), zero = _mm512_setzero_si512();
@@ -75,20 +83,20 @@ static void arrange(const int8_t (*rows)[256], Acts& a) {
         UNROLL for (int t = 0; t < 16; t++) v[t] = _mm512_load_si512(rows[t] + 64 * i);
         transpose16(v);
         UNROLL for (int k = 0; k < 16; k++) _mm512_store_si512(a.q[16 * i + k], v[k]);
-        Z sums[4];
+        Z sum16[4], sum32[2];
         UNROLL for (int g = 0; g < 4; g++) {
-            sums[g] = zero;
-            UNROLL for (int k = 0; k < 4; k++) sums[g] = _mm512_dpbusd_epi32(sums[g], one, v[4 * g + k]);
-            _mm512_store_si512(a.minus16[4 * i + g], _mm512_sub_epi32(zero, _mm512_slli_epi32(sums[g], 7)));
-            const Z up = _mm512_srli_epi32(_mm512_load_si512(a.up[2 * i + g / 2]), 23);
-            _mm512_store_ps(a.sum16[4 * i + g], _mm512_cvtepi32_ps(_mm512_sllv_epi32(sums[g], up)));
+            sum16[g] = zero;
+            UNROLL for (int k = 0; k < 4; k++) sum16[g] = _mm512_dpbusd_epi32(sum16[g], one, v[4 * g + k]);
+            _mm512_store_si512(a.minus16[4 * i + g], _mm512_sub_epi32(zero, _mm512_slli_epi32(sum16[g], 7)));
         }
         UNROLL for (int h = 0; h < 2; h++) {
-            const int j = 2 * i + h;
-            const Z sum = _mm512_add_epi32(sums[2 * h], sums[2 * h + 1]), up = _mm512_srli_epi32(_mm512_load_si512(a.up[j]), 23);
-            _mm512_store_si512(a.minus32[j], _mm512_sub_epi32(zero, _mm512_slli_epi32(sum, 7)));
-            _mm512_store_ps(a.sum32[j], _mm512_cvtepi32_ps(_mm512_sllv_epi32(sum, up)));
+            const Z up = _mm512_srli_epi32(_mm512_load_si512(a.up[2 * i + h]), 23);
+            const Z sum = _mm512_add_epi32(sum16[2 * h], sum16[2 * h + 1]);
+            _mm512_store_si512(a.minus32[2 * i + h], _mm512_sub_epi32(zero, _mm512_slli_epi32(sum, 7)));
+            _mm512_store_si512(a.pairs16[2 * i + h], int16_pairs(in_units<3>(sum16[2 * h], up), in_units<3>(sum16[2 * h + 1], up)));
+            sum32[h] = in_units<4>(sum, up);
         }
+        _mm512_store_si512(a.pairs32[i], int16_pairs(sum32[0], sum32[1]));
     }
 }
 

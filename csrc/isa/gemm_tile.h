@@ -1,0 +1,110 @@
+// The innermost product: R rows of decoded weights times C groups of 16 tokens, over 256 columns.
+// Every multiplication takes a slot of vpdpbusd, while sums, shifts, conversions and loads are free, so multiplications are
+// what is counted: 64 of 256 columns for the codes, and as few as the type allows for its scales and minima.
+#pragma once
+#include "gemm_pack.h"
+
+namespace qt::QT_ISA {
+
+enum Minima {
+    none,
+    floats,   // one for each scale, multiplied as a float: for any type, and for two planes
+    words16,  // integers for 16 or 32 columns, multiplied in pairs by sums of x that are rounded to 16 bits
+    words32
+};
+
+// How a type's values are written: scale * (code - offset) - minimum.
+struct Form {
+    int sub;  // columns that share a scale: 16, 32, or all 256
+    Minima minima = none;
+    int offset = 128;  // 128, 127, or 0 with minima
+};
+
+constexpr int panel_rows = 48;
+
+template <Form f>
+struct alignas(64) Panel {
+    static constexpr int scales = panel_columns / f.sub, pairs = f.minima == words16 ? 8 : 4;
+    uint8_t q[panel_rows][panel_columns];
+    float s[panel_rows][scales];
+    float m[panel_rows][f.minima == floats ? scales : 1];        // minima, or the unit of those that are integers
+    int32_t words[panel_rows][f.minima > floats ? pairs : 1];  // pairs of int16
+};
+
+INLINE Z bcast4(const void* p) { return _mm512_set1_epi32(load<int32_t>(p)); }
+
+// Times a power of two by adding exponents: a multiplication would cost a slot of vpdpbusd. A zero becomes 1e-36.
+INLINE V scaled(Z sum, Z up) { return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(sum)), up)); }
+
+// What sums of codes start at, to be sums of values in the end.
+template <Form f>
+INLINE Z start(const Acts& a, int group) {
+    if (f.offset == 0) return _mm512_setzero_si512();
+    const Z minus = load512(f.sub == 16 ? a.minus16[group] : a.minus32[group]);
+    return f.offset == 127 ? _mm512_sub_epi32(minus, _mm512_srai_epi32(minus, 7)) : minus;
+}
+
+// Adds to out[group][row][16].
+template <Form f, int R, int C>
+static __attribute__((noinline)) void tile_product(const Panel<f>& p, int row, const Acts* a, float* out) {
+    constexpr int sub = f.sub == 16 ? 16 : 32;  // columns summed as integers
+    Z acc[R][C];
+    V total[R][C];
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) total[r][c] = _mm512_setzero_ps();
+    const uint8_t* w = p.q[row];
+    for (int j = 0; j < panel_columns / sub; j++) {
+        UNROLL for (int c = 0; c < C; c++) {
+            const Z from = start<f>(a[c], j);
+            UNROLL for (int r = 0; r < R; r++) acc[r][c] = from;
+        }
+        UNROLL for (int k = 0; k < sub / 4; k++) {
+            Z x[C];
+            UNROLL for (int c = 0; c < C; c++) x[c] = load512(a[c].q[j * sub / 4 + k]);
+            UNROLL for (int r = 0; r < R; r++) {
+                const Z b = bcast4(w + r * panel_columns + j * sub + 4 * k);
+                UNROLL for (int c = 0; c < C; c++) acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], b, x[c]);
+            }
+        }
+        UNROLL for (int c = 0; c < C; c++) {
+            const Z up = load512(a[c].up[j * sub / 32]);
+            UNROLL for (int r = 0; r < R; r++) {
+                const V t = scaled(acc[r][c], up);
+                total[r][c] = f.sub == panel_columns ? _mm512_add_ps(total[r][c], t) : _mm512_fmadd_ps(t, bcast(&p.s[row + r][j]), total[r][c]);
+            }
+            if constexpr (f.minima == floats) {  // m is a 128th: the sums are -128 of theirs
+                const V sum = scaled(load512(sub == 16 ? a[c].minus16[j] : a[c].minus32[j]), up);
+                UNROLL for (int r = 0; r < R; r++) total[r][c] = _mm512_fmadd_ps(sum, bcast(&p.m[row + r][j]), total[r][c]);
+            }
+        }
+    }
+    if constexpr (f.sub == panel_columns)
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) total[r][c] = _mm512_mul_ps(total[r][c], bcast(p.s[row + r]));
+    if constexpr (f.minima > floats) {
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) acc[r][c] = _mm512_setzero_si512();
+        for (int j = 0; j < Panel<f>::pairs; j++)
+            UNROLL for (int c = 0; c < C; c++) {
+                const Z sums = load512(f.minima == words16 ? a[c].pairs16[j] : a[c].pairs32[j]);
+                UNROLL for (int r = 0; r < R; r++) acc[r][c] = _mm512_dpwssd_epi32(acc[r][c], sums, bcast4(&p.words[row + r][j]));
+            }
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++)
+            total[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][c]), bcast(p.m[row + r]), total[r][c]);
+    }
+    UNROLL for (int c = 0; c < C; c++) {
+        const V d = _mm512_load_ps(a[c].d);
+        UNROLL for (int r = 0; r < R; r++) {
+            float* o = out + (size_t(c) * panel_rows + r) * tokens;
+            _mm512_store_ps(o, _mm512_fmadd_ps(total[r][c], d, _mm512_load_ps(o)));
+        }
+    }
+}
+
+// The first `rows` of a panel, and those after them up to a whole strip, against any number of groups.
+template <Form f>
+static void sweep(const Panel<f>& p, int rows, const Acts* a, size_t groups, float* out) {
+    size_t g = 0;
+    for (; g + 2 <= groups; g += 2, out += 2 * panel_rows * tokens)
+        for (int r = 0; r < rows; r += 6) tile_product<f, 6, 2>(p, r, a + g, out + r * tokens);
+    if (g < groups)
+        for (int r = 0; r < rows; r += 12) tile_product<f, 12, 1>(p, r, a + g, out + r * tokens);
+}
+}  // namespace qt::QT_ISA

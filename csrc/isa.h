@@ -21,7 +21,7 @@ struct Kernels {
     const Gemv* gemv;  // integer products by type id, where this instruction set has them, else null
     const Gemm* gemm;
     RmsNorm rms_norm;
-    Swiglu swiglu;
+    Gate gate[n_activations];
     Rope rope;
     Attend attend;
     uint64_t (*read_all)(const uint8_t* p, size_t n);  // limits.cpp

@@ -40,8 +40,10 @@ QT_ALWAYS_INLINE constexpr Regime regime(size_t T) { return T <= 1 ? one_token :
 // out = x / sqrt(mean(x^2) + eps) * weight for `rows` rows of n
 using RmsNorm = void (*)(const float* x, const float* weight, double eps, float* out, size_t rows, size_t n);
 
-// out = silu(gate) * up
-using Swiglu = void (*)(const float* gate, const float* up, float* out, size_t n);
+// out = silu(gate) * up; tanh-approximated gelu(gate) * up; gpt-oss's, with both clamped
+enum Activation { silu, gelu, gpt_oss, n_activations };
+inline constexpr const char* activation_names[n_activations] = {"silu", "gelu", "gpt_oss"};
+using Gate = void (*)(const float* gate, const float* up, float* out, size_t n);
 
 struct RopeJob {
     const float* x;  // [T][heads][dim]

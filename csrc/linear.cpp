@@ -11,28 +11,39 @@
 #include "pool.h"
 
 namespace qt {
-Weight::Weight(nb::object tensor, Bytes data, int type, size_t rows, size_t cols, int planes)
-    : tensor(tensor), data(data), type(type), rows(rows), cols(cols), planes(planes) {
+Weight::Weight(nb::object tensor, Bytes bytes, int type, size_t rows, size_t cols, int planes)
+    : Matrix{bytes.data(), type, rows, cols, 0, planes}, tensor(tensor), bytes(bytes) {
     if (planes < 0 || planes > 2) refuse(name() + " is to be multiplied with " + std::to_string(planes) + " planes; expected 0 to 2.");
     if (type < 0 || type >= max_types || !formats.of[type].name) refuse(name() + " has type " + std::to_string(type) + ", which holds no floats.");
     const Format& f = format();
     if (cols % f.block_size) refuse(name() + " has rows of " + std::to_string(cols) + " values, no multiple of the block of " + std::to_string(f.block_size) + ".");
     row_bytes = cols / f.block_size * f.block_bytes;
-    size_t bytes;
-    if (__builtin_mul_overflow(rows, row_bytes, &bytes) || data.size() != bytes)
-        refuse(name() + " has " + std::to_string(data.size()) + " bytes; expected " + std::to_string(rows) + " rows of " + std::to_string(row_bytes) + ".");
+    size_t expected;
+    if (__builtin_mul_overflow(rows, row_bytes, &expected) || bytes.size() != expected)
+        refuse(name() + " has " + std::to_string(bytes.size()) + " bytes; expected " + std::to_string(rows) + " rows of " + std::to_string(row_bytes) + ".");
+}
+
+Activation activation(const std::string& name) {
+    std::string known;
+    for (int a = 0; a < n_activations; a++) {
+        if (name == activation_names[a]) return Activation(a);
+        known += (a ? ", " : "") + std::string(activation_names[a]);
+    }
+    refuse("act='" + name + "'; expected one of " + known + ".");
 }
 
 namespace {
 constexpr size_t few_tokens_most = 4;  // of integer products one token at a time; more are multiplied 16 at a time
 constexpr size_t chunk_bytes = 131072;  // of weights, claimed by a thread at a time where they are what takes time
 
+constexpr size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
 // x [T, n] with rows padded by zeros where kernels would read past them.
 struct PaddedRows {
-    const float* data;
-    size_t stride;
+    const float *from, *data;
+    size_t T, stride;
     std::vector<float> copy;
-    PaddedRows(const float* x, size_t T, size_t n) : data(x), stride(padded(n)) {
+    PaddedRows(const float* x, size_t T, size_t n) : from(x), data(x), T(T), stride(padded(n)) {
         if (stride == n) return;
         copy.resize(T * stride);
         for (size_t t = 0; t < T; t++) std::memcpy(copy.data() + t * stride, x + t * n, n * sizeof(float));
@@ -40,50 +51,92 @@ struct PaddedRows {
     }
 };
 
-constexpr size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// One product of a call: the kernels that compute it, and the chunks it is shared out in.
-struct Product {
+// A matrix, an x for it, and the kernels that multiply them.
+struct Operand {
+    size_t T;
+    int planes;
+    const float* x;
     LinearJob job;
     Linear exact;
     const Gemv* gemv;  // integer kernels where they suit, else both null
     const Gemm* gemm;
-    int planes;
-    size_t rows, tokens;  // of a chunk
-    size_t row_chunks, token_chunks;
     std::byte* packed;   // of gemv: first T flags, whether a token could be packed
     size_t packed_each;  // bytes of a token, gemv
 
     const void* format() const { return gemv ? (const void*)gemv->pack : gemm ? (const void*)gemm->pack : nullptr; }
-    size_t packed_bytes(size_t T) const { return gemv ? rounded(T) + T * packed_each : gemm ? gemm->packed_bytes(T, job.in, planes) : 0; }
-    size_t scratch_floats(size_t T) const { return gemm ? gemm->tile_floats(T) : linear_tile; }
-    size_t chunks() const { return row_chunks * token_chunks; }
+    bool shares_packed(const Operand& o) const { return x == o.x && T == o.T && format() == o.format() && planes == o.planes; }
+    size_t packed_bytes() const { return gemv ? rounded(T) + T * packed_each : gemm ? gemm->packed_bytes(T, job.in, planes) : 0; }
+    size_t packs() const { return gemv ? T : gemm ? (job.in + 255) / 256 : 0; }
+    size_t scratch_floats() const { return padded(gemm ? gemm->tile_floats(T) : linear_tile); }
 
-    void run(size_t chunk, size_t T) const {
-        const size_t r = chunk / token_chunks * rows, r1 = std::min(r + rows, job.out), t = chunk % token_chunks * tokens;
-        if (gemm) return gemm->rows({job.w, job.row_bytes, job.in, job.out, T, planes, packed, job.bias, job.y}, r, r1, scratch(scratch_floats(T)));
-        if (!gemv) return exact(job, r, r1, t, std::min(t + tokens, T), scratch(linear_tile));
-        for (size_t i = 0; i < T; i++) {  // weights come from memory once, for the other tokens from L2
-            float* y = job.y + i * job.out;
-            if (packed[i] == std::byte(false)) {
-                exact(job, r, r1, i, i + 1, scratch(linear_tile));
+    void pack(size_t i) const {
+        if (gemm) return gemm->pack(x, T, job.in, planes, i, packed);
+        packed[i] = std::byte(gemv->pack(x + i * job.in, int(job.in), packed + rounded(T) + i * packed_each));
+    }
+    // Rows [r0, r1) of j, which is `job` or a part of it, times tokens [t0, t1).
+    void multiply(const LinearJob& j, size_t r0, size_t r1, size_t t0, size_t t1, float* tile) const {
+        if (gemm) return gemm->rows({j.w, j.row_bytes, j.in, j.out, T, planes, packed, j.bias, j.y}, r0, r1, tile);
+        if (!gemv) return exact(j, r0, r1, t0, t1, tile);
+        for (size_t t = t0; t < t1; t++) {  // weights come from memory once, for the other tokens from L2
+            float* y = j.y + t * j.out;
+            if (packed[t] == std::byte(false)) {
+                exact(j, r0, r1, t, t + 1, tile);
                 continue;
             }
-            gemv->rows(job.w + r * job.row_bytes, packed + rounded(T) + i * packed_each, int(job.in), int(r1 - r), y + r);
-            if (job.bias)
-                for (size_t k = r; k < r1; k++) y[k] += job.bias[k];
+            gemv->rows(j.w + r0 * j.row_bytes, packed + rounded(T) + t * packed_each, int(j.in), int(r1 - r0), y + r0);
+            if (j.bias)
+                for (size_t k = r0; k < r1; k++) y[k] += j.bias[k];
         }
     }
 };
 
+Operand operand(const Matrix& w, const float* bias, float* y, const PaddedRows& x, size_t T) {
+    const Kernels& k = current_kernels();
+    Operand o{.T = T, .planes = w.planes, .x = x.from};
+    o.job = {w.data, w.row_bytes, k.decode[w.type], w.format().block_size, w.format().block_bytes, w.type == id::F32, x.data, x.stride, w.cols, w.rows, bias, y};
+    o.exact = k.linear[regime(T)][w.type];
+    if (w.planes && T <= few_tokens_most && k.gemv && k.gemv[w.type].rows) o.gemv = &k.gemv[w.type];
+    if (o.gemv) o.packed_each = rounded(o.gemv->packed_bytes(int(w.cols)));
+    if (w.planes && T > few_tokens_most && k.gemm && k.gemm[w.type].rows) o.gemm = &k.gemm[w.type];
+    return o;
+}
+
+// One product of a call, or a gate and what it lets through, and the chunks it is shared out in.
+struct Product {
+    Operand up, gate;
+    Gate act;  // or null: there is no gate
+    size_t rows, tokens;  // of a chunk
+    size_t row_chunks, token_chunks;
+
+    size_t chunks() const { return row_chunks * token_chunks; }
+    void run(size_t chunk) const {
+        const size_t r0 = chunk / token_chunks * rows, r1 = std::min(r0 + rows, up.job.out);
+        const size_t t0 = chunk % token_chunks * tokens, t1 = std::min(t0 + tokens, up.T), n = r1 - r0;
+        if (!act) return up.multiply(up.job, r0, r1, t0, t1, scratch(up.scratch_floats()));
+        const size_t tile = std::max(up.scratch_floats(), gate.scratch_floats()), each = padded(up.T * n);
+        float *const room = scratch(tile + 2 * each), *const a = room + tile, *const b = a + each;  // a, b: [T][n]
+        auto part = [&](const Operand& o, float* y) {
+            LinearJob j = o.job;
+            j.w += r0 * j.row_bytes;
+            j.bias = j.bias ? j.bias + r0 : nullptr;
+            j.out = n;
+            j.y = y;
+            o.multiply(j, 0, n, t0, t1, room);
+        };
+        part(gate, a);
+        part(up, b);
+        for (size_t t = t0; t < t1; t++) act(a + t * n, b + t * n, up.job.y + t * up.job.out + r0, n);
+    }
+};
+
 // Rows in chunks that fill a cache, or that leave several for each thread; tokens only where rows are too few.
-void cut(Product& p, size_t T) {
-    const size_t threads = width(), out = p.job.out;
-    p.tokens = std::max<size_t>(T, 1);
-    if (p.gemm) {
+void cut(Product& p) {
+    const size_t threads = width(), out = p.up.job.out, T = p.up.T;
+    p.tokens = T;
+    if (p.up.gemm || p.gate.gemm) {
         p.rows = gemm_rows;
-    } else if (p.gemv || regime(T) != many_tokens) {
-        p.rows = std::clamp(chunk_bytes / std::max<size_t>(p.job.row_bytes, 1), size_t(4), std::max<size_t>(4, out / (4 * threads)));
+    } else if (p.up.gemv || regime(T) != many_tokens) {
+        p.rows = std::clamp(chunk_bytes / std::max<size_t>(p.up.job.row_bytes, 1), size_t(4), std::max<size_t>(4, out / (4 * threads)));
         p.rows = (p.rows + 3) / 4 * 4;
     } else {
         p.rows = linear_rows;
@@ -94,73 +147,77 @@ void cut(Product& p, size_t T) {
     p.token_chunks = (T + p.tokens - 1) / p.tokens;
 }
 
-Product product(const Factor& f, const PaddedRows& x, size_t T) {
-    const Kernels& k = current_kernels();
-    const Weight& w = *f.w;
-    Product p{};
-    p.job = {w.data.data(), w.row_bytes, k.decode[w.type], w.format().block_size, w.format().block_bytes, w.type == id::F32, x.data, x.stride, w.cols, w.rows, f.bias, f.y};
-    p.exact = k.linear[regime(T)][w.type];
-    p.planes = w.planes;
-    if (w.planes && T <= few_tokens_most && k.gemv && k.gemv[w.type].rows) p.gemv = &k.gemv[w.type];
-    if (p.gemv) p.packed_each = rounded(p.gemv->packed_bytes(int(w.cols)));
-    if (w.planes && T > few_tokens_most && k.gemm && k.gemm[w.type].rows) p.gemm = &k.gemm[w.type];
-    cut(p, T);
-    return p;
+// f(k, i - starts[k]) for all i below the last of `starts`, k being the part that i falls into; on the pool's threads.
+template <class F>
+void parallel_parts(const std::vector<size_t>& starts, double work, F&& f) {
+    parallel(starts.back(), 1, work, [&](size_t begin, size_t end) {
+        size_t k = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
+        for (size_t i = begin; i < end; i++) {
+            while (i >= starts[k + 1]) k++;
+            f(k, i - starts[k]);
+        }
+    });
 }
 
-// x as the integer kernels want it, once for all products that want the same.
-void pack(std::vector<Product>& products, const float* x, size_t T) {
-    auto first_alike = [&](const Product& p) {
-        return std::find_if(products.begin(), products.end(), [&](const Product& q) { return q.format() == p.format() && q.planes == p.planes; });
-    };
-    size_t bytes = 0;
-    for (const Product& p : products)
-        if (&*first_alike(p) == &p) bytes += p.packed_bytes(T);
-    std::byte* room = shared_scratch(bytes);
-    for (Product& p : products) {
-        if (const Product& q = *first_alike(p); &q != &p) {
-            p.packed = q.packed;
-            continue;
-        }
-        p.packed = room;
-        room += p.packed_bytes(T);
-        if (p.gemm)
-            parallel((p.job.in + 255) / 256, 1, double(T) * p.job.in * 8, [&](size_t begin, size_t end) {
-                for (size_t b = begin; b < end; b++) p.gemm->pack(x, T, p.job.in, p.planes, b, p.packed);
-            });
-        if (p.gemv)
-            for (size_t t = 0; t < T; t++)
-                p.packed[t] = std::byte(p.gemv->pack(p.job.x + t * p.job.ldx, int(p.job.in), p.packed + rounded(T) + t * p.packed_each));
+// x as the integer kernels want it: once for neighbours that want the same.
+void pack(const std::vector<Operand*>& operands) {
+    std::vector<Operand*> packers;
+    std::vector<size_t> packer(operands.size()), starts{0};
+    size_t bytes = 0, first = 0;  // of the packers, the first with the x at hand
+    double work = 0;
+    for (size_t i = 0; i < operands.size(); i++) {
+        Operand* o = operands[i];
+        if (!o->format()) continue;
+        if (!packers.empty() && packers.back()->x != o->x) first = packers.size();
+        size_t& k = packer[i];
+        for (k = first; k < packers.size() && !packers[k]->shares_packed(*o);) k++;
+        if (k < packers.size()) continue;
+        packers.push_back(o);
+        starts.push_back(starts.back() + o->packs());
+        bytes += rounded(o->packed_bytes());
+        work += double(o->T) * double(o->job.in) * 8;
     }
+    std::byte* room = shared_scratch(bytes);
+    for (Operand* o : packers) {
+        o->packed = room;
+        room += rounded(o->packed_bytes());
+    }
+    for (size_t i = 0; i < operands.size(); i++)
+        if (operands[i]->format()) operands[i]->packed = packers[packer[i]]->packed;
+    parallel_parts(starts, work, [&](size_t k, size_t i) { packers[k]->pack(i); });
 }
 }  // namespace
 
-void multiply(const float* x, size_t T, const std::vector<Factor>& factors) {
-    if (factors.empty() || !T) return;
-    const size_t in = factors[0].w->cols;
-    if (!in) {  // an empty sum is 0
-        for (const Factor& f : factors)
-            for (size_t i = 0; i < T * f.w->rows; i++) f.y[i] = f.bias ? f.bias[i % f.w->rows] : 0;
-        return;
-    }
-    const PaddedRows rows(x, T, in);
+void multiply(const std::vector<Factor>& factors) {
+    std::vector<PaddedRows> xs;
+    xs.reserve(factors.size());
     std::vector<Product> products;
-    size_t chunks = 0;
+    products.reserve(factors.size());
+    std::vector<Operand*> operands;
+    std::vector<size_t> starts{0};
     double work = 0;
     for (const Factor& f : factors) {
-        if (!f.w->rows) continue;
-        products.push_back(product(f, rows, T));
-        chunks += products.back().chunks();
-        work += double(T + 4) * double(in) * double(f.w->rows);  // decoding counts as much as 4 tokens
-    }
-    pack(products, x, T);
-    parallel(chunks, 1, work, [&](size_t begin, size_t end) {
-        for (size_t i = begin; i < end; i++) {
-            size_t k = 0, chunk = i;
-            while (chunk >= products[k].chunks()) chunk -= products[k++].chunks();
-            products[k].run(chunk, T);
+        if (!f.T || !f.w.rows) continue;
+        const Gate act = f.gate.data ? current_kernels().gate[f.act] : nullptr;
+        if (!f.w.cols) {  // an empty sum is 0
+            const std::vector<float> zero(f.w.rows);
+            for (size_t t = 0; t < f.T; t++) {
+                float* y = f.y + t * f.w.rows;
+                std::copy_n(f.bias ? f.bias : zero.data(), f.w.rows, y);
+                if (act) act(f.gate_bias ? f.gate_bias : zero.data(), y, y, f.w.rows);
+            }
+            continue;
         }
-    });
+        if (xs.empty() || xs.back().from != f.x || xs.back().T != f.T) xs.emplace_back(f.x, f.T, f.w.cols);
+        Product& p = products.emplace_back(Product{.up = operand(f.w, f.bias, f.y, xs.back(), f.T), .act = act});
+        if (act) operands.push_back(&(p.gate = operand(f.gate, f.gate_bias, nullptr, xs.back(), f.T)));
+        operands.push_back(&p.up);
+        cut(p);
+        starts.push_back(starts.back() + p.chunks());
+        work += double(f.T + 4) * double(f.w.cols) * double(f.w.rows) * (act ? 2 : 1);  // decoding counts as much as 4 tokens
+    }
+    pack(operands);
+    parallel_parts(starts, work, [&](size_t k, size_t chunk) { products[k].run(chunk); });
 }
 
 namespace {
@@ -176,15 +233,29 @@ std::vector<Out> linears(Floats x, const std::vector<const Weight*>& ws, const s
         if (x.ndim() != 2 || x.shape(1) != w.cols) refuse("x is " + shape_of(x) + "; " + w.name() + ", " + w.shape() + ", expects [any, " + std::to_string(w.cols) + "].");
         if (biases[i]) expect("bias", *biases[i], {int64_t(w.rows)});
         Fresh y{T, w.rows};
-        factors.push_back({&w, biases[i] ? biases[i]->data() : nullptr, y.data});
+        factors.push_back({x.data(), T, w, biases[i] ? biases[i]->data() : nullptr, y.data});
         outs.push_back(y.array);
     }
     nb::gil_scoped_release released;
-    multiply(x.data(), T, factors);
+    multiply(factors);
     return outs;
 }
 
 Out linear(Floats x, const Weight& w, std::optional<Floats> bias) { return linears(x, {&w}, {bias})[0]; }
+
+Out gated(Floats x, const Weight& gate, const Weight& up, const std::string& act, std::optional<Floats> gate_bias, std::optional<Floats> up_bias) {
+    for (const Weight* w : {&gate, &up})
+        if (x.ndim() != 2 || x.shape(1) != w->cols) refuse("x is " + shape_of(x) + "; " + w->name() + ", " + w->shape() + ", expects [any, " + std::to_string(w->cols) + "].");
+    if (gate.rows != up.rows) refuse(gate.name() + " is " + gate.shape() + " and " + up.name() + " is " + up.shape() + "; expected the same shape.");
+    if (gate_bias) expect("gate_bias", *gate_bias, {int64_t(gate.rows)});
+    if (up_bias) expect("up_bias", *up_bias, {int64_t(up.rows)});
+    auto from = [](const std::optional<Floats>& b) { return b ? b->data() : nullptr; };
+    Fresh y{x.shape(0), up.rows};
+    const Factor f{x.data(), x.shape(0), up, from(up_bias), y.data, gate, from(gate_bias), activation(act)};
+    nb::gil_scoped_release released;
+    multiply({f});
+    return y.array;
+}
 
 Out embedding(Ints tokens, const Weight& w) {
     expect("tokens", tokens, {-1});
@@ -198,7 +269,7 @@ Out embedding(Ints tokens, const Weight& w) {
     const size_t n_blocks = w.cols / w.format().block_size;
     nb::gil_scoped_release released;
     parallel(T, 8, double(T) * w.cols, [&](size_t begin, size_t end) {
-        for (size_t t = begin; t < end; t++) decode(w.data.data() + ids[t] * w.row_bytes, y.data + t * w.cols, n_blocks);
+        for (size_t t = begin; t < end; t++) decode(w.data + ids[t] * w.row_bytes, y.data + t * w.cols, n_blocks);
     });
     return y.array;
 }
@@ -214,6 +285,7 @@ void bind_linear(nb::module_& m) {
         .def("__repr__", [](const Weight& w) { return "Weight(" + w.name() + ", " + w.format().name + ", " + w.shape() + ")"; });
     m.def("linear", &linear, nb::arg("x"), nb::arg("w"), nb::arg("bias").none() = nb::none(), "x [T, in] w [out, in]^T + bias [out]: [T, out].");
     m.def("linears", &linears, nb::arg("x"), nb::arg("ws"), nb::arg("biases"), "linear of one x by each weight, with its bias or None.");
+    m.def("gated", &gated, nb::arg("x"), nb::arg("w_gate"), nb::arg("w_up"), nb::arg("act"), nb::arg("gate_bias").none(), nb::arg("up_bias").none(), "act(x w_gate^T + gate_bias, x w_up^T + up_bias): [T, out].");
     m.def("embedding", &embedding, nb::arg("tokens").noconvert(), nb::arg("w"), "Rows of w by id [T]: [T, cols].");
 }
 }  // namespace qt

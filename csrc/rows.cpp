@@ -29,7 +29,7 @@ Out swiglu(Floats gate, Floats up) {
     Fresh y = fresh_like(gate);
     const Kernels& k = current_kernels();
     nb::gil_scoped_release released;
-    parallel(gate.size(), 8192, 4.0 * gate.size(), [&](size_t begin, size_t end) { k.swiglu(gate.data() + begin, up.data() + begin, y.data + begin, end - begin); });
+    parallel(gate.size(), 8192, 4.0 * gate.size(), [&](size_t begin, size_t end) { k.gate[silu](gate.data() + begin, up.data() + begin, y.data + begin, end - begin); });
     return y.array;
 }
 

@@ -29,20 +29,37 @@ void rms_norm(const float* x, const float* weight, double eps, float* out, size_
     }
 }
 
-// silu(g) = g e / (1 + e') with e = exp(min(g, 0)) and e' = exp(-|g|): nothing overflows, small results keep their digits.
-QT_INLINE V gated(V g, V up) {
-    const I sign = I{} + INT32_MIN, negative = (I)g >> 31;
-    V e = exp_negative((V)((I)g | sign));
+// x / (1 + exp(-z)) as x e / (1 + e') with e = exp(min(z, 0)) and e' = exp(-|z|): nothing overflows, small results keep their digits.
+QT_INLINE V times_sigmoid(V x, V z) {
+    const I sign = I{} + INT32_MIN, negative = (I)z >> 31;
+    V e = exp_negative((V)((I)z | sign));
     V one = all(1.f);
     V top = (V)(((I)e & negative) | ((I)one & ~negative));
-    return g * top / (one + e) * up;
+    return x * top / (one + e);
 }
 
-void swiglu(const float* gate, const float* up, float* out, size_t n) {
+template <V (*one)(V gate, V up)>
+QT_INLINE void gate_all(const float* gate, const float* up, float* out, size_t n) {
     size_t i = 0;
-    for (; i + VL <= n; i += VL) store(out + i, gated(load(gate + i), load(up + i)));
-    if (i < n) store_part(out + i, gated(load_part(gate + i, n - i), load_part(up + i, n - i)), n - i);
+    for (; i + VL <= n; i += VL) store(out + i, one(load(gate + i), load(up + i)));
+    if (i < n) store_part(out + i, one(load_part(gate + i, n - i), load_part(up + i, n - i)), n - i);
 }
+
+QT_INLINE V silu_of(V g, V up) { return times_sigmoid(g, g) * up; }
+void gate_silu(const float* gate, const float* up, float* out, size_t n) { gate_all<silu_of>(gate, up, out, n); }
+
+// 1 + tanh(z) is 2 / (1 + exp(-2 z)).
+QT_INLINE V gelu_of(V g, V up) { return times_sigmoid(g, all(1.5957691216f) * fma(all(0.044715f) * g * g, g, g)) * up; }
+void gate_gelu(const float* gate, const float* up, float* out, size_t n) { gate_all<gelu_of>(gate, up, out, n); }
+
+QT_INLINE V gpt_oss_of(V g, V up) {
+    const V most = all(7.f);
+    g = g > most ? most : g;
+    up = up > most ? most : up;
+    up = up < -most ? -most : up;
+    return times_sigmoid(g, all(1.702f) * g) * (up + all(1.f));
+}
+void gate_gpt_oss(const float* gate, const float* up, float* out, size_t n) { gate_all<gpt_oss_of>(gate, up, out, n); }
 
 // Cosine and sine of angles in radians, of which a million is a common one: reduced in doubles by pi / 2 in three parts,
 // the first two short enough for exact products. Error about 1e-16 beside that of the angle itself.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qtransformers.archs.spec import ArchSpec, HParam, Problem, TensorSpec
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import attention, embedding, linear, linears, rms_norm, rope, rope_frequencies, swiglu
+from qtransformers.nn import attention, embedding, gated, linear, linears, rms_norm, rope, rope_frequencies
 
 ROPE_TYPES = {"default": "none", "dynamic": "none", "llama3": "none"}  # llama3's scaling is the tensor rope_freqs
 ROPE = ("rope_parameters", "rope_scaling")  # where config.json keeps rope, since transformers 5 and before
@@ -94,8 +94,8 @@ def self_attention(x: Any, w: Any, h: Any, freqs: Any, batch: Batch, cache: Page
 
 def mlp(x: Any, w: Any) -> Any:
     """SwiGLU feed-forward, `[T, n_embd]` to `[T, n_embd]`."""
-    gate, up = linears(x, (w.ffn_gate, w.ffn_up), (w.ffn_gate_bias, w.ffn_up_bias))
-    return linear(swiglu(gate, up), w.ffn_down, w.ffn_down_bias)
+    x = gated(x, w.ffn_gate, w.ffn_up, "silu", w.ffn_gate_bias, w.ffn_up_bias)
+    return linear(x, w.ffn_down, w.ffn_down_bias)
 
 
 def check(h: Mapping[str, Any]) -> Iterator[Problem]:

@@ -28,6 +28,7 @@ __all__ = [
     "attention",
     "bind",
     "embedding",
+    "gated",
     "linear",
     "linears",
     "moe",
@@ -102,6 +103,17 @@ def linears(x: F32, ws: Sequence[Weight], biases: Sequence[F32 | None]) -> list[
         raise _refusal(
             "linears", "x [T, in] float32, ws [Weight, ...], biases [float32 [out] or None, ...]", x, *ws, *biases
         ) from None
+
+
+def gated(
+    x: F32, w_gate: Weight, w_up: Weight, act: str = "silu", gate_bias: F32 | None = None, up_bias: F32 | None = None
+) -> F32:
+    """`act(x @ w_gate.T + gate_bias) * (x @ w_up.T + up_bias)`, `[T, n_ff]`; see `nn.gated`. ConfigError where shapes differ."""
+    try:
+        return lib.gated(x, w_gate, w_up, act, gate_bias, up_bias)
+    except TypeError:
+        expected = "x [T, in] float32, w_gate and w_up Weight, act text, gate_bias and up_bias [out] float32 or None"
+        raise _refusal("gated", expected, x, w_gate, w_up, act, gate_bias, up_bias) from None
 
 
 def embedding(tokens: Ints, w: Weight) -> F32:

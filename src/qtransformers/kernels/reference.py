@@ -51,6 +51,15 @@ ACTIVATIONS: dict[str, Callable[[F64, F64], F64]] = {
 }
 
 
+def gated(
+    x: F32, w_gate: QTensor, w_up: QTensor, act: str = "silu", gate_bias: F32 | None = None, up_bias: F32 | None = None
+) -> F32:
+    """A feed-forward layer's first half: gate and up, joined by one of `ACTIVATIONS`."""
+    gate, up = (x.astype(np.float64) @ w.dequantize().astype(np.float64).T for w in (w_gate, w_up))
+    gate, up = gate + (0 if gate_bias is None else gate_bias), up + (0 if up_bias is None else up_bias)
+    return ACTIVATIONS[act](gate, up).astype(np.float32)
+
+
 def route(
     logits: F32,
     n_used: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qtransformers.nn.attention import attention
 from qtransformers.nn.linear import embedding, linear, linears
-from qtransformers.nn.mlp import swiglu
+from qtransformers.nn.mlp import gated, swiglu
 from qtransformers.nn.moe import moe, route
 from qtransformers.nn.norm import rms_norm
 from qtransformers.nn.rope import rope, rope_frequencies
@@ -12,6 +12,7 @@ from qtransformers.nn.rope import rope, rope_frequencies
 __all__ = [
     "attention",
     "embedding",
+    "gated",
     "linear",
     "linears",
     "moe",

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from qtransformers.checks import flag, real, shown, text, whole
+from qtransformers.checks import flag, real, shown, size, text, whole
 from qtransformers.errors import ConfigError
 
 HUGE = pytest.param(10**6000, id="huge")  # more digits than Python prints
@@ -39,3 +39,16 @@ def test_flag_and_text():
 def test_shown_is_short_and_never_raises():
     assert shown("x" * 500) == "'" + "x" * 56 + "..."
     assert shown(10**6000) == "a int"
+
+
+@pytest.mark.parametrize(
+    "text, n", [("24GiB", 24 << 30), ("24G", 24 << 30), ("1.5GB", 1_500_000_000), ("7", 7), ("512 mb", 512_000_000), (5, 5), ("1TiB", 1 << 40)]
+)  # fmt: skip
+def test_sizes(text, n):
+    assert size("ram", text) == n
+
+
+@pytest.mark.parametrize("bad", ["-1", "12XB", "NaN", "inf", "", "0", 0, -1, True, 1.5, None, "1e9", "٣GiB", "9" * 30 + "GiB", "9999999TiB", ".5G", "1GiB GiB"])  # fmt: skip
+def test_sizes_that_are_none(bad):
+    with pytest.raises(ConfigError, match=r"^ram=.*expected an amount of memory such as 24GiB"):
+        size("ram", bad)

@@ -1,3 +1,8 @@
+import mmap
+
+import numpy as np
+import pytest
+
 from qtransformers import machine
 
 
@@ -39,3 +44,56 @@ def test_this_machine_has_cores_and_a_name():
     found = machine.cores()
     assert 1 <= found.usable <= found.installed
     assert machine.cpu_name()
+
+
+def test_what_a_cgroup_has_left_counts_its_page_cache_as_free(tmp_path):
+    write(tmp_path, "proc/meminfo", MEMINFO)
+    write(tmp_path, "proc/self/cgroup", "0::/user/box\n")
+    write(tmp_path, "sys/fs/cgroup/user/box/memory.max", "1000000\n")
+    write(tmp_path, "sys/fs/cgroup/user/box/memory.current", "700000\n")
+    write(tmp_path, "sys/fs/cgroup/user/box/memory.stat", "anon 100000\nactive_file 250000\ninactive_file 150000\n")
+    found = machine.memory(tmp_path)
+    assert (found.limit, found.room, found.usable) == (1000000, 700000, 700000)
+
+
+def test_the_tightest_of_the_cgroups_around_counts(tmp_path):
+    write(tmp_path, "proc/meminfo", MEMINFO)
+    write(tmp_path, "proc/self/cgroup", "0::/user/box\n")
+    write(tmp_path, "sys/fs/cgroup/user/box/memory.max", "max\n")
+    write(tmp_path, "sys/fs/cgroup/user/memory.max", "500000\n")
+    write(tmp_path, "sys/fs/cgroup/user/memory.current", "450000\n")
+    assert machine.memory(tmp_path).usable == 50000
+
+
+def test_version_1_with_a_path_of_its_own(tmp_path):
+    write(tmp_path, "proc/meminfo", MEMINFO)
+    write(tmp_path, "proc/self/cgroup", "5:cpu:/x\n4:memory:/docker/abc\n0::/\n")
+    write(tmp_path, "sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes", "2000000\n")
+    write(tmp_path, "sys/fs/cgroup/memory/docker/abc/memory.usage_in_bytes", "1500000\n")
+    write(tmp_path, "sys/fs/cgroup/memory/docker/abc/memory.stat", "total_inactive_file 300000\ntotal_active_file 0\n")
+    write(tmp_path, "sys/fs/cgroup/memory/memory.limit_in_bytes", str(2**63 - 4096))
+    found = machine.memory(tmp_path)
+    assert (found.limit, found.room) == (2000000, 800000)
+
+
+def test_a_path_out_of_the_tree_is_not_followed(tmp_path):
+    write(tmp_path, "proc/meminfo", MEMINFO)
+    write(tmp_path, "proc/self/cgroup", "0::/../..\n")
+    write(tmp_path, "sys/memory.max", "1\n")
+    assert machine.memory(tmp_path).limit is None
+
+
+def test_resident_memory_of_this_process():
+    before = machine.resident()
+    if before is None:
+        pytest.skip("no /proc here")
+    block = np.ones(32 << 20, np.uint8)
+    assert machine.resident() - before >= 0.9 * block.nbytes
+
+
+def test_what_of_a_file_is_in_memory(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"x" * 100_000)
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert machine.in_cache(mapped) in (100_000, None)
+        assert machine.huge_mapped(path) in (0, None)

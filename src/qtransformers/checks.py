@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -59,3 +60,19 @@ def text(name: str, value: Any) -> str:
             f"{name} has a lone surrogate at character {e.start}, which is no text. Decode it with errors='replace' first."
         ) from None
     return value
+
+
+_UNITS = {unit + tail: base**i for tail, base in (("", 1024), ("IB", 1024), ("B", 1000)) for i, unit in enumerate(("", "K", "M", "G", "T")) if unit or tail != "IB"}  # fmt: skip
+MAX_SIZE = 1 << 60  # bytes
+
+
+def size(name: str, value: Any) -> int:
+    """`value` in bytes: a whole number, or text such as `24GiB`, `24G` (the same), `24GB` (10^9); at least 1."""
+    found = value
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", value, re.ASCII)
+        scale = _UNITS.get(match[2].upper()) if match else None
+        found = round(float(match[1]) * scale) if match and scale else None
+    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= MAX_SIZE:
+        raise ConfigError(f"{name}={shown(value)}; expected an amount of memory such as 24GiB or 500MB.")
+    return found

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from qtransformers.settings import usable_cores
 
-_CGROUP_MEMORY = ("memory.max", "memory/memory.limit_in_bytes")  # version 2, version 1
+_CGROUPS = "sys/fs/cgroup"
 _NO_LIMIT = 1 << 60  # version 1 says "unlimited" as a huge number
+
+
+@dataclass(frozen=True)
+class _Controller:
+    """The files of a version of cgroups, and its names of page cache, which gives way."""
+
+    folder: str
+    limit: str
+    used: str
+    cached: tuple[str, ...]
+
+
+_V2 = _Controller("", "memory.max", "memory.current", ("inactive_file", "active_file"))
+_V1 = _Controller(
+    "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
+)
 
 
 @dataclass(frozen=True)
@@ -18,13 +39,14 @@ class Memory:
     """Bytes of main memory."""
 
     total: int | None
-    available: int | None  # what new processes may take without swapping
-    limit: int | None  # the cgroup's, None when there is none
+    available: int | None  # what new processes may take without swapping; page cache gives way and counts as such
+    limit: int | None  # the tightest of the cgroup and those around it, None when there is none
+    room: int | None = None  # what that cgroup has left, its page cache counted as free
 
     @property
     def usable(self) -> int | None:
         """The least of what is available and what the cgroup allows."""
-        known = [n for n in (self.available, self.limit) if n is not None]
+        known = [n for n in (self.available, self.limit if self.room is None else self.room) if n is not None]
         return min(known) if known else None
 
 
@@ -56,10 +78,74 @@ def memory(root: Path = Path("/")) -> Memory:
         name, _, value = line.partition(":")
         if value.split()[1:] == ["kB"]:
             found[name] = int(value.split()[0]) * 1024
-    limit = next((n for name in _CGROUP_MEMORY if (n := _number(root / "sys/fs/cgroup" / name)) is not None), None)
-    if limit is not None and limit >= _NO_LIMIT:
-        limit = None
-    return Memory(found.get("MemTotal"), found.get("MemAvailable"), limit)
+    groups = [(limit, left) for limit, left in _cgroups(root) if limit < _NO_LIMIT]
+    limit = min((limit for limit, _ in groups), default=None)
+    room = min((left for _, left in groups if left is not None), default=None)
+    return Memory(found.get("MemTotal"), found.get("MemAvailable"), limit, room)
+
+
+def resident() -> int | None:
+    """Bytes of main memory that this process has in use, files it has mapped included."""
+    for line in _lines("/proc/self/statm"):
+        return int(line.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def in_cache(mapped: mmap.mmap) -> int | None:
+    """Bytes of a mapped file that are in the page cache; None where the system does not say."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        mincore = libc.mincore
+    except (OSError, AttributeError):
+        return None
+    view = np.frombuffer(mapped, np.uint8)
+    found, step = 0, 1 << 30
+    for start in range(0, len(view), step):
+        part = view[start : start + step]
+        pages = np.zeros(-(-len(part) // mmap.PAGESIZE), np.uint8)
+        if mincore(ctypes.c_void_p(part.ctypes.data), ctypes.c_size_t(len(part)), ctypes.c_void_p(pages.ctypes.data)):
+            return None
+        found += int((pages & 1).sum()) * mmap.PAGESIZE
+    return min(found, len(view))
+
+
+def huge_mapped(path: Path) -> int | None:
+    """Bytes of a file that this process has mapped in huge pages (FilePmdMapped); None where the system does not say."""
+    total, inside = None, False
+    for line in _lines("/proc/self/smaps"):
+        head = line.split(None, 5)
+        if "-" in head[0]:
+            inside = len(head) > 5 and head[5] == str(path.resolve())
+        elif inside and head[0] == "FilePmdMapped:":
+            total = (total or 0) + int(head[1]) * 1024
+    return total
+
+
+def _cgroups(root: Path) -> Iterator[tuple[int, int | None]]:
+    """Limit and what is left of it, of the cgroup of this process and each one around it that has a limit."""
+    for kind, path in _memberships(root):
+        folder = root / _CGROUPS / kind.folder
+        around = [p for p in (path, *path.parents) if ".." not in p.parts]
+        for part in dict.fromkeys((*around, Path("/"))):
+            here = folder / part.relative_to("/")
+            limit, used = _number(here / kind.limit), _number(here / kind.used)
+            if limit is None:
+                continue
+            stat = dict(line.split(None, 1) for line in _lines(here / "memory.stat") if " " in line)
+            cached = sum(int(stat[name]) for name in kind.cached if stat.get(name, "").isdigit())
+            yield limit, None if used is None else max(0, limit - max(0, used - cached))
+
+
+def _memberships(root: Path) -> Iterator[tuple[_Controller, Path]]:
+    """The cgroup of this process in either version, the root where the system does not say."""
+    found = {0: Path("/"), 1: Path("/")}
+    for line in _lines(root / "proc/self/cgroup"):
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if path.startswith("/") and (number == "0" or "memory" in controllers.split(",")):
+            found[0 if number == "0" else 1] = Path(path)
+    yield _V2, found[0]
+    yield _V1, found[1]
 
 
 def huge_pages() -> str | None:

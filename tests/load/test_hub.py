@@ -1,106 +1,21 @@
 """The Hub, played by a small server on loopback: what is asked of it, and how its failures are told."""
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
 
+from hub_server import COMMIT, HubServer
 from qtransformers.errors import ModelNotFoundError, NetworkError
 from qtransformers.load.hub import DEMO, Hub, Listing, choose, parse_reference, quants, resolve_model
 from qtransformers.load.source import resolve
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHT = 16_000_000_000  # bytes that the listing claims and nobody may fetch
 SECONDS = 12  # every failure is told within
-
-
-class HubServer(ThreadingHTTPServer):
-    """Repositories as {name: {file: bytes, or an int: the size of a file never to be asked for}}."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.repos = {}
-        self.gated, self.needs_token, self.drops = set(), set(), ""
-        self.asked = []
-        self.tokens = []
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def files_asked(self):
-        return {path.split(f"/resolve/{COMMIT}/")[-1].split("/resolve/main/")[-1] for path in self.asked if "/resolve/" in path}  # fmt: skip
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def answer(self, body):
-        hub = self.server
-        path = unquote(self.path.partition("?")[0])
-        hub.asked.append(path)
-        hub.tokens.append(self.headers.get("authorization"))
-        what = "listing" if path.startswith("/api/") else "file" if body else "head"
-        if hub.drops == what:
-            self.close_connection = True
-            return self.connection.close()
-        api = path.startswith("/api/models/")
-        parts = path.removeprefix("/api/models/").strip("/").split("/")
-        repo = "/".join(parts[:2])
-        files = hub.repos.get(repo)
-        if files is None or (repo in hub.needs_token and self.headers.get("authorization") != "Bearer hf_right"):
-            return self.refuse(401 if repo in hub.needs_token else 404, "RepoNotFound")
-        if len(parts) > 3 and parts[3] not in ("main", COMMIT):
-            return self.refuse(404, "RevisionNotFound")
-        if api:
-            siblings = [{"rfilename": n, "size": f if isinstance(f, int) else len(f)} for n, f in files.items()]
-            return self.send(json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}).encode())  # fmt: skip
-        if repo in hub.gated:
-            return self.refuse(403, "GatedRepo")
-        content = files.get("/".join(parts[4:]))
-        if not isinstance(content, bytes):
-            return self.refuse(404, "EntryNotFound")
-        if hub.drops == "middle" and body:
-            self.send(content[: len(content) // 2], length=len(content))
-            self.close_connection = True
-            return None
-        return self.send(content)
-
-    def send(self, content, length=None):
-        self.send_response(200)
-        self.send_header("Content-Length", str(length or len(content)))
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-            self.wfile.flush()
-
-    def refuse(self, status, code):
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Error-Message", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
@@ -117,6 +32,7 @@ def server(data):
     }  # fmt: skip
     threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True).start()
     yield hub
+    hub.done.set()
     hub.shutdown()
     hub.server_close()
 

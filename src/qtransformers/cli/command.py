@@ -18,6 +18,7 @@ from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransfor
 VERBS = {
     "run": "chat with a model, or get one answer",
     "show": "what is in a GGUF file",
+    "plan": "whether a model fits, and what would make it fit",
     "convert": "make a GGUF file from a Hugging Face model",
     "bench": "speed against the machine's limits",
     "doctor": "check this machine and this installation",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qtransformers.checks import size
 from qtransformers.errors import ConfigError
 from qtransformers.settings import PREFIX, flag_from_env
 
@@ -44,6 +45,21 @@ def number(minimum: float, maximum: float = float("inf")) -> Callable[[str], flo
     return parse
 
 
+def memory(text: str) -> int:
+    """A parser of amounts of memory, to bytes."""
+    try:
+        return size("it", text)
+    except ConfigError:
+        raise argparse.ArgumentTypeError(
+            f"{text[:60]!r}; expected an amount of memory such as 24GiB or 500MB"
+        ) from None
+
+
+def memories(text: str) -> tuple[int, ...]:
+    """A parser of a list of amounts, separated by commas."""
+    return tuple(memory(part) for part in text.split(","))
+
+
 @dataclass(frozen=True)
 class Flag:
     """One flag; `kind` None means a switch."""
@@ -75,11 +91,14 @@ _ROWS = (
     Flag(("--color",), "colour on stderr (default: auto; NO_COLOR is honoured)", str, choices=("auto", "on", "off"), default="auto"),
     # what to load
     Flag(("--model-path",), "tokenizer, chat template and config from this directory or Hub id; weights from MODEL", str, "PATH"),
-    Flag(("-c", "--ctx-size"), "context length in tokens (default: the model's)", integer(1), "N", field="context_length"),
+    Flag(("-c", "--context", "--ctx-size"), "context length in tokens (default: the model's)", integer(1), "N", field="context_length"),
     Flag(("--cache",), "type of the key-value cache: f16 or f32 (default: f16)", str, "TYPE"),
     Flag(("--accuracy",), "of products with quantised weights: exact, high or fast (default: high)", str, "LEVEL"),
     Flag(("-t", "--threads"), "worker threads (default: one per usable core)", integer(1), "N"),
     Flag(("--pre",), "name of the pre-tokenizer, where the file's own is unknown or wrong", str, "NAME"),
+    # the machine to plan for
+    Flag(("--ram",), "main memory to plan for (default: what is available here)", memory, "SIZE"),
+    Flag(("--vram",), "memory of the GPU to plan for, of several separated by commas (default: none)", memories, "SIZE[,SIZE...]"),
     # what to say
     Flag(("--prompt-format",), "chat format for files without a template: a name, or a jinja file", str, "NAME|FILE"),
     Flag(("--system",), "system message", str, "TEXT"),
@@ -118,10 +137,11 @@ def add_flags(parser: argparse.ArgumentParser, *names: str, env: Mapping[str, st
         flag = FLAGS[name]
         default = _from_env(flag, env)
         if flag.kind is None:
-            parser.add_argument(*flag.spellings, action="store_true", default=default, help=flag.help)
+            parser.add_argument(*flag.spellings, dest=flag.dest, action="store_true", default=default, help=flag.help)
         else:
             parser.add_argument(
                 *flag.spellings,
+                dest=flag.dest,
                 type=flag.kind,
                 choices=flag.choices,
                 metavar=flag.metavar,

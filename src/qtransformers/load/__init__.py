@@ -116,6 +116,32 @@ def prepare(
     logits_rows: int = LOGITS_ROWS,
 ) -> Prepared:
     """Hyperparameters and plan, from headers and config.json alone; one error with every problem of either."""
+    found = examine(
+        sources, context_length=context_length, cache=cache, prefill_chunk=prefill_chunk, logits_rows=logits_rows
+    )
+    raise_problems(found.headline, found.problems)
+    assert found.prepared is not None  # without it there is a problem
+    return found.prepared
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """What headers and config.json tell of a model: a plan, or the problems in the way of one."""
+
+    headline: str
+    problems: list[Problem]
+    prepared: Prepared | None = None
+
+
+def examine(
+    sources: Sources,
+    *,
+    context_length: int | None = None,
+    cache: str = "f16",
+    prefill_chunk: int = PREFILL_CHUNK,
+    logits_rows: int = LOGITS_ROWS,
+) -> Examined:
+    """As `prepare`, with the problems of a model as a list; LoadError and UnsupportedError where it is none we could judge."""
     gguf = sources.gguf
     if gguf is None:
         raise _no_weights(sources)
@@ -136,12 +162,12 @@ def prepare(
     hparams, more = read_hparams(spec, file, gguf.metadata, rows, said)
     headline = f"{file} cannot be loaded" + (f" with {config_file}" if config else "")
     if any(p.grade == "unsupported" for p in more):
-        raise_problems(headline, more)  # its tensors and its config are another kind of model's
+        return Examined(headline, more)  # its tensors and its config are another kind of model's
     problems += more
     if config:
         problems += disagreements(spec, hparams, file, architecture, said, config, config_file)
     if {p.name for p in spec.hparams} - hparams.keys():
-        raise_problems(headline, problems)  # without all sizes nothing can be said about tensors
+        return Examined(headline, problems)  # without all sizes nothing can be said about tensors
     notes = [*(p.text for p in problems if p.grade == "warning"), *_unread(spec, architecture, gguf)]
     plan, misfits = make_plan(
         spec,
@@ -157,8 +183,7 @@ def prepare(
     problems += (Problem(f"{file}: {p.text}", p.grade) for p in misfits)
     if config and not misfits:
         problems += tensor_disagreements(spec, hparams, gguf.tensors, file, config, config_file)
-    raise_problems(headline, problems)
-    return Prepared(spec, hparams, plan)
+    return Examined(headline, problems, Prepared(spec, hparams, plan))
 
 
 def load_tokenizer(sources: Sources, *, pre: str | None = None, rows: int | None = None) -> Tokenizer:

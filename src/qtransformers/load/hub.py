@@ -6,13 +6,16 @@ huggingface_hub itself honours HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from qtransformers.errors import ModelNotFoundError, NetworkError, QTransformersError
+from qtransformers.gguf.headers import HeaderFile
+from qtransformers.load.download import Progress, Remote, locate, store
 from qtransformers.load.files import ALLOWED, ALLOWED_BYTES, full_weights, is_allowed, looked_up, size_text
 from qtransformers.settings import Settings
 
@@ -103,11 +106,26 @@ def fetch_auxiliary(ref: Reference, hub: Hub) -> Fetched:
     return Fetched(directory, fetched, full_weights(listing.sizes))
 
 
-def resolve_model(reference: str, settings: Settings | None = None, hub: Hub | None = None) -> Path:
+def resolve_model(
+    reference: str,
+    settings: Settings | None = None,
+    hub: Hub | None = None,
+    check: Callable[[HeaderFile], None] | None = None,
+    progress: Progress | None = None,
+) -> Path:
     """The GGUF file or folder that MODEL stands for: a path, `demo`, or `user/repo[:QUANT]`, downloaded when needed.
 
-    Raises ModelNotFoundError (with the quants there are) and NetworkError.
+    Before a download `check` sees the header of the model, and may raise. Raises ModelNotFoundError (with the quants
+    there are) and NetworkError.
     """
+    path = local_model(reference)
+    if path is not None:
+        return path
+    return fetch_gguf(the_reference(reference), hub or the_hub(settings), check, progress)
+
+
+def local_model(reference: str) -> Path | None:
+    """The path that MODEL stands for; None for what is not on this disk."""
     if reference == "demo":
         if not DEMO.is_file():
             raise ModelNotFoundError(
@@ -115,29 +133,102 @@ def resolve_model(reference: str, settings: Settings | None = None, hub: Hub | N
             )
         return DEMO
     path = looked_up("model", reference)
-    if path.exists():
-        return path
-    ref = parse_reference(reference)
+    return path if path.exists() else None
+
+
+def the_reference(text: str) -> Reference:
+    """`user/repo` with what follows it; ModelNotFoundError where a text is neither that nor a path."""
+    ref = parse_reference(text)
     if ref is None:
         raise ModelNotFoundError(
-            f"{reference}: no such file or folder. Expected a path, `demo`, or a Hub repository such as user/repo:{DEFAULT_QUANT}."
+            f"{text}: no such file or folder. Expected a path, `demo`, or a Hub repository such as user/repo:{DEFAULT_QUANT}."
         )
-    return fetch_gguf(ref, hub or Hub(offline=(settings or Settings.from_env()).offline))
+    return ref
 
 
-def fetch_gguf(ref: Reference, hub: Hub) -> Path:
-    """Bring one quant of a GGUF repository into the cache, all its shards; the path of the file or first shard."""
+def the_hub(settings: Settings | None = None) -> Hub:
+    """The Hub as the environment says."""
+    return Hub(offline=(settings or Settings.from_env()).offline)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One quantisation on the Hub: its files, and all there are of the repository."""
+
+    ref: Reference
+    listing: Listing
+    names: list[str]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its files."""
+        return sum(self.listing.sizes[name] for name in self.names)
+
+
+def find_offer(ref: Reference, hub: Hub) -> Offer:
+    """The quantisation a reference names, by one request for the listing."""
+    listing = list_files(ref, hub)
+    return Offer(ref, listing, choose(listing, ref))
+
+
+def read_header(offer: Offer, hub: Hub) -> HeaderFile:
+    """The headers of all its files, by range requests; no weights are fetched."""
+    with _plain_errors(offer.ref):
+        remotes = [_remote(offer, name, hub) for name in offer.names]
+        return HeaderFile(offer.names, [r.size for r in remotes], [r.part for r in remotes], str(offer.ref))
+
+
+def fetch_gguf(
+    ref: Reference,
+    hub: Hub,
+    check: Callable[[HeaderFile], None] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Bring one quant of a GGUF repository into the cache, all its shards; the path of the file or first shard.
+
+    An interrupted download is continued, and what came is held against the listed hash.
+    """
     try:
-        listing = list_files(ref, hub)
+        offer = find_offer(ref, hub)
     except NetworkError:
         directory = _cached_directory(ref, hub)
         if directory is None:
             raise
         listing = Listing(directory.name, {p.relative_to(directory).as_posix(): 0 for p in directory.rglob("*.gguf")})
         return directory / choose(listing, ref)[0]
-    names = choose(listing, ref)
-    paths, _ = _download(ref, listing, {name: listing.sizes[name] for name in names}, hub, workers=1)
-    return paths[names[0]]
+    snapshot = repository_folder(ref.repo, hub) / "snapshots" / offer.listing.commit
+    missing = [name for name in offer.names if not (snapshot / name).is_file()]
+    if missing and check:
+        check(read_header(offer, hub))
+    at_hand = offer.nbytes - sum(offer.listing.sizes[name] for name in missing)
+    with _plain_errors(ref):
+        for name in missing:
+            show = partial(_of_all, progress, at_hand, offer.nbytes)
+            store(_remote(offer, name, hub), repository_folder(ref.repo, hub), offer.listing.commit, show)
+            at_hand += offer.listing.sizes[name]
+    _name_commit(ref, offer.listing.commit, hub)
+    return snapshot / offer.names[0]
+
+
+def _of_all(progress: Progress | None, before: int, everything: int, done: int, total: int) -> None:
+    """Report what of one file is done as a part of all files."""
+    if progress:
+        progress(before + done, everything)
+
+
+def _remote(offer: Offer, name: str, hub: Hub) -> Remote:
+    from huggingface_hub import hf_hub_url
+
+    url = hf_hub_url(offer.ref.repo, name, revision=offer.listing.commit, endpoint=hub.endpoint)
+    return locate(url, name, hub.token, hub.timeout)
+
+
+def _name_commit(ref: Reference, commit: str, hub: Hub) -> None:
+    """Note which commit a branch was at, so that offline it is found."""
+    if ref.revision != commit:
+        named = repository_folder(ref.repo, hub) / "refs" / ref.revision
+        named.parent.mkdir(parents=True, exist_ok=True)
+        named.write_text(commit, encoding="utf-8")
 
 
 def choose(listing: Listing, ref: Reference) -> list[str]:
@@ -224,11 +315,21 @@ def _download(
     return paths, sum(wanted[name] for name in missing)
 
 
-def _cached_directory(ref: Reference, hub: Hub) -> Path | None:
-    """The snapshot of a repository in the cache, whose layout is huggingface_hub's public one."""
+def cache_folder(hub: Hub) -> Path:
+    """Where huggingface_hub keeps what it fetched."""
     from huggingface_hub import constants
 
-    folder = (hub.cache_dir or Path(constants.HF_HUB_CACHE)) / f"models--{ref.repo.replace('/', '--')}"
+    return hub.cache_dir or Path(constants.HF_HUB_CACHE)
+
+
+def repository_folder(repo: str, hub: Hub) -> Path:
+    """The folder of a repository in the cache, whose layout is huggingface_hub's public one."""
+    return cache_folder(hub) / f"models--{repo.replace('/', '--')}"
+
+
+def _cached_directory(ref: Reference, hub: Hub) -> Path | None:
+    """The snapshot of a repository in the cache."""
+    folder = repository_folder(ref.repo, hub)
     named = folder / "refs" / ref.revision
     commit = named.read_text(encoding="utf-8").strip() if named.is_file() else ref.revision
     directory = folder / "snapshots" / commit

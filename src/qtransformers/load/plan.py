@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from qtransformers.archs.spec import ArchSpec, Problem, Slot
-from qtransformers.cache.pages import CODECS, PAGE_TOKENS, check_codec
+from qtransformers.cache.pages import check_codec
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.table import why_not
-from qtransformers.load.files import size_text
+from qtransformers.load.files import memory_text
 from qtransformers.load.findings import LAYER, Findings, template
+from qtransformers.load.footprint import Block, CacheShape, cache_bytes, program_bytes, temporaries
 from qtransformers.tensor import QTensor
 from qtransformers.types import QuantType
 
 PREFILL_CHUNK = 512  # tokens of a prompt that one forward pass takes
 LOGITS_ROWS = 1
 DECODED_ROLES = ("norm", "state")  # small tensors that models read as arrays, of whatever shape
+NO_CACHE = CacheShape(0, 0, 0, 0)
 _OTHER = "The file is incomplete or of another architecture: download or convert it again"
 
 
@@ -33,6 +36,16 @@ class PlannedTensor:
     nbytes: int
     place: str  # a device, or `mmap` for what stays in the page cache
     kernel: str
+
+    @property
+    def role(self) -> str:
+        """What placement knows it by."""
+        return self.slot.spec.role
+
+    @property
+    def device(self) -> str:
+        """The device whose memory holds it; what is mapped is in main memory."""
+        return "cpu" if self.place == "mmap" else self.place
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,10 @@ class LoadPlan:
     weights_bytes: int
     cache_bytes: int  # with every page in use
     activations_bytes: int  # peak of one forward pass
+    program_bytes: int = 0  # interpreter, library, tokenizer
+    cache_shape: CacheShape = NO_CACHE
+    cache_places: tuple[str, ...] = ()  # the device of each layer's keys and values, where not all are the CPU's
+    runnable: bool = True  # False: the bytes are counted, but this version cannot run it
     warnings: tuple[str, ...] = ()
 
     @property
@@ -55,22 +72,40 @@ class LoadPlan:
         """Weights, full cache and peak temporaries."""
         return self.weights_bytes + self.cache_bytes + self.activations_bytes
 
-    def text(self) -> str:
-        """A summary for people, one line a role and type."""
+    @property
+    def parameters(self) -> int:
+        """Weights by number."""
+        return sum(math.prod(t.shape) for t in self.tensors)
+
+    def weights_on(self, device: str) -> int:
+        """Bytes of weights in the memory of a device."""
+        return sum(t.nbytes for t in self.tensors if t.device == device)
+
+    def cache_on(self, device: str) -> int:
+        """Bytes of keys and values, with every page in use, in the memory of a device."""
+        if not self.cache_places:
+            return self.cache_bytes if device == "cpu" else 0
+        return self.cache_bytes * self.cache_places.count(device) // len(self.cache_places)
+
+    def rows(self) -> list[str]:
+        """The tensors for people, one line a role, type and place."""
         groups: dict[tuple[str, str, str, str], list[PlannedTensor]] = {}
         for t in self.tensors:
-            groups.setdefault((t.slot.spec.role, t.type.name, t.place, t.kernel), []).append(t)
-        rows = [
-            f"  {role:<12} {type_name:<8} {len(ts):>5} tensors {size_text(sum(t.nbytes for t in ts)):>9}  {place:<6} {kernel}"
+            groups.setdefault((t.role, t.type.name, t.place, t.kernel), []).append(t)
+        return [
+            f"  {role:<14} {type_name:<8} {len(ts):>5} tensors {memory_text(sum(t.nbytes for t in ts)):>10}  {place:<6} {kernel}".rstrip()
             for (role, type_name, place, kernel), ts in groups.items()
         ]
+
+    def text(self) -> str:
+        """A summary for people."""
         return "\n".join(
             (
                 f"{self.file} ({self.architecture})",
-                *rows,
-                f"weights {size_text(self.weights_bytes)} (mapped, not copied), "
-                f"cache {size_text(self.cache_bytes)} ({self.context_length} tokens, {self.cache}), "
-                f"temporaries {size_text(self.activations_bytes)}",
+                *self.rows(),
+                f"weights {memory_text(self.weights_bytes)} (mapped, not copied), "
+                f"cache {memory_text(self.cache_bytes)} ({self.context_length} tokens, {self.cache}), "
+                f"temporaries {memory_text(self.activations_bytes)}",
                 *self.warnings,
             )
         )
@@ -108,6 +143,8 @@ def make_plan(
         weights_bytes=sum(t.nbytes for t in planned),
         cache_bytes=cache_bytes(hparams, context, cache),
         activations_bytes=activations_bytes(spec, hparams, min(prefill_chunk, context), logits_rows),
+        program_bytes=program_bytes(hparams["vocab_size"]),
+        cache_shape=CacheShape.of(hparams),
         warnings=tuple(warnings),
     )
     return plan, problems
@@ -162,28 +199,15 @@ def kernel_of(slot: Slot, type: QuantType) -> tuple[str, str]:
     return f"{operation} {type.name}", ""
 
 
-def cache_bytes(hparams: Mapping[str, int], context_length: int, codec: str) -> int:
-    """Keys and values of `context_length` tokens, in whole pages."""
-    tokens = -(-context_length // PAGE_TOKENS) * PAGE_TOKENS
-    per_token = hparams["n_layers"] * hparams["n_kv_heads"] * (hparams["head_dim"] + hparams["head_dim_v"])
-    return tokens * per_token * CODECS[codec].itemsize
-
-
 def activations_bytes(spec: ArchSpec, hparams: Mapping[str, int], rows: int, logits_rows: int) -> int:
-    """Peak of F32 temporaries in a forward pass of `rows` tokens.
-
-    In a sublayer: the residual stream and its norm, what the sublayer's matrices put out, and what the last one takes in.
-    At the end: the last norm and the logits.
-    """
-    outputs: dict[str, int] = {}
-    widest: dict[str, int] = {}
-    for t in spec.layer_tensors:
-        if len(t.shape) == 2:
-            n_out, n_in = Slot(t, 0, "weight").shape(hparams)
-            outputs[t.role] = outputs.get(t.role, 0) + n_out
-            widest[t.role] = max(widest.get(t.role, 0), n_in)
-    sublayer = 2 * hparams["n_embd"] + max((outputs[role] + widest[role] for role in outputs), default=0)
-    return 4 * max(rows * sublayer, logits_rows * (2 * hparams["n_embd"] + hparams["vocab_size"]))
+    """Peak of temporaries in a forward pass of `rows` tokens; see footprint.temporaries."""
+    blocks = [
+        Block(t.role, 0, ((out, n_in),))
+        for t in spec.layer_tensors
+        if len(t.shape) == 2
+        for out, n_in in (Slot(t, 0, "weight").shape(hparams),)
+    ]
+    return temporaries(hparams["n_embd"], hparams["vocab_size"], blocks, rows, logits_rows)
 
 
 def _context(wanted: int | None, trained: int) -> int:

@@ -1,0 +1,111 @@
+"""Whether a model fits, before a byte of its weights is read: every problem of the file, bytes by device, what would help.
+
+Of a model on the Hub only headers are fetched. Ends with 0 when it fits, 4 when it cannot be loaded, 5 when it does not fit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from qtransformers.cli.flags import add_flags
+from qtransformers.cli.terminal import painter, printable, table
+
+if TYPE_CHECKING:
+    from qtransformers.load.fit import Fit, Need
+    from qtransformers.load.plan import LoadPlan
+    from qtransformers.load.survey import Survey
+
+COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red", "unknown": "yellow"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, how it would be loaded, and the machine."""
+    parser.add_argument("model", metavar="MODEL", help="a GGUF file or folder, `demo`, or user/repo:QUANT from the Hub")
+    add_flags(parser, "model-path", "ctx-size", "cache", "ram", "vram", "json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan on stdout."""
+    from qtransformers import machine
+    from qtransformers.load.fit import Budget, fit
+    from qtransformers.load.survey import find_sources, survey
+
+    budget = Budget.of(machine.memory(), args.ram, args.vram)
+    sources, others = find_sources(args.model, args.model_path)
+    found = survey(sources, others, context_length=args.ctx_size, cache=args.cache or "f16")
+    result = fit(found.plan, budget, found.others)
+    if args.json:
+        json.dump(as_json(found, result), sys.stdout, indent=2)
+        print()
+    else:
+        print("\n".join(printable(line) for line in as_text(found, result, args.color)))
+    return 4 if found.problems else 5 if result.verdict == "does not fit" else 0
+
+
+def as_json(found: Survey, result: Fit) -> dict[str, Any]:
+    """The plan for other programs; bytes throughout."""
+    plan = found.plan
+    return {
+        "file": plan.file,
+        "architecture": plan.architecture,
+        "runnable": plan.runnable,
+        "problems": [p.text for p in found.problems],
+        "warnings": list(plan.warnings),
+        "parameters": plan.parameters,
+        "context_length": plan.context_length,
+        "cache": plan.cache,
+        "weights": plan.weights_bytes,
+        "keys_and_values": plan.cache_bytes,
+        "temporaries": plan.activations_bytes,
+        "program": plan.program_bytes,
+        **result.as_json(),
+    }
+
+
+def as_text(found: Survey, result: Fit, color: str = "auto") -> list[str]:
+    """The plan for people, as lines."""
+    plan, paint = found.plan, painter(color, sys.stdout)
+    bits = 8 * plan.weights_bytes / max(1, plan.parameters)
+    lines = [paint("bold", f"{plan.file}: {plan.architecture}, {_count(plan.parameters)} parameters, {bits:.2f} bits a weight")]  # fmt: skip
+    if found.problems:
+        lines += [
+            "",
+            paint("red", f"cannot be loaded, {len(found.problems)} problem{'s' * (len(found.problems) > 1)}:"),
+        ]
+        lines += [f"  {p.text}" for p in found.problems]
+    lines += ["", *plan.rows()]
+    for need in result.needs:
+        lines += ["", paint("bold", "main memory" if need.device == "cpu" else need.device), *_need(plan, need)]
+    lines += [*plan.warnings, ""]
+    verdict = {"unknown": "unknown: the system does not say how much memory there is"}.get(
+        result.verdict, result.verdict
+    )
+    note = f". {result.note}." if result.note else ""
+    lines.append(f"{paint(COLOURS[result.verdict], verdict)}{note}")
+    for remedy in result.remedies:
+        flags = f": {paint('bold', remedy.flags)}" if remedy.flags else ""
+        lines.append(f"  {remedy.text}{flags}")
+    return lines
+
+
+def _count(n: int) -> str:
+    return f"{n / 1e9:.3g} billion" if n >= 1e9 else f"{n / 1e6:.3g} million"
+
+
+def _need(plan: LoadPlan, need: Need) -> list[str]:
+    from qtransformers.load.files import memory_text as text
+
+    each = plan.cache_shape.bytes(256, plan.cache) // 256
+    main = need.device == "cpu"
+    rows = [
+        ("weights as stored", need.weights, "mapped: one copy, in the page cache" if main else "copied"),
+        ("keys and values", need.cache, f"{plan.context_length:,} tokens in {plan.cache}, {text(each)} a token"),
+        ("peak temporaries", need.activations, "of one forward pass"),
+        ("program, vocabulary", need.program, ""),
+        ("for the system", need.system, "page tables, and what should stay free" if main else "the driver's context"),
+    ]
+    lines = table([(what, text(n), why) for what, n, why in rows if n], right=(1,))
+    have = "" if need.have is None else f"; there are {text(need.have)}"
+    return [*lines, f"  {text(need.model)}, {text(need.model + need.system)} with what the system needs{have}"]

@@ -1,0 +1,70 @@
+"""What there is to say about a model before it is loaded, also where it cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from qtransformers.archs.spec import Problem
+from qtransformers.errors import UnsupportedError
+from qtransformers.load import examine
+from qtransformers.load.hub import Hub, find_offer, local_model, quants, read_header, the_hub, the_reference
+from qtransformers.load.outline import outline
+from qtransformers.load.plan import PREFILL_CHUNK, LoadPlan
+from qtransformers.load.source import Report, Sources, resolve
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """A plan, whatever is wrong with the model, and other quantisations beside it (bytes by name)."""
+
+    plan: LoadPlan
+    problems: tuple[Problem, ...]
+    others: dict[str, int]
+
+
+def find_sources(
+    model: str, model_path: str | Path | None = None, hub: Hub | None = None
+) -> tuple[Sources, dict[str, int]]:
+    """The files of MODEL and bytes of its other quantisations by name; of a model on the Hub only headers are read."""
+    path = local_model(model)
+    if path is not None:
+        return resolve(path, model_path, hub=hub), {}
+    hub = hub or the_hub()
+    offer = find_offer(the_reference(model), hub)
+    header = read_header(offer, hub)
+    beside = resolve(None, model_path, hub=hub) if model_path else Sources(None, None, MappingProxyType({}), Report())
+    sizes = offer.listing.sizes
+    others = {f"{offer.ref}:{label}": sum(sizes[n] for n in names) for (label, _), names in quants(sizes).items()}
+    return replace(beside, gguf=header), others  # type: ignore[arg-type]
+
+
+def survey(
+    sources: Sources,
+    others: dict[str, int] | None = None,
+    *,
+    context_length: int | None = None,
+    cache: str = "f16",
+    prefill_chunk: int = PREFILL_CHUNK,
+) -> Survey:
+    """Plan a model; what cannot be run or is broken is counted by its header, with the problems.
+
+    Raises LoadError for a file that is no model.
+    """
+    problems: tuple[Problem, ...]
+    try:
+        found = examine(sources, context_length=context_length, cache=cache, prefill_chunk=prefill_chunk)
+        problems = tuple(found.problems)
+    except UnsupportedError as e:
+        found, problems = None, (Problem(f"{e} Its weights are counted; it cannot be run yet.", "unsupported"),)
+    grave = [p for p in problems if p.grade != "warning"]
+    if found and found.prepared and not grave:
+        return Survey(found.prepared.plan, (), others or {})
+    gguf = sources.gguf
+    assert gguf is not None  # examine has looked
+    plan = outline(
+        str(gguf.path), gguf.metadata, gguf.tensors,
+        context_length=context_length, cache=cache, prefill_chunk=prefill_chunk,
+    )  # fmt: skip
+    return Survey(plan, tuple(grave), others or {})

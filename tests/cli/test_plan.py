@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+import deepseek
+from qtransformers.cli import main
+from qtransformers.gguf import GGUFFile, GGUFWriter
+
+GIB = 1 << 30
+
+
+def planned(capsys, *words, code=0):
+    assert main(["plan", *map(str, words)]) == code
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def test_a_good_model(data, capsys):
+    out = planned(capsys, data / "demo-Q8_0.gguf", "--ram", "2GiB")
+    assert "llama, 3.67 million parameters, 8.51 bits a weight" in out
+    assert "1,024 tokens in f16, 2 KiB a token" in out and "there are 2 GiB" in out
+    assert out.splitlines()[-1] == "fits"
+
+
+def test_json_adds_up(data, capsys):
+    found = json.loads(planned(capsys, data / "demo-Q8_0.gguf", "--json", "--context", 512, "--ram", "1GiB"))
+    (host,) = found["devices"]
+    assert found["verdict"] == host["verdict"] == "fits" and found["problems"] == [] and found["runnable"]
+    assert found["context_length"] == 512 and found["keys_and_values"] == 512 * 2048
+    assert host["weights"] == found["weights"] and host["have"] == GIB
+    assert host["needed"] == sum(host[k] for k in ("weights", "cache", "activations", "program", "system"))
+
+
+def test_one_that_is_too_big(tmp_path, capsys):
+    giant = deepseek.sparse(tmp_path / "giant-Q5_K_M.gguf")
+    out = planned(capsys, giant, "--ram", "256GiB", code=4)  # its architecture is the graver news
+    assert "does not fit. It would run with 54% of the weights in memory" in out or "does not fit" in out
+    assert "442 GiB" in out or "443 GiB" in out
+
+
+def test_remedies_are_flags(data, capsys):
+    out = planned(capsys, data / "demo-Q8_0.gguf", "--context", 1_000_000, "--ram", "1GiB", code=5)
+    line = next(line for line in out.splitlines() if "--ctx-size" in line)
+    flags = line.partition(": --")[2]
+    again = planned(capsys, data / "demo-Q8_0.gguf", "--context", 1_000_000, *f"--{flags}".split(), "--ram", "1GiB")
+    assert again.splitlines()[-1] == "fits"
+
+
+def test_a_broken_model(data, tmp_path, capsys):
+    path = tmp_path / "broken.gguf"
+    with GGUFFile(data / "demo-Q8_0.gguf") as file:
+        kept = {n: t for n, t in file.tensors.items() if n not in ("blk.1.attn_k.weight", "output_norm.weight")}
+        specs = [(n, t.shape, t.type) for n, t in kept.items()]
+        with GGUFWriter(path, {k: file.metadata.typed(k) for k in file.metadata if file.metadata.info(k).length is None}, specs) as out:  # fmt: skip
+            for n, t in kept.items():
+                out.write(n, t)
+    out = planned(capsys, path, "--ram", "1GiB", code=4)
+    assert "cannot be loaded, 2 problems:" in out and "blk.1.attn_k.weight is missing" in out
+    assert "weights as stored" in out
+
+
+@pytest.mark.parametrize("words", [("--ram", "-1"), ("--ram", "12XB"), ("--vram", "NaN"), ("--vram", "24GiB,"), ("--ram", "0"), ("-c", "0"), ("--cache", "q5")])  # fmt: skip
+def test_hostile_flags(words, capsys):
+    assert main(["plan", "demo", *words]) == 2
+    err = capsys.readouterr().err
+    assert words[1].strip("24GiB,") in err and "expected" in err and "Traceback" not in err
+
+
+def test_no_such_model(capsys):
+    assert main(["plan", "no-such-model"]) == 3
+    assert "Expected a path, `demo`, or a Hub repository" in capsys.readouterr().err

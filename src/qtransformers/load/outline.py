@@ -78,10 +78,13 @@ def outline(
 
 def _planned(name: str, tensor: QTensor) -> PlannedTensor:
     found = LAYER.search(name)
-    base, _, suffix = name.rpartition(".")
-    part: Any = suffix if suffix in ("weight", "bias") else "weight"
-    template = LAYER.sub("blk.{i}.", base if suffix in ("weight", "bias") else name)
-    spec = TensorSpec(template.rpartition(".")[2], template, tuple(map(str, tensor.shape)), role_of(name))
+    base, _, ending = name.rpartition(".")
+    part: Any = "bias" if ending == "bias" else "weight"
+    suffix = ".weight" if ending == "weight" else ""
+    template = LAYER.sub("blk.{i}.", base if ending in ("weight", "bias") else name)
+    spec = TensorSpec(
+        template.rpartition(".")[2], template, tuple(map(str, tensor.shape)), role_of(name), suffix=suffix
+    )
     slot = Slot(spec, int(found[1]) if found else None, part)
     reason = why_not("linear", tensor.type, "cpu")
     place = "mmap" if len(tensor.shape) > 1 else "cpu"

@@ -201,11 +201,13 @@ def kernel_of(slot: Slot, type: QuantType) -> tuple[str, str]:
 
 def activations_bytes(spec: ArchSpec, hparams: Mapping[str, int], rows: int, logits_rows: int) -> int:
     """Peak of temporaries in a forward pass of `rows` tokens; see footprint.temporaries."""
+    used = int(hparams.get("n_experts_used", 1))
     blocks = [
-        Block(t.role, 0, ((out, n_in),))
-        for t in spec.layer_tensors
-        if len(t.shape) == 2
-        for out, n_in in (Slot(t, 0, "weight").shape(hparams),)
+        Block(slot.spec.role, slot.layer, ((shape[-2] * (used if len(shape) == 3 else 1), shape[-1]),))
+        for slot in spec.slots(hparams)
+        if slot.layer is not None and slot.part == "weight" and slot.spec.role not in DECODED_ROLES
+        for shape in (slot.shape(hparams),)
+        if len(shape) in (2, 3)
     ]
     return temporaries(hparams["n_embd"], hparams["vocab_size"], blocks, rows, logits_rows)
 

@@ -7,6 +7,7 @@
 namespace nb = nanobind;
 
 namespace qt {
+void bind_experts(nb::module_& m);
 void bind_gguf(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_linear(nb::module_& m);
@@ -26,5 +27,6 @@ NB_MODULE(_native, m) {
     qt::bind_linear(m);
     qt::bind_rows(m);
     qt::bind_attention(m);
+    qt::bind_experts(m);
     qt::bind_limits(m);
 }

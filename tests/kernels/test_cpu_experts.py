@@ -79,7 +79,7 @@ def test_logits_that_are_no_numbers_choose_valid_experts():
     "given, message",
     [
         ({"n_used": 0}, "n_used is 0"), ({"n_used": 9}, "n_used is 9"), ({"n_used": 2, "gate": "relu"}, "gate='relu'"),
-        ({"n_used": 2, "n_groups": 3}, "groups"), ({"n_used": 2, "n_groups": 0}, "groups"),
+        ({"n_used": 2, "n_groups": -1}, "route expects"), ({"n_used": 2.5}, "route expects"), ({"n_used": 2, "n_groups": 3}, "groups"), ({"n_used": 2, "n_groups": 0}, "groups"),
         ({"n_used": 2, "n_groups": 2, "n_groups_used": 3}, "groups"), ({"n_used": 5, "n_groups": 2}, "n_used is 5"),
         ({"n_used": 2, "n_groups": 2, "group_top": 0}, "groups"),
         ({"n_used": 2, "bias": np.zeros(7, np.float32)}, "bias is"),
@@ -192,6 +192,34 @@ def test_experts_say_what_they_are():
     tensor = experts("Q8_0", 6, 96, 64)
     bound = cpu.bind(tensor, "fast")
     assert isinstance(bound, cpu.Experts) and bound.shape == (6, 96, 64) and bound.tensor is tensor
+    assert (bound.name, bound.type) == (tensor.name, tensor.type)
+    assert repr(bound) == "Experts(blk.0.ffn_up_exps.weight, Q8_0, [6, 96, 64])"
+
+
+def test_shapes_that_do_not_fit():
+    gate, up, down = (cpu.bind(t) for t in layer("Q8_0"))
+    ids, weights = routed(5, 6, 2)
+    x = floats(5, 64)
+    other = cpu.bind(experts("Q8_0", 6, 96, 32))
+    fewer = cpu.bind(experts("Q8_0", 5, 96, 64))
+    for case in (
+        (floats(5, 65), ids, weights, gate, up, down),
+        (floats(4, 64), ids, weights, gate, up, down),
+        (x, ids[:, :1], weights, gate, up, down),
+        (x, ids + 6, weights, gate, up, down),
+        (x, ids - 6, weights, gate, up, down),
+        (x, ids, weights, gate, up, up),
+        (x, ids, weights, gate, other, down),
+        (x, ids, weights, fewer, up, down),
+        (x, ids, weights, gate, up, down, "relu"),
+        (x, ids, weights, gate, up, down, "silu", floats(6, 95)),
+        (x, ids, weights, gate, up, down, "silu", None, None, floats(5, 64)),
+        (x, ids, weights, gate, up, cpu.bind(QTensor("w", BY_NAME["F32"], (64, 96), np.zeros(4 * 64 * 96, np.uint8)))),
+        (x, ids, weights, gate, up, cpu.bind(experts("Q8_0", 5, 64, 96))),
+        (x, ids.astype(np.int64), weights, gate, up, down),
+    ):
+        with pytest.raises(ConfigError):
+            nn.moe(*case)
 
 
 def test_a_tensor_of_experts_of_whole_numbers_is_refused():

@@ -7,15 +7,12 @@ Python thread inside the block; without one a call runs on the calling thread al
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.checks import shown
 from qtransformers.errors import ConfigError
-from qtransformers.kernels import reference
 from qtransformers.kernels.reference import F32, Ints
 from qtransformers.kernels.table import ACCURACIES, check, check_accuracy
 from qtransformers.native import lib
@@ -38,26 +35,12 @@ __all__ = [
     "swiglu",
 ]
 
-GATES = ("softmax", "sigmoid")
-
 Pool = lib.Pool
 if TYPE_CHECKING:
+    Experts = Any
     Weight = Any  # the extension has no types that a checker could read
 else:
-    Weight = lib.Weight
-
-
-@dataclass(frozen=True, eq=False)
-class Experts:
-    """As many matrices `[out, in]` as there are experts, read where they lie; made by `bind`."""
-
-    tensor: QTensor  # [n_experts, out, in]
-    each: tuple[Weight, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """`(n_experts, out, in)`."""
-        return self.tensor.shape
+    Experts, Weight = lib.Experts, lib.Weight
 
 
 def bind(tensor: QTensor, accuracy: str = "exact") -> Any:
@@ -71,17 +54,13 @@ def bind(tensor: QTensor, accuracy: str = "exact") -> Any:
     UnsupportedError for a type that holds no floats, ConfigError for a tensor that is neither.
     """
     check("linear", tensor.type, "cpu", tensor.name, tensor.file)
-    if len(tensor.shape) == 3:
-        size = tensor.shape[1] * tensor.row_bytes
-        parts = (tensor.data[e * size : (e + 1) * size] for e in range(tensor.shape[0]))
-        matrices = (QTensor(tensor.name, tensor.type, tensor.shape[1:], part, tensor.file) for part in parts)
-        return Experts(tensor, tuple(bind(m, accuracy) for m in matrices))
-    if len(tensor.shape) != 2:
+    if len(tensor.shape) not in (2, 3):
         raise ConfigError(
             f"{tensor.file}: {tensor.name} is {list(tensor.shape)}; expected a matrix [out, in], or experts [n, out, in]."
         )
     check_accuracy(accuracy)
-    return lib.Weight(tensor, tensor.data, tensor.type.id, *tensor.shape, ACCURACIES[accuracy])
+    make = lib.Weight if len(tensor.shape) == 2 else lib.Experts
+    return make(tensor, tensor.data, tensor.type.id, *tensor.shape, ACCURACIES[accuracy])
 
 
 def linear(x: F32, w: Weight, bias: F32 | None = None) -> F32:
@@ -145,18 +124,15 @@ def route(
     group_top: int = 1, normalize: bool = False, scale: float = 1.0,
 ) -> tuple[Ints, F32]:  # fmt: skip
     """The experts of each token and their weights, both `[T, n_used]`; see `nn.route`. ConfigError for what cannot be."""
-    n = logits.shape[-1]
-    if gate not in GATES:
-        raise ConfigError(f"gate={shown(gate)}; expected one of {', '.join(GATES)}.")
-    if not 1 <= n_groups_used <= n_groups or n % n_groups or group_top < 1:
-        raise ConfigError(
-            f"{n_groups_used} of {n_groups} groups of {n} experts, by {group_top}; expected whole groups."
+    try:
+        return lib.route(logits, n_used, gate, bias, n_groups, n_groups_used, group_top, normalize, scale)
+    except TypeError:
+        expected = (
+            "logits [T, n_experts] float32, n_used int, gate text, bias [n_experts] float32 or None; n_groups, "
+            "n_groups_used, group_top int; normalize bool, scale float"
         )
-    if not 1 <= n_used <= n // n_groups * n_groups_used:
-        raise ConfigError(f"n_used is {n_used}; expected 1 to {n // n_groups * n_groups_used} experts.")
-    if bias is not None and bias.shape != (n,):
-        raise ConfigError(f"bias is {list(bias.shape)}; expected [{n}].")
-    return reference.route(logits, n_used, gate, bias, n_groups, n_groups_used, group_top, normalize, scale)
+        found = (logits, n_used, gate, bias, n_groups, n_groups_used, group_top, normalize, scale)
+        raise _refusal("route", expected, *found) from None
 
 
 def moe(
@@ -164,21 +140,15 @@ def moe(
     gate_bias: F32 | None = None, up_bias: F32 | None = None, down_bias: F32 | None = None,
 ) -> F32:  # fmt: skip
     """Each token of `x [T, n_embd]` through its experts, summed with their weights: `[T, n_embd]`; see `nn.moe`."""
-    if ids.shape != weights.shape or len(ids) != len(x) or not ((ids >= 0) & (ids < len(w_up.each))).all():
-        raise ConfigError(
-            f"ids {list(ids.shape)} and weights {list(weights.shape)}; expected [{len(x)}, k], ids below {len(w_up.each)}."
+    try:
+        return lib.moe(x, ids, weights, w_gate, w_up, w_down, act, gate_bias, up_bias, down_bias)
+    except TypeError:
+        expected = (
+            "x [T, n_embd] float32, ids [T, k] int32, weights [T, k] float32, w_gate, w_up, w_down Experts, act text, "
+            "biases [n_experts, out] float32 or None"
         )
-    if act not in reference.ACTIVATIONS:
-        raise ConfigError(f"act={shown(act)}; expected one of {', '.join(reference.ACTIVATIONS)}.")
-    outputs = np.empty((*ids.shape, w_down.shape[1]), np.float32)
-    for e in np.unique(ids):
-        t, k = np.nonzero(ids == e)
-        gate, up = (
-            linear(x[t], w.each[e], None if b is None else b[e]) for w, b in ((w_gate, gate_bias), (w_up, up_bias))
-        )
-        hidden = reference.ACTIVATIONS[act](gate.astype(np.float64), up.astype(np.float64)).astype(np.float32)
-        outputs[t, k] = linear(hidden, w_down.each[e], None if down_bias is None else down_bias[e])
-    return np.einsum("tkn,tk->tn", outputs, weights)
+        found = (x, ids, weights, w_gate, w_up, w_down, act, gate_bias, up_bias, down_bias)
+        raise _refusal("moe", expected, *found) from None
 
 
 def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool) -> F32:
@@ -221,4 +191,4 @@ def _describe(x: Any) -> str:
     if isinstance(x, np.ndarray):
         order = "" if x.flags.c_contiguous else " non-contiguous"
         return f"{'' if x.flags.writeable else 'read-only '}{x.dtype}{order} {list(x.shape)}"
-    return repr(x) if x is None or isinstance(x, (bool, int, float, lib.Weight)) else type(x).__name__
+    return repr(x) if x is None or isinstance(x, (bool, int, float, str, lib.Weight, lib.Experts)) else type(x).__name__

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from qtransformers.settings import usable_cores
 
 _CGROUPS = "sys/fs/cgroup"
@@ -98,6 +96,8 @@ def in_cache(mapped: mmap.mmap) -> int | None:
         mincore = libc.mincore
     except (OSError, AttributeError):
         return None
+    import numpy as np  # what only looks at the machine starts without it
+
     view = np.frombuffer(mapped, np.uint8)
     found, step = 0, 1 << 30
     for start in range(0, len(view), step):

@@ -42,7 +42,8 @@ def test_fish(capsys):
     script = capsys.readouterr().out
     assert all(f"-a {verb} -d '" in script for verb in VERBS)
     assert (
-        "complete -c qtf -n '__fish_seen_subcommand_from run' -s c -l ctx-size -d 'context length in tokens" in script
+        "complete -c qtf -n '__fish_seen_subcommand_from run' -s c -l context -l ctx-size -d 'context length in tokens"
+        in script
     )
     assert "the folder\\'s" in script
     if shutil.which("fish"):

@@ -9,9 +9,12 @@ namespace qt::QT_ISA {
 
 #ifdef QT_ISA_avx512
 constexpr const Gemv* gemv = gemv_table.of;
-constexpr const Gemm* gemm = gemm_table.of;
 #else
 constexpr const Gemv* gemv = nullptr;
+#endif
+#ifndef QT_ISA_generic
+constexpr const Gemm* gemm = gemm_table.of;
+#else
 constexpr const Gemm* gemm = nullptr;
 #endif
 

@@ -1,0 +1,56 @@
+// Products of byte codes with int8 activations, in the instructions at hand: all that kernels outside AVX-512 differ in.
+// Codes are from 0 to 127, or signed where `is_signed`; activations are from -127 to 127.
+#pragma once
+#include "isa/vec.h"
+
+namespace qt::QT_ISA {
+
+// Lanes are tokens: a Quad holds 4 columns of VL tokens, a Weights 4 codes of a row, once for each token.
+// Sums adds them up; it holds `span` columns of signed codes, and 32 of codes whose distance from the offset is at most 16
+// (16 columns where it is 32). settle() makes it one number a token, times the power of two that `up` stands for.
+#if defined(__AVX2__)
+typedef __m256i Quad, Weights, Sums;
+constexpr int span = 4;
+
+QT_INLINE Weights four_codes(const uint8_t* p) { return _mm256_set1_epi32(get<int32_t>(p)); }
+QT_INLINE int32_t up_word(int up) { return 0x10001 << up; }
+template <bool is_signed>
+QT_INLINE Sums step(Sums sums, Weights w, Quad x) {
+    const __m256i pairs = is_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
+    sums = _mm256_add_epi16(sums, pairs);
+    asm("" : "+x"(sums));  // in this order: a tree of sums needs more registers than there are
+    return sums;
+}
+QT_INLINE I settle(Sums sums, I up) { return (I)_mm256_madd_epi16(sums, (__m256i)up); }
+QT_INLINE Sums offset_start(Sums of_ones, int log2) { return _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_sll_epi16(of_ones, _mm_cvtsi32_si128(log2))); }
+QT_INLINE Sums plus(Sums a, Sums b) { return _mm256_add_epi16(a, b); }
+#elif defined(__ARM_FEATURE_DOTPROD)
+typedef int8x16_t Quad, Weights;
+typedef int32x4_t Sums;
+constexpr int span = 32;
+
+QT_INLINE Weights four_codes(const uint8_t* p) { return vreinterpretq_s8_s32(vdupq_n_s32(get<int32_t>(p))); }
+QT_INLINE int32_t up_word(int up) { return up; }
+template <bool is_signed>
+QT_INLINE Sums step(Sums sums, Weights w, Quad x) { return vdotq_s32(sums, w, x); }
+QT_INLINE I settle(Sums sums, I up) { return (I)vshlq_s32(sums, (int32x4_t)up); }
+QT_INLINE Sums offset_start(Sums of_ones, int log2) { return vnegq_s32(vshlq_s32(of_ones, vdupq_n_s32(log2))); }
+QT_INLINE Sums plus(Sums a, Sums b) { return vaddq_s32(a, b); }
+#elif defined(__aarch64__)
+typedef int8x16_t Quad;
+typedef int8x8_t Weights;
+struct Sums { int16x8_t a, b; };  // tokens 0 and 1, 2 and 3: one lane a column
+constexpr int span = 8;
+
+QT_INLINE Weights four_codes(const uint8_t* p) { return vreinterpret_s8_s32(vdup_n_s32(get<int32_t>(p))); }
+QT_INLINE int32_t up_word(int up) { return up; }
+template <bool is_signed>
+QT_INLINE Sums step(Sums sums, Weights w, Quad x) { return {vmlal_s8(sums.a, w, vget_low_s8(x)), vmlal_s8(sums.b, w, vget_high_s8(x))}; }
+QT_INLINE I settle(Sums sums, I up) { return (I)vshlq_s32(vpaddq_s32(vpaddlq_s16(sums.a), vpaddlq_s16(sums.b)), (int32x4_t)up); }
+QT_INLINE Sums offset_start(Sums of_ones, int log2) {
+    const int16x8_t by = vdupq_n_s16(int16_t(log2));
+    return {vnegq_s16(vshlq_s16(of_ones.a, by)), vnegq_s16(vshlq_s16(of_ones.b, by))};
+}
+QT_INLINE Sums plus(Sums a, Sums b) { return {vaddq_s16(a.a, b.a), vaddq_s16(a.b, b.b)}; }
+#endif
+}  // namespace qt::QT_ISA

@@ -1,0 +1,190 @@
+// Products with many tokens where there is no AVX-512. Lanes are tokens and codes are broadcast, so decoded rows stay in file
+// order and only x is transposed, once; the instructions are those of dot8.h.
+#include "gemm.h"
+
+#include "decode_iq.h"
+#include "decode_k.h"
+#include "decode_legacy.h"
+#include "decode_microscaling.h"
+#include "decode_ternary.h"
+
+#if defined(__aarch64__) || (defined(__AVX2__) && !defined(QT_ISA_avx512))
+#include "acts.h"
+#include "coded.h"
+#include "dot8.h"
+#include "panel.h"
+
+namespace qt::QT_ISA {
+#define UNROLL _Pragma("GCC unroll 16")
+
+constexpr int tokens = VL, panel_rows = int(gemm_rows);
+#if defined(__aarch64__)
+constexpr int tile_rows = 4, tile_groups = 2;  // of 32 registers
+#else
+constexpr int tile_rows = 4, tile_groups = 2;  // of 16
+#endif
+
+// 256 columns of VL tokens.
+struct alignas(64) Acts {
+    int8_t q[64][tokens][4];  // [column / 4][token][column % 4]
+    float d[tokens];
+    int32_t up[8][tokens];    // see up_word
+    Sums ones[16];            // sums of q over 16 columns
+    float sum32[8][tokens];   // in units of d
+};
+
+template <int sub>
+struct alignas(64) Panel {
+    uint8_t q[panel_rows][panel_columns];
+    float s[panel_rows][panel_columns / sub], m[panel_rows][panel_columns / sub];
+};
+
+constexpr int log2_of(int x) { return x > 1 ? 1 + log2_of(x / 2) : 0; }
+
+// R rows x C groups of tokens, 256 columns, added to out[group][row][tokens].
+template <class Of, int R, int C>
+static __attribute__((noinline)) void tile_product(const Panel<Of::sub>& p, int row, const Acts* a, float* out) {
+    constexpr int sub = Of::sub, at_once = Of::is_signed && span < sub ? span : sub;
+    V total[R][C] = {};
+    const uint8_t* w = p.q[row];
+    for (int j = 0; j < panel_columns / sub; j++) {
+        I sum[R][C] = {};
+        I up[C];
+        UNROLL for (int c = 0; c < C; c++) up[c] = get<I>(a[c].up[j * sub / 32]);
+        UNROLL for (int part = 0; part < sub; part += at_once) {
+            Sums acc[R][C] = {};
+            if constexpr (Of::offset > 0) UNROLL for (int c = 0; c < C; c++) {
+                const Sums ones = sub == 16 ? a[c].ones[j] : plus(a[c].ones[2 * j % 16], a[c].ones[(2 * j + 1) % 16]);
+                const Sums start = offset_start(ones, log2_of(Of::offset));
+                UNROLL for (int r = 0; r < R; r++) acc[r][c] = start;
+            }
+            UNROLL for (int k = 0; k < at_once; k += 4) {
+                Quad x[C];
+                UNROLL for (int c = 0; c < C; c++) x[c] = get<Quad>(a[c].q[(j * sub + part + k) / 4]);
+                UNROLL for (int r = 0; r < R; r++) {
+                    const Weights b = four_codes(w + r * panel_columns + j * sub + part + k);
+                    UNROLL for (int c = 0; c < C; c++) acc[r][c] = step<Of::is_signed>(acc[r][c], b, x[c]);
+                }
+            }
+            UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) sum[r][c] = at_once == sub ? settle(acc[r][c], up[c]) : sum[r][c] + settle(acc[r][c], up[c]);
+        }
+        V low[C];
+        if constexpr (Of::minima) UNROLL for (int c = 0; c < C; c++)
+            low[c] = sub == 32 ? load(a[c].sum32[j % 8]) : __builtin_convertvector(settle(a[c].ones[j], up[c]), V);
+        UNROLL for (int r = 0; r < R; r++) {
+            const V s = all(p.s[row + r][j]), m = all(Of::minima ? -p.m[row + r][j] : 0);
+            UNROLL for (int c = 0; c < C; c++) {
+                total[r][c] = fma(__builtin_convertvector(sum[r][c], V), s, total[r][c]);
+                if constexpr (Of::minima) total[r][c] = fma(low[c], m, total[r][c]);
+            }
+        }
+    }
+    UNROLL for (int c = 0; c < C; c++) {
+        const V d = load(a[c].d);
+        UNROLL for (int r = 0; r < R; r++) {
+            float* o = out + (size_t(c) * panel_rows + r) * tokens;
+            store(o, fma(total[r][c], d, load(o)));
+        }
+    }
+}
+
+// All rows of a panel against C groups.
+template <class Of, int C>
+static void sweep(const Panel<Of::sub>& p, int rows, const Acts* a, float* out) {
+    int r = 0;
+    for (; r + tile_rows <= rows; r += tile_rows) tile_product<Of, tile_rows, C>(p, r, a, out + r * tokens);
+    for (; r < rows; r++) tile_product<Of, 1, C>(p, r, a, out + r * tokens);
+}
+
+// out[group][row][tokens] to y[token][row], plus the bias.
+static void flush(const float* tile, const GemmJob& j, size_t r0, int rows) {
+    for (size_t t = 0; t < j.T; t++) {
+        const float* from = tile + t / tokens * panel_rows * tokens + t % tokens;
+        float* y = j.y + t * j.out + r0;
+        for (int r = 0; r < rows; r++) y[r] = j.bias ? from[r * tokens] + j.bias[r0 + r] : from[r * tokens];
+    }
+}
+
+// 256 columns, or the last of them, of one row.
+template <class Block>
+QT_INLINE void fill_panel(const Block* from, size_t n, PanelAt<CodingOf<Block>::sub, CodingOf<Block>::offset> to) {
+    using Of = CodingOf<Block>;
+    for (size_t k = 0; k < n; k++) decode(from[k], to + int(k) * Block::size);
+    const int used = int(n) * Block::size;  // columns past the end: codes of zero, which meet an x of zero
+    __builtin_memset(to.q + used, 0, size_t(panel_columns - used));
+    for (int k = used / Of::sub; k < panel_columns / Of::sub; k++) to.s[k] = to.m[k] = 0;
+    if constexpr (Of::minima && Of::offset > 0)
+        for (int k = 0; k < panel_columns / Of::sub; k++) to.m[k] -= float(Of::offset) * to.s[k];
+}
+
+template <class Block>
+static void gemm_rows_of(const GemmJob& j, size_t r0, size_t r1, float* tile) {
+    using Of = CodingOf<Block>;
+    Panel<Of::sub> p;
+    const size_t groups = (j.T + tokens - 1) / tokens, blocks = j.in / Block::size;
+    constexpr size_t per = panel_columns / Block::size;
+    for (size_t r = r0; r < r1; r += panel_rows) {
+        const int rows = r1 - r < size_t(panel_rows) ? int(r1 - r) : panel_rows;
+        __builtin_memset(tile, 0, groups * panel_rows * tokens * sizeof(float));
+        for (size_t b = 0; b < blocks; b += per) {
+            const size_t n = blocks - b < per ? blocks - b : per;
+            for (int i = 0; i < rows; i++) fill_panel((const Block*)(j.w + (r + i) * j.row_bytes) + b, n, {p.q[i], p.s[i], p.m[i]});
+            for (int plane = 0; plane < j.planes; plane++) {
+                const Acts* a = (const Acts*)j.packed + (b / per * j.planes + plane) * groups;
+                size_t g = 0;
+                using Kind = Coding<Of::sub, Of::offset, Of::minima>;  // one kernel for all types alike
+                for (; g + tile_groups <= groups; g += tile_groups) sweep<Kind, tile_groups>(p, rows, a + g, tile + g * panel_rows * tokens);
+                for (; g < groups; g++) sweep<Kind, 1>(p, rows, a + g, tile + g * panel_rows * tokens);
+            }
+        }
+        flush(tile, j, r, rows);
+    }
+}
+
+static size_t groups_of(size_t T) { return (T + tokens - 1) / tokens; }
+static size_t packed_bytes(size_t T, size_t in, int planes) { return planes * groups_of(T) * ((in + panel_columns - 1) / panel_columns) * sizeof(Acts); }
+static size_t tile_floats(size_t T) { return groups_of(T) * tokens * panel_rows; }
+
+// Transposes rounded tokens, and sums.
+static void arrange(const Rounded* from, Acts& a) {
+    const uint8_t one[4] = {1, 1, 1, 1};
+    for (int t = 0; t < tokens; t++) {
+        a.d[t] = from[t].d;
+        for (int j = 0; j < 8; j++) a.up[j][t] = up_word(from[t].up[j]);
+        for (int k = 0; k < 64; k++) __builtin_memcpy(a.q[k][t], from[t].q + 4 * k, 4);
+    }
+    for (int g = 0; g < 16; g++) {
+        Sums sums{};
+        for (int k = 4 * g; k < 4 * g + 4; k++) sums = step<false>(sums, four_codes(one), get<Quad>(a.q[k]));
+        a.ones[g] = sums;
+    }
+    for (int j = 0; j < 8; j++) store(a.sum32[j], __builtin_convertvector(settle(plus(a.ones[2 * j], a.ones[2 * j + 1]), get<I>(a.up[j])), V));
+}
+
+static void pack(const float* x, size_t T, size_t in, int planes, size_t block, void* packed) {
+    const size_t groups = groups_of(T), from = block * panel_columns;
+    Acts* a = (Acts*)packed + block * planes * groups;
+    const int n = in - from < panel_columns ? int(in - from) : panel_columns;
+    Rounded rounded[2][tokens];
+    for (size_t g = 0; g < groups; g++) {
+        for (size_t t = 0; t < tokens; t++) {
+            const size_t token = g * tokens + t;
+            alignas(64) float v[panel_columns];
+            take_acts(x + (token < T ? token * in + from : 0), token < T ? n : 0, v);
+            for (int p = 0; p < planes; p++) round_acts(v, rounded[p][t]);
+        }
+        for (int p = 0; p < planes; p++) arrange(rounded[p], a[p * groups + g]);
+    }
+}
+
+static consteval GemmTable list() {
+    GemmTable t{};
+#define QT_GEMM(name, ...) t.of[id::name] = {packed_bytes, pack, tile_floats, gemm_rows_of<block::name>};
+    QT_INTEGER_TYPES(QT_GEMM)
+#undef QT_GEMM
+    return t;
+}
+extern const GemmTable gemm_table;
+constinit const GemmTable gemm_table = list();
+}  // namespace qt::QT_ISA
+#endif

@@ -69,6 +69,10 @@ static __attribute__((noinline)) void tile_product(const Panel<Of::sub>& p, int 
             UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) sum[r][c] = at_once == sub ? settle(acc[r][c], up[c]) : sum[r][c] + settle(acc[r][c], up[c]);
         }
         V low[C];
+        if constexpr (Of::minima && Of::offset > 0) UNROLL for (int c = 0; c < C; c++) {  // centred codes were for the sums only
+            const I back = settle(plus(a[c].ones[2 * j], a[c].ones[2 * j + 1]), up[c]) << log2_of(Of::offset);
+            UNROLL for (int r = 0; r < R; r++) sum[r][c] += back;
+        }
         if constexpr (Of::minima) UNROLL for (int c = 0; c < C; c++)
             low[c] = sub == 32 ? load(a[c].sum32[j % 8]) : __builtin_convertvector(settle(a[c].ones[j], up[c]), V);
         UNROLL for (int r = 0; r < R; r++) {
@@ -113,8 +117,6 @@ QT_INLINE void fill_panel(const Block* from, size_t n, PanelAt<CodingOf<Block>::
     const int used = int(n) * Block::size;  // columns past the end: codes of zero, which meet an x of zero
     __builtin_memset(to.q + used, 0, size_t(panel_columns - used));
     for (int k = used / Of::sub; k < panel_columns / Of::sub; k++) to.s[k] = to.m[k] = 0;
-    if constexpr (Of::minima && Of::offset > 0)
-        for (int k = 0; k < panel_columns / Of::sub; k++) to.m[k] -= float(Of::offset) * to.s[k];
 }
 
 template <class Block>

@@ -8,6 +8,14 @@ namespace qt::QT_ISA {
 // Lanes are tokens: a Quad holds 4 columns of VL tokens, a Weights 4 codes of a row, once for each token.
 // Sums adds them up; it holds `span` columns of signed codes, and 32 of codes whose distance from the offset is at most 16
 // (16 columns where it is 32). settle() makes it one number a token, times the power of two that `up` stands for.
+//
+// A row of codes meets a row of x: row_sums() multiplies 4 VL of each, settle_row() is settle() of those.
+typedef uint16_t Words __attribute__((vector_size(4 * VL)));  // 4 VL codes
+#if defined(__SSE2__) && !defined(__AVX2__)
+typedef int16_t Act;  // of a row, as row_sums reads it
+#else
+typedef int8_t Act;
+#endif
 #if defined(__AVX2__)
 typedef __m256i Quad, Weights, Sums;
 constexpr int span = 4;
@@ -24,6 +32,14 @@ QT_INLINE Sums step(Sums sums, Weights w, Quad x) {
 QT_INLINE I settle(Sums sums, I up) { return (I)_mm256_madd_epi16(sums, (__m256i)up); }
 QT_INLINE Sums offset_start(Sums of_ones, int log2) { return _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_sll_epi16(of_ones, _mm_cvtsi32_si128(log2))); }
 QT_INLINE Sums plus(Sums a, Sums b) { return _mm256_add_epi16(a, b); }
+
+typedef __m256i RowSums;
+template <bool is_signed>
+QT_INLINE RowSums row_sums(Words w, const Act* x) {
+    const __m256i codes = (__m256i)w, acts = get<__m256i>(x);
+    return is_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(acts, codes)) : _mm256_maddubs_epi16(codes, acts);
+}
+QT_INLINE I settle_row(RowSums sums, const int32_t* up) { return settle(sums, I{} + *up); }
 #elif defined(__ARM_FEATURE_DOTPROD)
 typedef int8x16_t Quad, Weights;
 typedef int32x4_t Sums;
@@ -36,6 +52,11 @@ QT_INLINE Sums step(Sums sums, Weights w, Quad x) { return vdotq_s32(sums, w, x)
 QT_INLINE I settle(Sums sums, I up) { return (I)vshlq_s32(sums, (int32x4_t)up); }
 QT_INLINE Sums offset_start(Sums of_ones, int log2) { return vnegq_s32(vshlq_s32(of_ones, vdupq_n_s32(log2))); }
 QT_INLINE Sums plus(Sums a, Sums b) { return vaddq_s32(a, b); }
+
+typedef int32x4_t RowSums;
+template <bool is_signed>
+QT_INLINE RowSums row_sums(Words w, const Act* x) { return vdotq_s32(vdupq_n_s32(0), vreinterpretq_s8_u16((uint16x8_t)w), vld1q_s8(x)); }
+QT_INLINE I settle_row(RowSums sums, const int32_t* up) { return (I)vshlq_s32(sums, vdupq_n_s32(*up)); }
 #elif defined(__aarch64__)
 typedef int8x16_t Quad;
 typedef int8x8_t Weights;
@@ -52,5 +73,35 @@ QT_INLINE Sums offset_start(Sums of_ones, int log2) {
     return {vnegq_s16(vshlq_s16(of_ones.a, by)), vnegq_s16(vshlq_s16(of_ones.b, by))};
 }
 QT_INLINE Sums plus(Sums a, Sums b) { return {vaddq_s16(a.a, b.a), vaddq_s16(a.b, b.b)}; }
+
+typedef int32x4_t RowSums;
+template <bool is_signed>
+QT_INLINE RowSums row_sums(Words w, const Act* x) {
+    const int8x16_t codes = vreinterpretq_s8_u16((uint16x8_t)w), acts = vld1q_s8(x);
+    return vpaddlq_s16(vmlal_s8(vmull_s8(vget_low_s8(codes), vget_low_s8(acts)), vget_high_s8(codes), vget_high_s8(acts)));
+}
+QT_INLINE I settle_row(RowSums sums, const int32_t* up) { return (I)vshlq_s32(sums, vdupq_n_s32(*up)); }
+#elif defined(__SSE2__)
+typedef I RowSums;
+template <bool is_signed>
+QT_INLINE RowSums row_sums(Words w, const Act* x) {
+    const __m128i codes = (__m128i)w, zero = _mm_setzero_si128();
+    const __m128i low = is_signed ? _mm_srai_epi16(_mm_unpacklo_epi8(codes, codes), 8) : _mm_unpacklo_epi8(codes, zero);
+    const __m128i high = is_signed ? _mm_srai_epi16(_mm_unpackhi_epi8(codes, codes), 8) : _mm_unpackhi_epi8(codes, zero);
+    return (I)_mm_madd_epi16(low, get<__m128i>(x)) + (I)_mm_madd_epi16(high, get<__m128i>(x + 8));
+}
+QT_INLINE I settle_row(RowSums sums, const int32_t*) { return sums; }  // the activations are 16 bits, times their power of two
+#else
+typedef I RowSums;
+template <bool is_signed>
+QT_INLINE RowSums row_sums(Words w, const Act* x) {
+    int8_t codes[16];
+    int32_t sums[4] = {};
+    put(codes, w);
+    for (int i = 0; i < 16; i++) sums[i % 4] += codes[i] * x[i];
+    return get<I>(sums);
+}
+QT_INLINE I settle_row(RowSums sums, const int32_t* up) { return sums << *up; }
 #endif
+
 }  // namespace qt::QT_ISA

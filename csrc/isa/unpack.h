@@ -1,0 +1,219 @@
+// 256 columns of a row as bytes in registers, 32 at a time, and their scales: once for every regime and instruction set but
+// AVX-512. unpack(blocks, s, m, f) fills s (and m, where the type has minima), then calls f(j, codes of columns 32j ..).
+// Codes are offset as CodingOf says.
+#pragma once
+#include "decode_iq.h"
+#include "decode_k.h"
+#include "decode_legacy.h"
+#include "decode_microscaling.h"
+#include "decode_ternary.h"
+#include "isa/coded.h"
+#include "isa/dot8.h"
+#include "isa/panel.h"
+
+namespace qt::QT_ISA {
+#define QT_UNROLL _Pragma("GCC unroll 16")
+
+// 32 bytes. Shifts are of 16 bits, so they are followed by a mask.
+struct Codes {
+    static constexpr int parts = 8 / VL;
+    Words at[parts];
+};
+template <class F>
+QT_INLINE Codes each_part(F f) {
+    Codes c;
+    for (int i = 0; i < Codes::parts; i++) c.at[i] = f(i);
+    return c;
+}
+QT_INLINE Codes load_codes(const void* p) {
+    return each_part([&](int i) { return get<Words>((const uint8_t*)p + i * sizeof(Words)); });
+}
+QT_INLINE void store_codes(uint8_t* p, Codes c) {
+    for (int i = 0; i < Codes::parts; i++) put(p + i * sizeof(Words), c.at[i]);
+}
+QT_INLINE Codes operator&(Codes a, uint8_t mask) {
+    return each_part([&](int i) { return a.at[i] & uint16_t(mask * 0x101); });
+}
+QT_INLINE Codes operator|(Codes a, Codes b) {
+    return each_part([&](int i) { return a.at[i] | b.at[i]; });
+}
+QT_INLINE Codes operator>>(Codes a, int n) {
+    return each_part([&](int i) { return a.at[i] >> n; });
+}
+QT_INLINE Codes operator<<(Codes a, int n) {
+    return each_part([&](int i) { return a.at[i] << n; });
+}
+QT_INLINE Codes shifted(Codes a, int left) { return left >= 0 ? a << left : a >> -left; }
+
+// 16 bytes of nibbles: the low ones, then the high ones.
+QT_INLINE Codes nibbles16(const uint8_t* p) {
+#if defined(__AVX2__)
+    const __m128i q = get<__m128i>(p);
+    return Codes{{(Words)_mm256_set_m128i(_mm_srli_epi16(q, 4), q)}} & 15;
+#else
+    const Words q = get<Words>(p);
+    return Codes{{q, q >> 4}} & 15;
+#endif
+}
+// The same through a table of 16 values.
+QT_INLINE Codes values16(const int8_t* table, const uint8_t* p) {
+#if defined(__AVX2__)
+    return {{(Words)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(get<__m128i>(table)), (__m256i)nibbles16(p).at[0])}};
+#elif defined(__aarch64__)
+    const int8x16_t values = vld1q_s8(table);
+    const Codes index = nibbles16(p);
+    return each_part([&](int i) { return (Words)vqtbl1q_s8(values, (uint8x16_t)index.at[i]); });
+#else
+    int8_t q[32];
+    nibble_values(table, p, q);
+    return load_codes(q);
+#endif
+}
+// 32 bits: 16 in each byte whose bit is set.
+QT_INLINE Codes fifth_bits(const uint8_t* p) {
+    uint8_t all[32];
+    spread(load<uint32_t>(p), all);
+    return load_codes(all) & 16;
+}
+
+struct Values16 { int8_t of[16]; };
+static consteval Values16 offset_values(const int8_t* values, int offset) {
+    Values16 v{};
+    for (int i = 0; i < 16; i++) v.of[i] = int8_t(values[i] + offset);
+    return v;
+}
+static constexpr Values16 fp4_codes = offset_values(codebook::fp4[0], CodingOf<block::MXFP4>::offset);
+
+// Types without a faster way, through their decoder.
+template <class Block, class F>
+QT_INLINE void unpack(const Block* b, float* s, float* m, F f) {
+    using Of = CodingOf<Block>;
+    uint8_t q[panel_columns];
+    for (int k = 0; k < panel_columns; k += Block::size) decode(b[k / Block::size], PanelAt<Of::sub, Of::minima ? 0 : Of::offset>{q, s, m} + k);
+    for (int j = 0; j < 8; j++) f(j, load_codes(q + 32 * j));
+}
+
+// One f16 of each of 8 blocks.
+template <int stride>
+QT_INLINE void eight_halves(const void* p, float* to) {
+    auto at = [&](int k) { return load<uint16_t>((const uint8_t*)p + k * stride); };
+#if defined(__F16C__)  // inserted one by one: short stores read back by a long load would stall
+    _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_setr_epi16(short(at(0)), short(at(1)), short(at(2)), short(at(3)), short(at(4)), short(at(5)), short(at(6)), short(at(7)))));
+#else
+    for (int k = 0; k < 8; k++) to[k] = widen(at(k));
+#endif
+}
+#define QT_UNPACK(name) \
+    template <class F>  \
+    QT_INLINE void unpack(const block::name* b, float* s, [[maybe_unused]] float* m, F f)
+
+QT_UNPACK(Q4_0) {
+    eight_halves<sizeof *b>(&b->d, s);
+    QT_UNROLL for (int j = 0; j < 8; j++) f(j, nibbles16(b[j].qs));
+}
+QT_UNPACK(Q4_1) {
+    eight_halves<sizeof *b>(&b->d, s);
+    eight_halves<sizeof *b>(&b->m, m);
+    for (int j = 0; j < 8; j++) m[j] = -m[j];
+    QT_UNROLL for (int j = 0; j < 8; j++) f(j, nibbles16(b[j].qs));
+}
+QT_UNPACK(Q5_0) {
+    eight_halves<sizeof *b>(&b->d, s);
+    QT_UNROLL for (int j = 0; j < 8; j++) f(j, nibbles16(b[j].qs) | fifth_bits(b[j].qh));
+}
+QT_UNPACK(Q5_1) {
+    eight_halves<sizeof *b>(&b->d, s);
+    eight_halves<sizeof *b>(&b->m, m);
+    for (int j = 0; j < 8; j++) m[j] = -m[j];
+    QT_UNROLL for (int j = 0; j < 8; j++) f(j, nibbles16(b[j].qs) | fifth_bits(b[j].qh));
+}
+QT_UNPACK(Q8_0) {
+    eight_halves<sizeof *b>(&b->d, s);
+    QT_UNROLL for (int j = 0; j < 8; j++) f(j, load_codes(b[j].qs));
+}
+QT_UNPACK(IQ4_NL) {
+    eight_halves<sizeof *b>(&b->d, s);
+    QT_UNROLL for (int j = 0; j < 8; j++) f(j, values16(codebook::iq4[0], b[j].qs));
+}
+
+QT_UNPACK(IQ4_XS) {
+    const float d = widen(b->d);
+    const uint32_t low = load<uint32_t>(b->scales_l), high = b->scales_h;
+    for (int j = 0; j < 8; j++) s[j] = d * float(int((low >> 4 * j & 15) | (high >> 2 * j & 3) << 4) - 32);
+    QT_UNROLL for (int j = 0; j < 8; j++) f(j, values16(codebook::iq4[0], b->qs + 16 * j));
+}
+
+// The layout of scales_and_minima, four at a time.
+QT_INLINE void unpack_scales(const uint8_t* from, float d, float dmin, float* s, float* m) {
+    const uint32_t a = load<uint32_t>(from), b = load<uint32_t>(from + 4), c = load<uint32_t>(from + 8);
+    const uint32_t low = 0x3f3f3f3f, nibble = 0x0f0f0f0f, pair = 0x30303030;
+    const uint32_t scales[2] = {a & low, (c & nibble) | (a >> 2 & pair)}, minima[2] = {b & low, (c >> 4 & nibble) | (b >> 2 & pair)};
+    scale<8>((const uint8_t*)scales, d, s);
+    scale<8>((const uint8_t*)minima, dmin, m);
+}
+QT_UNPACK(Q4_K) {
+    unpack_scales(b->scales, widen(b->d), widen(b->dmin), s, m);
+    QT_UNROLL for (int j = 0; j < 8; j += 2) {
+        const Codes q = load_codes(b->qs + 16 * j);
+        f(j, q & 15);
+        f(j + 1, q >> 4 & 15);
+    }
+}
+QT_UNPACK(Q5_K) {
+    unpack_scales(b->scales, widen(b->d), widen(b->dmin), s, m);
+    const Codes h = load_codes(b->qh);
+    QT_UNROLL for (int j = 0; j < 8; j += 2) {
+        const Codes q = load_codes(b->qs + 16 * j);
+        f(j, (q & 15) | (shifted(h, 4 - j) & 16));
+        f(j + 1, (q >> 4 & 15) | (shifted(h, 3 - j) & 16));
+    }
+}
+QT_UNPACK(Q6_K) {
+    scale<16>(b->scales, widen(b->d), s);
+    QT_UNROLL for (int half = 0; half < 2; half++) {
+        const Codes first = load_codes(b->ql + 64 * half), second = load_codes(b->ql + 64 * half + 32), h = load_codes(b->qh + 32 * half);
+        f(4 * half, (first & 15) | (h << 4 & 0x30));
+        f(4 * half + 1, (second & 15) | (h << 2 & 0x30));
+        f(4 * half + 2, (first >> 4 & 15) | (h & 0x30));
+        f(4 * half + 3, (second >> 4 & 15) | (h >> 2 & 0x30));
+    }
+}
+QT_UNPACK(Q3_K) {
+    const uint64_t low = load<uint64_t>(b->scales), nibble = 0x0f0f0f0f0f0f0f0f;
+    const uint32_t high = load<uint32_t>(b->scales + 8), pair = 0x30303030;
+    const uint64_t six[2] = {(low & nibble) | (high << 4 & pair) | uint64_t(high << 2 & pair) << 32,
+                             (low >> 4 & nibble) | (high & pair) | uint64_t(high >> 2 & pair) << 32};
+    int8_t scales[16];
+    __builtin_memcpy(scales, six, 16);
+    for (int i = 0; i < 16; i++) scales[i] = int8_t(scales[i] - 32);
+    scale<16>(scales, widen(b->d), s);
+    const Codes h = load_codes(b->hmask);
+    QT_UNROLL for (int half = 0; half < 2; half++) {
+        const Codes q = load_codes(b->qs + 32 * half);
+        QT_UNROLL for (int i = 0; i < 4; i++) f(4 * half + i, (q >> 2 * i & 3) | (shifted(h, 2 - 4 * half - i) & 4));
+    }
+}
+QT_UNPACK(Q2_K) {
+    uint8_t low[16], high[16];
+    for (int i = 0; i < 16; i++) low[i] = b->scales[i] & 15, high[i] = b->scales[i] >> 4;
+    scale<16>(low, widen(b->d), s);
+    scale<16>(high, widen(b->dmin), m);
+    QT_UNROLL for (int half = 0; half < 2; half++) {
+        const Codes q = load_codes(b->qs + 32 * half);
+        QT_UNROLL for (int i = 0; i < 4; i++) f(4 * half + i, q >> 2 * i & 3);
+    }
+}
+QT_UNPACK(TQ2_0) {
+    const float d = widen(b->d);
+    for (int j = 0; j < 8; j++) s[j] = d;
+    QT_UNROLL for (int half = 0; half < 2; half++) {
+        const Codes q = load_codes(b->qs + 32 * half);
+        QT_UNROLL for (int i = 0; i < 4; i++) f(4 * half + i, q >> 2 * i & 3);
+    }
+}
+QT_UNPACK(MXFP4) {
+    for (int j = 0; j < 8; j++) s[j] = half_e8m0(b[j].e);
+    QT_UNROLL for (int j = 0; j < 8; j++) f(j, values16(fp4_codes.of, b[j].qs));
+}
+#undef QT_UNPACK
+}  // namespace qt::QT_ISA

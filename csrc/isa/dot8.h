@@ -5,6 +5,15 @@
 
 namespace qt::QT_ISA {
 
+// Sums are added in the order they are written in: the compiler's trees of sums need more registers than there are.
+template <class T>
+QT_INLINE T in_order(T x) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    asm("" : "+x"(x));
+#endif
+    return x;
+}
+
 // Lanes are tokens: a Quad holds 4 columns of VL tokens, a Weights 4 codes of a row, once for each token.
 // Sums adds them up; it holds `span` columns of signed codes, and 32 of codes whose distance from the offset is at most 16
 // (16 columns where it is 32). settle() makes it one number a token, times the power of two that `up` stands for.
@@ -25,9 +34,7 @@ QT_INLINE int32_t up_word(int up) { return 0x10001 << up; }
 template <bool is_signed>
 QT_INLINE Sums step(Sums sums, Weights w, Quad x) {
     const __m256i pairs = is_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
-    sums = _mm256_add_epi16(sums, pairs);
-    asm("" : "+x"(sums));  // in this order: a tree of sums needs more registers than there are
-    return sums;
+    return in_order(_mm256_add_epi16(sums, pairs));
 }
 QT_INLINE I settle(Sums sums, I up) { return (I)_mm256_madd_epi16(sums, (__m256i)up); }
 QT_INLINE Sums offset_start(Sums of_ones, int log2) { return _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_sll_epi16(of_ones, _mm_cvtsi32_si128(log2))); }

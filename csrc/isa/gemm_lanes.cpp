@@ -2,27 +2,18 @@
 // order and only x is transposed, once; the instructions are those of dot8.h.
 #include "gemm.h"
 
-#include "decode_iq.h"
-#include "decode_k.h"
-#include "decode_legacy.h"
-#include "decode_microscaling.h"
-#include "decode_ternary.h"
-
 #if defined(__aarch64__) || (defined(__AVX2__) && !defined(QT_ISA_avx512))
 #include "acts.h"
-#include "coded.h"
-#include "dot8.h"
-#include "panel.h"
+#include "unpack.h"
 
 namespace qt::QT_ISA {
-#define UNROLL _Pragma("GCC unroll 16")
-
 constexpr int tokens = VL, panel_rows = int(gemm_rows);
 #if defined(__aarch64__)
-constexpr int tile_rows = 4, tile_groups = 2;  // of 32 registers
+constexpr int rows_at_once(bool) { return 4; }  // of 32 registers
 #else
-constexpr int tile_rows = 4, tile_groups = 2;  // of 16
+constexpr int rows_at_once(bool is_signed) { return is_signed ? 3 : 4; }  // of 16
 #endif
+constexpr int groups_at_once = 2;
 
 // 256 columns of VL tokens.
 struct alignas(64) Acts {
@@ -48,44 +39,47 @@ static __attribute__((noinline)) void tile_product(const Panel<Of::sub>& p, int 
     V total[R][C] = {};
     const uint8_t* w = p.q[row];
     for (int j = 0; j < panel_columns / sub; j++) {
-        I sum[R][C] = {};
+        I sum[R][C];
         I up[C];
-        UNROLL for (int c = 0; c < C; c++) up[c] = get<I>(a[c].up[j * sub / 32]);
-        UNROLL for (int part = 0; part < sub; part += at_once) {
+        QT_UNROLL for (int c = 0; c < C; c++) up[c] = get<I>(a[c].up[j * sub / 32]);
+        QT_UNROLL for (int part = 0; part < sub; part += at_once) {
             Sums acc[R][C] = {};
-            if constexpr (Of::offset > 0) UNROLL for (int c = 0; c < C; c++) {
+            if constexpr (Of::offset > 0) QT_UNROLL for (int c = 0; c < C; c++) {
                 const Sums ones = sub == 16 ? a[c].ones[j] : plus(a[c].ones[2 * j % 16], a[c].ones[(2 * j + 1) % 16]);
                 const Sums start = offset_start(ones, log2_of(Of::offset));
-                UNROLL for (int r = 0; r < R; r++) acc[r][c] = start;
+                QT_UNROLL for (int r = 0; r < R; r++) acc[r][c] = start;
             }
-            UNROLL for (int k = 0; k < at_once; k += 4) {
+            QT_UNROLL for (int k = 0; k < at_once; k += 4) {
                 Quad x[C];
-                UNROLL for (int c = 0; c < C; c++) x[c] = get<Quad>(a[c].q[(j * sub + part + k) / 4]);
-                UNROLL for (int r = 0; r < R; r++) {
+                QT_UNROLL for (int c = 0; c < C; c++) x[c] = get<Quad>(a[c].q[(j * sub + part + k) / 4]);
+                QT_UNROLL for (int r = 0; r < R; r++) {
                     const Weights b = four_codes(w + r * panel_columns + j * sub + part + k);
-                    UNROLL for (int c = 0; c < C; c++) acc[r][c] = step<Of::is_signed>(acc[r][c], b, x[c]);
+                    QT_UNROLL for (int c = 0; c < C; c++) acc[r][c] = step<Of::is_signed>(acc[r][c], b, x[c]);
                 }
             }
-            UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) sum[r][c] = at_once == sub ? settle(acc[r][c], up[c]) : sum[r][c] + settle(acc[r][c], up[c]);
+            QT_UNROLL for (int r = 0; r < R; r++) QT_UNROLL for (int c = 0; c < C; c++) {
+                const I settled = settle(acc[r][c], up[c]);
+                sum[r][c] = part ? in_order(sum[r][c] + settled) : settled;
+            }
         }
         V low[C];
-        if constexpr (Of::minima && Of::offset > 0) UNROLL for (int c = 0; c < C; c++) {  // centred codes were for the sums only
+        if constexpr (Of::minima && Of::offset > 0) QT_UNROLL for (int c = 0; c < C; c++) {  // centred codes were for the sums only
             const I back = settle(plus(a[c].ones[2 * j], a[c].ones[2 * j + 1]), up[c]) << log2_of(Of::offset);
-            UNROLL for (int r = 0; r < R; r++) sum[r][c] += back;
+            QT_UNROLL for (int r = 0; r < R; r++) sum[r][c] += back;
         }
-        if constexpr (Of::minima) UNROLL for (int c = 0; c < C; c++)
+        if constexpr (Of::minima) QT_UNROLL for (int c = 0; c < C; c++)
             low[c] = sub == 32 ? load(a[c].sum32[j % 8]) : __builtin_convertvector(settle(a[c].ones[j], up[c]), V);
-        UNROLL for (int r = 0; r < R; r++) {
+        QT_UNROLL for (int r = 0; r < R; r++) {
             const V s = all(p.s[row + r][j]), m = all(Of::minima ? -p.m[row + r][j] : 0);
-            UNROLL for (int c = 0; c < C; c++) {
+            QT_UNROLL for (int c = 0; c < C; c++) {
                 total[r][c] = fma(__builtin_convertvector(sum[r][c], V), s, total[r][c]);
                 if constexpr (Of::minima) total[r][c] = fma(low[c], m, total[r][c]);
             }
         }
     }
-    UNROLL for (int c = 0; c < C; c++) {
+    QT_UNROLL for (int c = 0; c < C; c++) {
         const V d = load(a[c].d);
-        UNROLL for (int r = 0; r < R; r++) {
+        QT_UNROLL for (int r = 0; r < R; r++) {
             float* o = out + (size_t(c) * panel_rows + r) * tokens;
             store(o, fma(total[r][c], d, load(o)));
         }
@@ -95,28 +89,52 @@ static __attribute__((noinline)) void tile_product(const Panel<Of::sub>& p, int 
 // All rows of a panel against C groups.
 template <class Of, int C>
 static void sweep(const Panel<Of::sub>& p, int rows, const Acts* a, float* out) {
+    constexpr int R = rows_at_once(Of::is_signed);
     int r = 0;
-    for (; r + tile_rows <= rows; r += tile_rows) tile_product<Of, tile_rows, C>(p, r, a, out + r * tokens);
+    for (; r + R <= rows; r += R) tile_product<Of, R, C>(p, r, a, out + r * tokens);
     for (; r < rows; r++) tile_product<Of, 1, C>(p, r, a, out + r * tokens);
+}
+
+// 4 x 4 floats.
+QT_INLINE void transpose4(F4 (&v)[4]) {
+#if defined(__x86_64__)
+    _MM_TRANSPOSE4_PS(v[0], v[1], v[2], v[3]);
+#else
+    const F4 a = v[0], b = v[1], c = v[2], d = v[3];
+    for (int i = 0; i < 4; i++) v[i] = F4{a[i], b[i], c[i], d[i]};
+#endif
 }
 
 // out[group][row][tokens] to y[token][row], plus the bias.
 static void flush(const float* tile, const GemmJob& j, size_t r0, int rows) {
-    for (size_t t = 0; t < j.T; t++) {
-        const float* from = tile + t / tokens * panel_rows * tokens + t % tokens;
-        float* y = j.y + t * j.out + r0;
-        for (int r = 0; r < rows; r++) y[r] = j.bias ? from[r * tokens] + j.bias[r0 + r] : from[r * tokens];
-    }
+    for (size_t t0 = 0; t0 < j.T; t0 += 4)
+        for (int r = 0; r < rows; r += 4) {
+            const float* from = tile + (t0 / tokens * panel_rows + r) * tokens + t0 % tokens;
+            const size_t n = rows - r < 4 ? size_t(rows - r) : 4;
+            F4 v[4];
+            for (int i = 0; i < 4; i++) v[i] = get<F4>(from + i * tokens);  // rows past the last are there, and not wanted
+            transpose4(v);
+            for (size_t i = 0; i < 4 && t0 + i < j.T; i++) {
+                F4 bias{};
+                if (j.bias) __builtin_memcpy(&bias, j.bias + r0 + r, n * sizeof(float));
+                v[i] += bias;
+                float* y = j.y + (t0 + i) * j.out + r0 + r;
+                if (n == 4) put(y, v[i]);
+                else __builtin_memcpy(y, &v[i], n * sizeof(float));
+            }
+        }
 }
 
-// 256 columns, or the last of them, of one row.
+// 256 columns, or the last n blocks, of one row.
 template <class Block>
-QT_INLINE void fill_panel(const Block* from, size_t n, PanelAt<CodingOf<Block>::sub, CodingOf<Block>::offset> to) {
-    using Of = CodingOf<Block>;
-    for (size_t k = 0; k < n; k++) decode(from[k], to + int(k) * Block::size);
-    const int used = int(n) * Block::size;  // columns past the end: codes of zero, which meet an x of zero
-    __builtin_memset(to.q + used, 0, size_t(panel_columns - used));
-    for (int k = used / Of::sub; k < panel_columns / Of::sub; k++) to.s[k] = to.m[k] = 0;
+QT_INLINE void fill_panel(const Block* from, size_t n, uint8_t* q, float* s, float* m) {
+    constexpr size_t per = panel_columns / Block::size;
+    const auto put_codes = [&](int j, Codes c) __attribute__((always_inline)) { store_codes(q + 32 * j, c); };
+    if (n == per) return unpack(from, s, m, put_codes);
+    Block rest[per];  // zero blocks, which meet zeros of x
+    __builtin_memset(rest, 0, sizeof rest);
+    __builtin_memcpy(rest, from, n * sizeof(Block));
+    unpack(rest, s, m, put_codes);
 }
 
 template <class Block>
@@ -130,12 +148,12 @@ static void gemm_rows_of(const GemmJob& j, size_t r0, size_t r1, float* tile) {
         __builtin_memset(tile, 0, groups * panel_rows * tokens * sizeof(float));
         for (size_t b = 0; b < blocks; b += per) {
             const size_t n = blocks - b < per ? blocks - b : per;
-            for (int i = 0; i < rows; i++) fill_panel((const Block*)(j.w + (r + i) * j.row_bytes) + b, n, {p.q[i], p.s[i], p.m[i]});
+            for (int i = 0; i < rows; i++) fill_panel((const Block*)(j.w + (r + i) * j.row_bytes) + b, n, p.q[i], p.s[i], p.m[i]);
             for (int plane = 0; plane < j.planes; plane++) {
                 const Acts* a = (const Acts*)j.packed + (b / per * j.planes + plane) * groups;
                 size_t g = 0;
                 using Kind = Coding<Of::sub, Of::offset, Of::minima>;  // one kernel for all types alike
-                for (; g + tile_groups <= groups; g += tile_groups) sweep<Kind, tile_groups>(p, rows, a + g, tile + g * panel_rows * tokens);
+                for (; g + groups_at_once <= groups; g += groups_at_once) sweep<Kind, groups_at_once>(p, rows, a + g, tile + g * panel_rows * tokens);
                 for (; g < groups; g++) sweep<Kind, 1>(p, rows, a + g, tile + g * panel_rows * tokens);
             }
         }

@@ -22,6 +22,8 @@ struct Kernels {
     const Gemm* gemm;
     RmsNorm rms_norm;
     Gate gate[n_activations];
+    LayerNorm layer_norm;
+    Activate activate;
     Rope rope;
     Attend attend;
     uint64_t (*read_all)(const uint8_t* p, size_t n);  // limits.cpp

@@ -45,6 +45,13 @@ enum Activation { silu, gelu, gpt_oss, n_activations };
 inline constexpr const char* activation_names[n_activations] = {"silu", "gelu", "gpt_oss"};
 using Gate = void (*)(const float* gate, const float* up, float* out, size_t n);
 
+// out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias for `rows` rows of n; bias may be null
+using LayerNorm = void (*)(const float* x, const float* weight, const float* bias, double eps, float* out, size_t rows, size_t n);
+
+// out = f(x), times up unless that is null; kernels/table.py has the same numbers
+enum Function { act_silu, act_gelu, act_gelu_erf, act_sigmoid, act_tanh, n_functions };
+using Activate = void (*)(int kind, const float* x, const float* up, float* out, size_t n);
+
 struct RopeJob {
     const float* x;  // [T][heads][dim]
     float* out;
@@ -52,6 +59,7 @@ struct RopeJob {
     const int32_t* positions;  // [T]
     const double* freqs;       // [half]
     bool interleaved;
+    float magnitude;  // what is rotated grows by this much
 };
 using Rope = void (*)(const RopeJob&, size_t t0, size_t t1, float* turns);  // turns: room for 4 * half floats
 

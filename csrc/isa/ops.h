@@ -16,6 +16,8 @@ void rms_norm(const float* x, const float* weight, double eps, float* out, size_
 void gate_silu(const float* gate, const float* up, float* out, size_t n);
 void gate_gelu(const float* gate, const float* up, float* out, size_t n);
 void gate_gpt_oss(const float* gate, const float* up, float* out, size_t n);
+void layer_norm(const float* x, const float* weight, const float* bias, double eps, float* out, size_t rows, size_t n);
+void activate(int kind, const float* x, const float* up, float* out, size_t n);
 void rope(const RopeJob&, size_t t0, size_t t1, float* turns);
 void attend(const AttendJob&, size_t kv_head, size_t row, size_t n, size_t segment, float* state, float* scratch);
 uint64_t read_all(const uint8_t* p, size_t n);

@@ -29,6 +29,35 @@ void rms_norm(const float* x, const float* weight, double eps, float* out, size_
     }
 }
 
+// In doubles, and the variance about the mean: nothing cancels.
+void layer_norm(const float* x, const float* weight, const float* bias, double eps, float* out, size_t rows, size_t n) {
+    constexpr size_t step = VL / 2;
+    for (size_t r = 0; r < rows; r++, x += n, out += n) {
+        D a{};
+        size_t i = 0;
+        for (; i + step <= n; i += step) a += wide(x + i);
+        double total = 0;
+        for (size_t l = 0; l < step; l++) total += a[l];
+        for (; i < n; i++) total += double(x[i]);
+        const double mean = total / double(n);
+        a = D{};
+        for (i = 0; i + step <= n; i += step) {
+            D u = wide(x + i) - mean;
+            a += u * u;
+        }
+        total = 0;
+        for (size_t l = 0; l < step; l++) total += a[l];
+        for (; i < n; i++) total += (double(x[i]) - mean) * (double(x[i]) - mean);
+        const double scale = 1 / __builtin_sqrt(total / double(n) + eps);
+        for (i = 0; i + step <= n; i += step) {
+            D y = (wide(x + i) - mean) * scale * wide(weight + i);
+            if (bias) y += wide(bias + i);
+            put(out + i, __builtin_convertvector(y, Half));
+        }
+        for (; i < n; i++) out[i] = float((double(x[i]) - mean) * scale * double(weight[i]) + (bias ? double(bias[i]) : 0));
+    }
+}
+
 // x / (1 + exp(-z)) as x e / (1 + e') with e = exp(min(z, 0)) and e' = exp(-|z|): nothing overflows, small results keep their digits.
 QT_INLINE V times_sigmoid(V x, V z) {
     const I sign = I{} + INT32_MIN, negative = (I)z >> 31;
@@ -60,6 +89,48 @@ QT_INLINE V gpt_oss_of(V g, V up) {
     return times_sigmoid(g, all(1.702f) * g) * (up + all(1.f));
 }
 void gate_gpt_oss(const float* gate, const float* up, float* out, size_t n) { gate_all<gpt_oss_of>(gate, up, out, n); }
+
+QT_INLINE V sigmoid(V x) {
+    V e = exp_negative(with_sign(x, all(-1.f))), one = all(1.f);
+    return choose((I)x >> 31, e, one) / (one + e);
+}
+// Twice the share of a normal distribution beyond z >= 0, within 2e-7 of itself: Press et al., Numerical Recipes, erfcc.
+QT_INLINE V erfc_positive(V z) {
+    const V t = all(1.f) / (all(1.f) + z * all(.5f));
+    V p = all(.17087277f);
+    constexpr float c[] = {-.82215223f, 1.48851587f, -1.13520398f, .27886807f, -.18628806f, .09678418f, .37409196f, 1.00002368f, -1.26551223f};
+    for (int i = 0; i < 9; i++) p = fma(p, t, all(c[i]));
+    return t * exp_negative(p - z * z);
+}
+template <int kind>
+QT_INLINE V activated(V x) {
+    if constexpr (kind == act_silu) return x * sigmoid(x);
+    if constexpr (kind == act_sigmoid) return sigmoid(x);
+    if constexpr (kind == act_tanh) return tanh(x);
+    if constexpr (kind == act_gelu) return x * sigmoid(x * all(1.5957691216f) * fma(x * x, all(.044715f), all(1.f)));  // (1 + tanh u) / 2 = sigmoid(2 u)
+    const V half = all(.5f) * erfc_positive(magnitude(x) * all(.70710678f));
+    return x * choose((I)x >> 31, half, all(1.f) - half);
+}
+template <int kind>
+static void activate_all(const float* x, const float* up, float* out, size_t n) {
+    size_t i = 0;
+    for (; i + VL <= n; i += VL) {
+        V y = activated<kind>(load(x + i));
+        store(out + i, up ? y * load(up + i) : y);
+    }
+    if (i == n) return;
+    V y = activated<kind>(load_part(x + i, n - i));
+    store_part(out + i, up ? y * load_part(up + i, n - i) : y, n - i);
+}
+void activate(int kind, const float* x, const float* up, float* out, size_t n) {
+    switch (kind) {
+        case act_silu: return activate_all<act_silu>(x, up, out, n);
+        case act_gelu_erf: return activate_all<act_gelu_erf>(x, up, out, n);
+        case act_gelu: return activate_all<act_gelu>(x, up, out, n);
+        case act_sigmoid: return activate_all<act_sigmoid>(x, up, out, n);
+        default: return activate_all<act_tanh>(x, up, out, n);
+    }
+}
 
 // Cosine and sine of angles in radians, of which a million is a common one: reduced in doubles by pi / 2 in three parts,
 // the first two short enough for exact products. Error about 1e-16 beside that of the angle itself.
@@ -123,6 +194,10 @@ void rope(const RopeJob& j, size_t t0, size_t t1, float* turns) {
             float cosine[step], sine[step];
             for (int k = 0; k < n; k++) angle[k] = j.positions[t] * j.freqs[i + k];
             turn(angle, cosine, sine, n);
+            for (int k = 0; k < n; k++) {
+                cosine[k] *= j.magnitude;
+                sine[k] *= j.magnitude;
+            }
             for (int k = 0; k < n; k++) {
                 const size_t p = i + k;
                 if (j.interleaved) {

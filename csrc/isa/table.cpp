@@ -19,7 +19,7 @@ constexpr const Gemm* gemm = nullptr;
 #endif
 
 static consteval Kernels fill() {
-    Kernels k{.name = QT_STRING(QT_ISA), .decode = {}, .encode = {}, .linear = {}, .gemv = gemv, .gemm = gemm, .rms_norm = rms_norm, .gate = {gate_silu, gate_gelu, gate_gpt_oss}, .rope = rope, .attend = attend, .read_all = read_all, .multiply_all = multiply_all};
+    Kernels k{.name = QT_STRING(QT_ISA), .decode = {}, .encode = {}, .linear = {}, .gemv = gemv, .gemm = gemm, .rms_norm = rms_norm, .gate = {gate_silu, gate_gelu, gate_gpt_oss}, .layer_norm = layer_norm, .activate = activate, .rope = rope, .attend = attend, .read_all = read_all, .multiply_all = multiply_all};
 #define QT_SERVES(number, name)       \
     k.decode[number] = decode_##name; \
     k.linear[one_token][number] = k.linear[few_tokens][number] = k.linear[many_tokens][number] = linear_decoded;

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from qtransformers.archs import SPECS, Hyperparameters, dimension
-from qtransformers.archs.llama import SPEC, rope_factors
+from qtransformers.archs.llama import SPEC
+from qtransformers.archs.rotary import llama3 as rope_factors
 from qtransformers.archs.spec import Spoken, read_hparams
 
 H = {"n_heads": 6, "head_dim": 8, "rope_dim": 6}
@@ -151,7 +152,7 @@ def test_every_problem_is_found_at_once():
     ({"llama__attention__head_count_kv": 3}, "no multiple", "error"),
     ({"llama__rope__dimension_count": 10}, "rope.dimension_count is 10", "error"),
     ({"llama__expert_count": 8}, "mixtures of experts", "unsupported"),
-    ({"llama__rope__scaling__type": "yarn"}, "'yarn'", "unsupported"),
+    ({"llama__rope__scaling__type": "unheard"}, "'unheard'", "unsupported"),
 ])  # fmt: skip
 def test_what_they_may_not_be_together(changes, found, grade):
     _, problems = read(**changes)

@@ -86,7 +86,7 @@ def test_linear_rope_scaling(tiny_model):
     "config, message",
     [
         ({"model_type": "mamba"}, "model_type is 'mamba'; convert knows llama"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "unheard", "factor": 4.0}}, "unheard"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, r"already quantised \(awq\)"),
     ],

@@ -5,6 +5,7 @@ import pytest
 
 from qtransformers.errors import ConfigError
 from qtransformers.kernels import cpu, reference
+from qtransformers.kernels.table import FUNCTIONS
 from qtransformers.nn import rope_frequencies
 
 EPS = np.finfo(np.float32).eps
@@ -102,6 +103,87 @@ def test_swiglu_propagates(isa):
 def test_swiglu_keeps_the_shape():
     x = floats(2, 3, 5)
     np.testing.assert_array_equal(cpu.swiglu(x, x), cpu.swiglu(x.reshape(-1), x.reshape(-1)).reshape(x.shape))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 15), (3, 16), (5, 17), (2, 3, 64), (2048,), (40, 2051), (0, 8)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_layer_norm(shape, biased, isa):
+    x, weight, bias = floats(*shape) + 3, floats(shape[-1], seed=1), floats(shape[-1], seed=2) if biased else None
+    with cpu.Pool(2, isa):
+        y = cpu.layer_norm(x, weight, bias, 1e-5)
+    truth = reference.layer_norm(x, weight, bias, 1e-5)
+    assert y.dtype == np.float32 and y.shape == truth.shape
+    np.testing.assert_allclose(y, truth, rtol=2 * EPS, atol=2 * EPS)
+
+
+@pytest.mark.parametrize("size", [0, 1e-45, 1e-30, 1e19, 3e38])
+def test_layer_norm_of_extremes(size, isa):
+    """A large mean takes no digits from what stands out of it."""
+    x, weight, bias = floats(4, 100).clip(-1, 1) * np.float32(size), floats(100, seed=1), floats(100, seed=2)
+    x[2] = 1e4 + floats(100) * np.float32(0.01)
+    x[3] = 7
+    with cpu.Pool(1, isa):
+        y = cpu.layer_norm(x, weight, bias, 1e-6)
+    np.testing.assert_allclose(y, reference.layer_norm(x, weight, bias, 1e-6), rtol=4 * EPS, atol=4 * EPS)
+    np.testing.assert_array_equal(y[3], bias)
+
+
+def test_layer_norm_keeps_bad_rows_apart(isa):
+    x, weight = floats(3, 100), floats(100, seed=1)
+    x[1, 7] = np.inf
+    with cpu.Pool(1, isa):
+        y = cpu.layer_norm(x, weight, None, 1e-6)
+    assert np.isnan(y[1]).all() and np.isfinite(y[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("act", FUNCTIONS)
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 100_003])
+def test_activations(act, n, isa):
+    """Relative to the truth, but for the exponent's own rounding far out."""
+    x, up = 4 * floats(n), floats(n, seed=1)
+    with cpu.Pool(2, isa):
+        alone, gated = cpu.activate(x, act), cpu.activate(x, act, up)
+    for found, truth in ((alone, reference.activate(x, act)), (gated, reference.activate(x, act, up))):
+        assert found.dtype == np.float32 and found.shape == truth.shape
+        np.testing.assert_allclose(found, truth, rtol=4e-5, atol=2e-7)
+    assert n < 1000 or np.ptp(alone) > 0.9
+
+
+@pytest.mark.parametrize("act", FUNCTIONS)
+def test_activations_over_the_whole_range(act, isa):
+    sizes = np.geomspace(1e-45, 3e38, 4001)
+    x = np.concatenate([sizes, -sizes, np.linspace(-110, 110, 4001), [0.0, -0.0, np.nan, np.inf]]).astype(np.float32)
+    truth = reference.activate(x, act)
+    with cpu.Pool(1, isa):
+        found = cpu.activate(x, act)
+    np.testing.assert_allclose(found, truth, rtol=2e-6, atol=2e-7)
+
+
+def test_unknown_activations_and_other_shapes():
+    for call, message in (
+        (lambda: cpu.activate(floats(3), "relu6"), r"act='relu6'; expected one of silu, gelu,"),
+        (lambda: cpu.activate(floats(2, 3), "silu", floats(3, 2)), r"x is \[2, 3\] and up is \[3, 2\]"),
+        (lambda: cpu.layer_norm(floats(2, 3), floats(2), None, 1e-6), r"weight is \[2\]"),
+        (lambda: cpu.layer_norm(floats(2, 3), floats(3), floats(4), 1e-6), r"bias is \[4\]"),
+        (lambda: cpu.layer_norm(floats(2, 3).tolist(), floats(3), None, 1e-6), "found list"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
+
+
+def test_rope_with_a_magnitude(isa):
+    x, freqs = floats(5, 3, 40), rope_frequencies(32, 10_000.0)
+    positions = np.arange(5, dtype=np.int32)
+    with cpu.Pool(1, isa):
+        for interleaved in (True, False):
+            found = cpu.rope(x, positions, freqs, interleaved, 1.25)
+            np.testing.assert_allclose(
+                found[..., :32], 1.25 * cpu.rope(x, positions, freqs, interleaved)[..., :32], rtol=1e-5, atol=1e-6
+            )
+            np.testing.assert_array_equal(found[..., 32:], x[..., 32:])
+            np.testing.assert_allclose(
+                found[..., :32], reference.rope(x, positions, freqs, interleaved, 1.25)[..., :32], rtol=1e-5, atol=1e-6
+            )
 
 
 POSITIONS = np.array([0, 1, 2, 3, 100, 4095, 131_071, 999_999, 1_000_000, 2**31 - 1], np.int32)

@@ -15,6 +15,22 @@ def floats(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
+def test_layer_norm_and_activations_as_torch():
+    x, weight, bias = floats(5, 33), floats(33, seed=1), floats(33, seed=2)
+    t = torch.tensor(x)
+    functional = torch.nn.functional
+    found = reference.layer_norm(x, weight, bias, 1e-5)
+    np.testing.assert_allclose(
+        found, functional.layer_norm(t, (33,), torch.tensor(weight), torch.tensor(bias), 1e-5), rtol=1e-5, atol=1e-5
+    )
+    for act, truth in {
+        "silu": functional.silu(t), "gelu_erf": functional.gelu(t), "gelu": functional.gelu(t, approximate="tanh"),
+        "sigmoid": t.sigmoid(), "tanh": t.tanh(),
+    }.items():  # fmt: skip
+        np.testing.assert_allclose(reference.activate(x, act), truth, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(reference.activate(x, act, x), truth * t, rtol=1e-5, atol=1e-6)
+
+
 def test_linear_and_embedding():
     tensor = QTensor("w", BY_NAME["Q8_0"], (5, 64), random_blocks(BY_NAME["Q8_0"], 10))
     x, bias = floats(3, 64), floats(5)

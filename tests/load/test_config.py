@@ -96,8 +96,8 @@ def test_a_sliding_window_only_config_knows_of(both, hf_dir):
 def test_unsupported_by_config(both, hf_dir):
     with pytest.raises(UnsupportedError, match="hidden_act is 'gelu'"):
         both(hf_dir({"hidden_act": "gelu"}))
-    yarn = hf_dir({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, name="yarn")
-    with pytest.raises(UnsupportedError, match=r"yarn/config\.json: rope_parameters\.rope_type is 'yarn'; expected none or linear"):  # fmt: skip
+    yarn = hf_dir({"rope_parameters": {"rope_type": "unheard", "factor": 4.0}}, name="yarn")
+    with pytest.raises(UnsupportedError, match=r"yarn/config\.json: rope_parameters\.rope_type is 'unheard'; expected none or linear or ntk or yarn or longrope"):  # fmt: skip
         both(yarn)
 
 
@@ -109,7 +109,7 @@ def test_metadata_of_the_wrong_kind_beside_a_config(remake, hf_dir):
 
 def test_rope_factors(both, hf_dir, remake, make):
     """The factors of the file must be those that config.json asks for."""
-    from qtransformers.archs.llama import rope_factors
+    from qtransformers.archs.rotary import llama3 as rope_factors
 
     folder = hf_dir({"rope_parameters": LLAMA3})
     factors = rope_factors({"rope_parameters": LLAMA3}, {"rope_dim": 64, "rope_base": 10000.0})

@@ -72,8 +72,8 @@ def test_rope_frequencies(factor):
     factors = np.array([1, 2, 4, 8], np.float32)
     np.testing.assert_allclose(nn.rope_frequencies(8, 10000.0, factors=factors), freqs / factors)
     assert freqs.dtype == np.float64
-    with pytest.raises(ConfigError, match="rope scaling is 'yarn'; expected none or linear"):
-        nn.rope_frequencies(8, 10000.0, scaling="yarn")
+    with pytest.raises(ConfigError, match="rope scaling is 'unheard'; expected one of none, linear"):
+        nn.rope_frequencies(8, 10000.0, scaling="unheard")
 
 
 def test_rope_turns_pairs():

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.reference import F32, Ints
-from qtransformers.kernels.table import ACCURACIES, check, check_accuracy
+from qtransformers.kernels.table import ACCURACIES, FUNCTIONS, check, check_accuracy
 from qtransformers.native import lib
 from qtransformers.tensor import QTensor
 
@@ -22,10 +22,12 @@ __all__ = [
     "Experts",
     "Pool",
     "Weight",
+    "activate",
     "attention",
     "bind",
     "embedding",
     "gated",
+    "layer_norm",
     "linear",
     "linears",
     "moe",
@@ -111,6 +113,25 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
         raise _refusal("rms_norm", "x [..., n] float32, weight [n] float32, eps float", x, weight, eps) from None
 
 
+def layer_norm(x: F32, weight: F32, bias: F32 | None, eps: float) -> F32:
+    """Layer norm over the last dimension, of `x`'s shape."""
+    try:
+        return lib.layer_norm(x, weight, bias, eps)
+    except TypeError:
+        expected = "x [..., n] float32, weight [n] float32, bias [n] float32 or None, eps float"
+        raise _refusal("layer_norm", expected, x, weight, bias, eps) from None
+
+
+def activate(x: F32, act: str, up: F32 | None = None) -> F32:
+    """A function of each value (table.FUNCTIONS), times `up` where there is one; of `x`'s shape."""
+    if act not in FUNCTIONS:
+        raise ConfigError(f"act={act!r}; expected one of {', '.join(FUNCTIONS)}.")
+    try:
+        return lib.activate(x, FUNCTIONS[act], up)
+    except TypeError:
+        raise _refusal("activate", "x float32, up float32 of the same shape or None", x, up) from None
+
+
 def swiglu(gate: F32, up: F32) -> F32:
     """`silu(gate) * up`, of the shape of both."""
     try:
@@ -151,13 +172,15 @@ def moe(
         raise _refusal("moe", expected, *found) from None
 
 
-def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool) -> F32:
-    """Rotate pairs of the first `2 * len(freqs)` values of each head of `x [T, H, D]`."""
+def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool, magnitude: float = 1.0) -> F32:
+    """Rotate pairs of the first `2 * len(freqs)` values of each head of `x [T, H, D]`, and multiply them by `magnitude`."""
     try:
-        return lib.rope(x, positions, freqs, interleaved)
+        return lib.rope(x, positions, freqs, interleaved, magnitude)
     except TypeError:
-        expected = "x [T, H, D] float32, positions [T] int32, freqs [dim / 2] float64, interleaved bool"
-        raise _refusal("rope", expected, x, positions, freqs, interleaved) from None
+        expected = (
+            "x [T, H, D] float32, positions [T] int32, freqs [dim / 2] float64, interleaved bool, magnitude float"
+        )
+        raise _refusal("rope", expected, x, positions, freqs, interleaved, magnitude) from None
 
 
 def attention(

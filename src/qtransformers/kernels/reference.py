@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -36,6 +37,36 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     return (wide / np.sqrt((wide**2).mean(-1, keepdims=True) + eps) * weight).astype(np.float32)
 
 
+def layer_norm(x: F32, weight: F32, bias: F32 | None, eps: float) -> F32:
+    """Layer norm over the last dimension."""
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * weight
+    return (y if bias is None else y + bias).astype(np.float32)
+
+
+def activate(x: F32, act: str, up: F32 | None = None) -> F32:
+    """`f(x)`, times `up` where there is one."""
+    wide = x.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = _FUNCTIONS[act](wide)
+        return (y if up is None else y * up).astype(np.float32)
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+_FUNCTIONS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "silu": lambda x: x * _sigmoid(x),
+    "gelu_erf": lambda x: x * np.vectorize(math.erfc, otypes=[np.float64])(-x / math.sqrt(2)) / 2,
+    "gelu": lambda x: x * _sigmoid(2 * math.sqrt(2 / math.pi) * x * (1 + 0.044715 * x * x)),
+    "sigmoid": _sigmoid,
+    "tanh": np.tanh,
+}
+
+
 def swiglu(gate: F32, up: F32) -> F32:
     """`silu(gate) * up`."""
     wide = gate.astype(np.float64)
@@ -46,7 +77,7 @@ def swiglu(gate: F32, up: F32) -> F32:
 # How a gate and what it lets through become one: `silu(gate) * up`, tanh-approximated `gelu(gate) * up`, and gpt-oss's.
 ACTIVATIONS: dict[str, Callable[[F64, F64], F64]] = {
     "silu": lambda gate, up: gate * _sigmoid(gate) * up,
-    "gelu": lambda gate, up: gate * _sigmoid(np.sqrt(8 / np.pi) * (gate + 0.044715 * gate**3)) * up,
+    "gelu_erf": lambda gate, up: gate * _sigmoid(np.sqrt(8 / np.pi) * (gate + 0.044715 * gate**3)) * up,
     "gpt_oss": lambda gate, up: (g := np.minimum(gate, 7)) * _sigmoid(1.702 * g) * (np.clip(up, -7, 7) + 1),
 }
 
@@ -120,11 +151,11 @@ def moe(
     return y.astype(np.float32)
 
 
-def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool) -> F32:
-    """Rotate pairs of the first `2 * len(freqs)` values of each head of `x [T, H, D]`."""
+def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool, magnitude: float = 1.0) -> F32:
+    """Rotate pairs of the first `2 * len(freqs)` values of each head of `x [T, H, D]`, and multiply them by `magnitude`."""
     half = len(freqs)
     angle = positions[:, None] * freqs  # [T, half]
-    turn = np.exp(1j * angle)[:, None, :]
+    turn = magnitude * np.exp(1j * angle)[:, None, :]
     y = x.astype(np.float64)
     a, b = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(0, half), slice(half, 2 * half))
     pairs = (y[..., a] + 1j * y[..., b]) * turn
@@ -166,8 +197,3 @@ def _seen(position: int, length: int, window: int, causal: bool) -> tuple[int, i
     if causal:
         return max(0, position + 1 - window) if window else 0, position + 1
     return (max(0, position - window // 2), min(length, position + window // 2 + 1)) if window else (0, length)
-
-
-def _sigmoid(x: F64) -> F64:
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-x))

@@ -14,6 +14,10 @@ ACCURACIES = {"exact": 0, "high": 2, "fast": 1}
 ACCURACY = "high"
 
 
+# Functions of one value, by the numbers the extension knows them by (csrc/jobs.h).
+FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_erf": 2, "sigmoid": 3, "tanh": 4}
+
+
 def check_accuracy(accuracy: Any) -> None:
     """ConfigError listing what there is, where `accuracy` is none of it."""
     if not isinstance(accuracy, str) or accuracy not in ACCURACIES:

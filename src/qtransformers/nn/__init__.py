@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from qtransformers.nn.attention import attention
 from qtransformers.nn.linear import embedding, linear, linears
-from qtransformers.nn.mlp import gated, swiglu
+from qtransformers.nn.mlp import activate, gated, softcap, swiglu
 from qtransformers.nn.moe import moe, route
-from qtransformers.nn.norm import rms_norm
-from qtransformers.nn.rope import rope, rope_frequencies
+from qtransformers.nn.norm import layer_norm, rms_norm
+from qtransformers.nn.rope import Rotation, rope, rope_frequencies
 
 __all__ = [
+    "Rotation",
+    "activate",
     "attention",
     "embedding",
     "gated",
+    "layer_norm",
     "linear",
     "linears",
     "moe",
@@ -20,5 +23,6 @@ __all__ = [
     "rope",
     "rope_frequencies",
     "route",
+    "softcap",
     "swiglu",
 ]

@@ -1,4 +1,4 @@
-"""Gated feed-forward activations."""
+"""Activations of feed-forward layers."""
 
 from __future__ import annotations
 
@@ -18,3 +18,16 @@ def gated(x: Any, w_gate: Any, w_up: Any, act: str = "silu", gate_bias: Any = No
 def swiglu(gate: Any, up: Any) -> Any:
     """`silu(gate) * up`, both `[T, n_ff]` (arXiv:2002.05202)."""
     return kernels_for(gate).swiglu(gate, up)
+
+
+def activate(x: Any, act: str, up: Any = None) -> Any:
+    """A function of each value, times `up` where there is one, of `x`'s shape.
+
+    `act`: `silu`, `gelu` (with tanh), `gelu_erf` (arXiv:1606.08415), `sigmoid`, `tanh`.
+    """
+    return kernels_for(x).activate(x, act, up)
+
+
+def softcap(x: Any, cap: float) -> Any:
+    """`cap * tanh(x / cap)`; `x` itself where `cap` is 0 (arXiv:2408.00118)."""
+    return activate(x / cap, "tanh") * cap if cap else x

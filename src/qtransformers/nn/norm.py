@@ -7,6 +7,11 @@ from typing import Any
 from qtransformers.kernels import kernels_for
 
 
+def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
+    """`(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension; `bias` None for none (arXiv:1607.06450)."""
+    return kernels_for(x).layer_norm(x, weight, bias, eps)
+
+
 def rms_norm(x: Any, weight: Any, eps: float) -> Any:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension, any leading shape (arXiv:1910.07467)."""
     return kernels_for(x).rms_norm(x, weight, eps)

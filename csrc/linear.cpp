@@ -73,9 +73,10 @@ struct Operand {
         if (gemm) return gemm->pack(x, T, job.in, planes, i, packed);
         packed[i] = std::byte(gemv->pack(x + i * job.in, int(job.in), packed + rounded(T) + i * packed_each));
     }
+    GemmJob many(const LinearJob& j, float* y) const { return {j.w, j.row_bytes, j.in, j.out, T, planes, packed, j.bias, y}; }
     // Rows [r0, r1) of j, which is `job` or a part of it, times tokens [t0, t1).
     void multiply(const LinearJob& j, size_t r0, size_t r1, size_t t0, size_t t1, float* tile) const {
-        if (gemm) return gemm->rows({j.w, j.row_bytes, j.in, j.out, T, planes, packed, j.bias, j.y}, r0, r1, tile);
+        if (gemm) return gemm->rows(many(j, j.y), r0, r1, tile);
         if (!gemv) return exact(j, r0, r1, t0, t1, tile);
         for (size_t t = t0; t < t1; t++) {  // weights come from memory once, for the other tokens from L2
             float* y = j.y + t * j.out;
@@ -114,6 +115,13 @@ struct Product {
         const size_t t0 = chunk % token_chunks * tokens, t1 = std::min(t0 + tokens, up.T), n = r1 - r0;
         if (!act) return up.multiply(up.job, r0, r1, t0, t1, scratch(up.scratch_floats()));
         const size_t tile = std::max(up.scratch_floats(), gate.scratch_floats()), each = padded(up.T * n);
+        if (up.gemm && gate.gemm) {  // in tiles, while they are in cache
+            float* const room = scratch(2 * tile);
+            gate.gemm->rows(gate.many(gate.job, nullptr), r0, r1, room);
+            GemmJob j = up.many(up.job, up.job.y);
+            j.gate = room, j.act = act;
+            return up.gemm->rows(j, r0, r1, room + tile);
+        }
         float *const room = scratch(tile + 2 * each), *const a = room + tile, *const b = a + each;  // a, b: [T][n]
         auto part = [&](const Operand& o, float* y) {
             LinearJob j = o.job;

@@ -31,43 +31,64 @@ static void clear_from(int column, Panel<f>& p, int row) {
     }
 }
 
-// Up to 48 rows into tile[group][row][16].
-template <class Block, Form f>
-static void rows_into(const GemmJob& j, size_t r0, int rows, Panel<f>& p, float* tile) {
+INLINE void fetch(const void* from, size_t bytes) {
+    for (size_t k = 0; k < bytes + 63; k += 64) _mm_prefetch((const char*)from + k, _MM_HINT_T1);
+}
+
+// Up to 48 rows into tile[group][row][16]; finish(group, n) is told of groups that are complete, while they are in L1.
+template <class Block, Form f, class Finish>
+static void rows_into(const GemmJob& j, size_t r0, int rows, float* tile, Finish finish) {
     constexpr size_t per = panel_columns / Block::size;
     const size_t groups = groups_of(j.T), blocks = j.in / Block::size;
+    Panel<f> p{};  // rows past the last are multiplied too, up to a strip
     __builtin_memset(tile, 0, groups * panel_rows * tokens * sizeof(float));
     for (size_t b = 0; b < blocks; b += per) {
         const size_t n = blocks - b < per ? blocks - b : per;
         for (int i = 0; i < rows; i++) {
             auto* from = (const Block*)(j.w + (r0 + i) * j.row_bytes) + b;
-            for (size_t k = 0; k < per * sizeof(Block); k += 64) _mm_prefetch((const char*)(from + per) + k, _MM_HINT_T1);
-            if (n == per) {
-                unpack(from, int(per), p, i);
-            } else {
-                unpack(from, int(n), p, i);
-                clear_from(int(n) * Block::size, p, i);
-            }
+            fetch(b + per < blocks ? (const void*)(from + per) : j.w + (r0 + i + panel_rows) * j.row_bytes, per * sizeof(Block));
+            unpack(from, int(n), p, i);
+            if (n < per) clear_from(int(n) * Block::size, p, i);
         }
         const Acts* a = (const Acts*)j.packed + b / per * j.planes * groups;
-        for (int plane = 0; plane < j.planes; plane++) sweep(p, rows, a + plane * groups, groups, tile);
+        for (size_t g = 0; g < groups; g += 2) {
+            const size_t pair = groups - g < 2 ? 1 : 2;
+            float* out = tile + g * panel_rows * tokens;
+            for (int plane = 0; plane < j.planes; plane++) sweep(p, rows, a + plane * groups + g, pair, out);
+            if (b + per >= blocks) finish(g, pair);
+        }
     }
 }
 
-// tile[group][row][16] to y[token][row], plus the bias.
-static void flush(const float* tile, const GemmJob& j, size_t r0, int rows) {
-    for (size_t t0 = 0; t0 < j.T; t0 += tokens)
+static void add_bias(const float* bias, int rows, float* tile, size_t groups) {
+    for (size_t g = 0; g < groups; g++)
+        for (int r = 0; r < rows; r++, tile += tokens) _mm512_store_ps(tile, _mm512_add_ps(_mm512_load_ps(tile), _mm512_set1_ps(bias[r])));
+}
+
+// Groups [g, g + n) of tile[group][row][16] to y[token][row].
+static void flush(const float* tile, const GemmJob& j, size_t r0, int rows, size_t g, size_t n) {
+    for (; n; g++, n--)
         for (int r = 0; r < rows; r += 16) {
-            const float* from = tile + (t0 / tokens * panel_rows + r) * tokens;
-            const int n = rows - r < 16 ? rows - r : 16, n_tokens = j.T - t0 < tokens ? int(j.T - t0) : tokens;
+            const size_t t0 = g * tokens;
+            const float* from = tile + (g * panel_rows + r) * tokens;
+            const int n_rows = rows - r < 16 ? rows - r : 16, n_tokens = j.T - t0 < tokens ? int(j.T - t0) : tokens;
             Z o[16];
-            UNROLL for (int i = 0; i < 16; i++) o[i] = i < n ? load512(from + i * tokens) : _mm512_setzero_si512();
+            UNROLL for (int i = 0; i < 16; i++) o[i] = load512(from + i * tokens);
             transpose16(o);
-            const __mmask16 exists = __mmask16((1u << n) - 1);
-            const V bias = j.bias ? _mm512_maskz_loadu_ps(exists, j.bias + r0 + r) : _mm512_setzero_ps();
-            for (int t = 0; t < n_tokens; t++)
-                _mm512_mask_storeu_ps(j.y + (t0 + t) * j.out + r0 + r, exists, _mm512_add_ps(_mm512_castsi512_ps(o[t]), bias));
+            const __mmask16 exists = __mmask16((1u << n_rows) - 1);
+            float* y = j.y + t0 * j.out + r0 + r;
+            for (int t = 0; t < n_tokens; t++) _mm512_mask_storeu_ps(y + t * j.out, exists, _mm512_castsi512_ps(o[t]));
         }
+}
+
+template <class Block, Form f>
+static void rows_of(const GemmJob& j, size_t r0, int rows, float* tile) {
+    rows_into<Block, f>(j, r0, rows, tile, [&](size_t g, size_t n) {
+        float* done = tile + g * panel_rows * tokens;
+        if (j.bias) add_bias(j.bias + r0, rows, done, n);
+        if (j.act) j.act(j.gate + g * panel_rows * tokens, done, done, n * panel_rows * tokens);
+        if (j.y) flush(tile, j, r0, rows, g, n);
+    });
 }
 
 // `fine` is the form for two planes: integers cannot hold the sums that minima multiply then.
@@ -75,14 +96,8 @@ template <class Block, Form fast, Form fine>
 static void rows(const GemmJob& j, size_t r0, size_t r1, float* tile) {
     for (size_t r = r0; r < r1; r += panel_rows) {
         const int n = r1 - r < size_t(panel_rows) ? int(r1 - r) : panel_rows;
-        if (j.planes == 1) {
-            Panel<fast> p;
-            rows_into<Block>(j, r, n, p, tile);
-        } else {
-            Panel<fine> p;
-            rows_into<Block>(j, r, n, p, tile);
-        }
-        flush(tile, j, r, n);
+        if (j.planes == 1) rows_of<Block, fast>(j, r, n, tile);
+        else rows_of<Block, fine>(j, r, n, tile);
     }
 }
 

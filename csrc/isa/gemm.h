@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "blocks.h"
+#include "jobs.h"
 
 namespace qt {
 
@@ -13,7 +14,9 @@ struct GemmJob {
     int planes;          // 1, or 2 for nearly exact products at twice the cost
     const void* packed;  // [blocks of 256 columns][planes][groups of 16 tokens]
     const float* bias;   // [out] or null
-    float* y;            // [T][out]
+    float* y;            // [T][out], or null: what comes out stays in the tile, for no more than gemm_rows rows
+    const float* gate = nullptr;  // the tile of the product that gates this one, of the same rows
+    Gate act = nullptr;
 };
 struct Gemm {
     size_t (*packed_bytes)(size_t T, size_t in, int planes);                                        // 64-byte aligned

@@ -117,10 +117,14 @@ struct Product {
         const size_t tile = std::max(up.scratch_floats(), gate.scratch_floats()), each = padded(up.T * n);
         if (up.gemm && gate.gemm) {  // in tiles, while they are in cache
             float* const room = scratch(2 * tile);
-            gate.gemm->rows(gate.many(gate.job, nullptr), r0, r1, room);
             GemmJob j = up.many(up.job, up.job.y);
             j.gate = room, j.act = act;
-            return up.gemm->rows(j, r0, r1, room + tile);
+            for (size_t r = r0; r < r1; r += gemm_rows) {
+                const size_t end = std::min(r + gemm_rows, r1);
+                gate.gemm->rows(gate.many(gate.job, nullptr), r, end, room);
+                up.gemm->rows(j, r, end, room + tile);
+            }
+            return;
         }
         float *const room = scratch(tile + 2 * each), *const a = room + tile, *const b = a + each;  // a, b: [T][n]
         auto part = [&](const Operand& o, float* y) {
@@ -142,7 +146,7 @@ void cut(Product& p) {
     const size_t threads = width(), out = p.up.job.out, T = p.up.T;
     p.tokens = T;
     if (p.up.gemm || p.gate.gemm) {
-        p.rows = gemm_rows;
+        p.rows = gemm_rows * std::clamp(out / (gemm_rows * 8 * threads), size_t(1), size_t(4));
     } else if (p.up.gemv || regime(T) != many_tokens) {
         p.rows = std::clamp(chunk_bytes / std::max<size_t>(p.up.job.row_bytes, 1), size_t(4), std::max<size_t>(4, out / (4 * threads)));
         p.rows = (p.rows + 3) / 4 * 4;

@@ -62,7 +62,10 @@ static void rows_into(const GemmJob& j, size_t r0, int rows, float* tile, Finish
 
 static void add_bias(const float* bias, int rows, float* tile, size_t groups) {
     for (size_t g = 0; g < groups; g++)
-        for (int r = 0; r < rows; r++, tile += tokens) _mm512_store_ps(tile, _mm512_add_ps(_mm512_load_ps(tile), _mm512_set1_ps(bias[r])));
+        for (int r = 0; r < rows; r++) {
+            float* o = tile + (g * panel_rows + r) * tokens;
+            _mm512_store_ps(o, _mm512_add_ps(_mm512_load_ps(o), _mm512_set1_ps(bias[r])));
+        }
 }
 
 // Groups [g, g + n) of tile[group][row][16] to y[token][row].

@@ -5,16 +5,33 @@ Usage: python benchmarks/models.py llama-1b Q4_K_M out.gguf
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from qtransformers.gguf import GGUFWriter
 from qtransformers.types import BY_NAME, QuantType
 
-SHAPES = {  # layers, width, heads, KV heads, head dimension, FFN, vocabulary
-    "llama-1b": (16, 2048, 32, 8, 64, 8192, 128256),
-    "llama-150m": (12, 768, 12, 4, 64, 3072, 32000),
-    "odd-0.5b": (24, 896, 14, 2, 64, 4864, 151936),
+
+class Shape(NamedTuple):
+    """Sizes of a Llama, or of a Mixtral where there are experts."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int  # of each expert
+    vocab: int
+    experts: int = 0
+    used: int = 0  # of the experts, by each token
+
+
+SHAPES = {
+    "llama-1b": Shape(16, 2048, 32, 8, 64, 8192, 128256),
+    "llama-150m": Shape(12, 768, 12, 4, 64, 3072, 32000),
+    "odd-0.5b": Shape(24, 896, 14, 2, 64, 4864, 151936),
+    "moe-small": Shape(8, 1024, 16, 4, 64, 1536, 32000, experts=16, used=2),
 }
 # type of the layers' weights, of those that `more` picks among attn_v and ffn_down, of the tied embedding
 RECIPES = {
@@ -33,7 +50,7 @@ def more(i: int, n: int) -> bool:
 
 def tensors(shape: str, recipe: str) -> list[tuple[str, tuple[int, ...], str]]:
     """Names, shapes and types of a model."""
-    n_layers, width, heads, kv, dim, ffn, vocab = SHAPES[shape]
+    n_layers, width, heads, kv, dim, ffn, vocab, experts, _ = SHAPES[shape]
     base, better, embedding = RECIPES[recipe]
 
     def fit(kind: str, columns: int) -> str:
@@ -47,10 +64,18 @@ def tensors(shape: str, recipe: str) -> list[tuple[str, tuple[int, ...], str]]:
         extra = better if more(i, n_layers) else base
         for name, rows, columns, kind in (
             ("attn_q", heads * dim, width, base), ("attn_k", kv * dim, width, base), ("attn_v", kv * dim, width, extra),
-            ("attn_output", width, heads * dim, base), ("ffn_gate", ffn, width, base), ("ffn_up", ffn, width, base),
-            ("ffn_down", width, ffn, extra),
+            ("attn_output", width, heads * dim, base),
         ):  # fmt: skip
             out.append((f"blk.{i}.{name}.weight", (rows, columns), fit(kind, columns)))
+        if experts:
+            out.append((f"blk.{i}.ffn_gate_inp.weight", (experts, width), "F32"))
+        for name, rows, columns, kind in (
+            ("gate", ffn, width, base),
+            ("up", ffn, width, base),
+            ("down", width, ffn, extra),
+        ):
+            dims = (experts, rows, columns) if experts else (rows, columns)
+            out.append((f"blk.{i}.ffn_{name}{'_exps' if experts else ''}.weight", dims, fit(kind, columns)))
         out += [(f"blk.{i}.{name}.weight", (width,), "F32") for name in ("attn_norm", "ffn_norm")]
     return out
 
@@ -68,7 +93,7 @@ def blocks(kind: QuantType, n: int, rng: np.random.Generator) -> np.ndarray:
 
 def make(shape: str, recipe: str, path: Path) -> None:
     """Write a Llama of `shape` quantised by `recipe`, with a vocabulary of numbered tokens."""
-    n_layers, width, heads, kv, dim, ffn, vocab = SHAPES[shape]
+    n_layers, width, heads, kv, dim, ffn, vocab, experts, used = SHAPES[shape]
     metadata = {
         "general.architecture": "llama", "general.name": f"{shape} {recipe}, random weights",
         "llama.block_count": n_layers, "llama.context_length": 8192, "llama.embedding_length": width,
@@ -79,12 +104,15 @@ def make(shape: str, recipe: str, path: Path) -> None:
         "tokenizer.ggml.scores": [0.0] * vocab, "tokenizer.ggml.token_type": [2, 3, 3] + [1] * (vocab - 3),
         "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
     }  # fmt: skip
+    if experts:
+        metadata |= {"llama.expert_count": experts, "llama.expert_used_count": used}
     rng = np.random.default_rng(0)
     specs = tensors(shape, recipe)
     with GGUFWriter(path, metadata, specs, overwrite=True) as writer:
         for name, dims, kind in specs:
             if kind == "F32":
-                writer.write(name, np.ones(dims, np.float32))
+                norm = len(dims) == 1  # else a router
+                writer.write(name, np.ones(dims, np.float32) if norm else rng.standard_normal(dims, np.float32))
                 continue
             row = BY_NAME[kind]
             n = int(np.prod(dims)) // row.block_size

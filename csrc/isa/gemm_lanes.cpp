@@ -105,7 +105,7 @@ QT_INLINE void transpose4(F4 (&v)[4]) {
 #endif
 }
 
-// out[group][row][tokens] to y[token][row], plus the bias.
+// out[group][row][tokens] to y[token][row].
 static void flush(const float* tile, const GemmJob& j, size_t r0, int rows) {
     for (size_t t0 = 0; t0 < j.T; t0 += 4)
         for (int r = 0; r < rows; r += 4) {
@@ -115,14 +115,20 @@ static void flush(const float* tile, const GemmJob& j, size_t r0, int rows) {
             for (int i = 0; i < 4; i++) v[i] = get<F4>(from + i * tokens);  // rows past the last are there, and not wanted
             transpose4(v);
             for (size_t i = 0; i < 4 && t0 + i < j.T; i++) {
-                F4 bias{};
-                if (j.bias) __builtin_memcpy(&bias, j.bias + r0 + r, n * sizeof(float));
-                v[i] += bias;
                 float* y = j.y + (t0 + i) * j.out + r0 + r;
                 if (n == 4) put(y, v[i]);
                 else __builtin_memcpy(y, &v[i], n * sizeof(float));
             }
         }
+}
+
+static void finish(float* tile, const GemmJob& j, size_t r0, int rows, size_t groups) {
+    if (j.bias)
+        for (size_t g = 0; g < groups; g++)
+            for (int r = 0; r < rows; r++)
+                for (int i = 0; i < tokens; i++) tile[(g * panel_rows + r) * tokens + i] += j.bias[r0 + r];
+    if (j.act) j.act(j.gate, tile, tile, groups * panel_rows * tokens);
+    if (j.y) flush(tile, j, r0, rows);
 }
 
 // 256 columns, or the last n blocks, of one row.
@@ -157,7 +163,7 @@ static void gemm_rows_of(const GemmJob& j, size_t r0, size_t r1, float* tile) {
                 for (; g < groups; g++) sweep<Kind, 1>(p, rows, a + g, tile + g * panel_rows * tokens);
             }
         }
-        flush(tile, j, r, rows);
+        finish(tile, j, r, rows, groups);
     }
 }
 

@@ -77,7 +77,7 @@ def swiglu(gate: F32, up: F32) -> F32:
 # How a gate and what it lets through become one: `silu(gate) * up`, tanh-approximated `gelu(gate) * up`, and gpt-oss's.
 ACTIVATIONS: dict[str, Callable[[F64, F64], F64]] = {
     "silu": lambda gate, up: gate * _sigmoid(gate) * up,
-    "gelu_erf": lambda gate, up: gate * _sigmoid(np.sqrt(8 / np.pi) * (gate + 0.044715 * gate**3)) * up,
+    "gelu": lambda gate, up: gate * _sigmoid(np.sqrt(8 / np.pi) * (gate + 0.044715 * gate**3)) * up,
     "gpt_oss": lambda gate, up: (g := np.minimum(gate, 7)) * _sigmoid(1.702 * g) * (np.clip(up, -7, 7) + 1),
 }
 

@@ -33,7 +33,7 @@ Activation activation(const std::string& name) {
 }
 
 namespace {
-constexpr size_t few_tokens_most = 4;  // of integer products one token at a time; more are multiplied 16 at a time
+constexpr size_t few_columns_most = 8;  // int8 planes of all tokens up to which integer products go row by row; more are multiplied 16 tokens at a time
 constexpr size_t chunk_bytes = 131072;  // of weights, claimed by a thread at a time where they are what takes time
 
 constexpr size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -60,34 +60,21 @@ struct Operand {
     Linear exact;
     const Gemv* gemv;  // integer kernels where they suit, else both null
     const Gemm* gemm;
-    std::byte* packed;   // of gemv: first T flags, whether a token could be packed
-    size_t packed_each;  // bytes of a token, gemv
+    std::byte* packed;
 
     const void* format() const { return gemv ? (const void*)gemv->pack : gemm ? (const void*)gemm->pack : nullptr; }
     bool shares_packed(const Operand& o) const { return x == o.x && T == o.T && format() == o.format() && planes == o.planes; }
-    size_t packed_bytes() const { return gemv ? rounded(T) + T * packed_each : gemm ? gemm->packed_bytes(T, job.in, planes) : 0; }
-    size_t packs() const { return gemv ? T : gemm ? (job.in + 255) / 256 : 0; }
+    size_t packed_bytes() const { return gemv ? gemv->packed_bytes(T, job.in, planes) : gemm ? gemm->packed_bytes(T, job.in, planes) : 0; }
+    size_t packs() const { return gemv || gemm ? (job.in + 255) / 256 : 0; }
     size_t scratch_floats() const { return padded(gemm ? gemm->tile_floats(T) : linear_tile); }
 
-    void pack(size_t i) const {
-        if (gemm) return gemm->pack(x, T, job.in, planes, i, packed);
-        packed[i] = std::byte(gemv->pack(x + i * job.in, int(job.in), packed + rounded(T) + i * packed_each));
-    }
+    void pack(size_t block) const { (gemv ? gemv->pack : gemm->pack)(x, T, job.in, planes, block, packed); }
     GemmJob many(const LinearJob& j, float* y) const { return {j.w, j.row_bytes, j.in, j.out, T, planes, packed, j.bias, y}; }
     // Rows [r0, r1) of j, which is `job` or a part of it, times tokens [t0, t1).
     void multiply(const LinearJob& j, size_t r0, size_t r1, size_t t0, size_t t1, float* tile) const {
         if (gemm) return gemm->rows(many(j, j.y), r0, r1, tile);
-        if (!gemv) return exact(j, r0, r1, t0, t1, tile);
-        for (size_t t = t0; t < t1; t++) {  // weights come from memory once, for the other tokens from L2
-            float* y = j.y + t * j.out;
-            if (packed[t] == std::byte(false)) {
-                exact(j, r0, r1, t, t + 1, tile);
-                continue;
-            }
-            gemv->rows(j.w + r0 * j.row_bytes, packed + rounded(T) + t * packed_each, int(j.in), int(r1 - r0), y + r0);
-            if (j.bias)
-                for (size_t k = r0; k < r1; k++) y[k] += j.bias[k];
-        }
+        if (gemv) return gemv->rows({j.w, j.row_bytes, j.in, j.out, T, planes, packed, j.bias, j.y}, r0, r1);
+        exact(j, r0, r1, t0, t1, tile);
     }
 };
 
@@ -96,9 +83,9 @@ Operand operand(const Matrix& w, const float* bias, float* y, const PaddedRows& 
     Operand o{.T = T, .planes = w.planes, .x = x.from};
     o.job = {w.data, w.row_bytes, k.decode[w.type], w.format().block_size, w.format().block_bytes, w.type == id::F32, x.data, x.stride, w.cols, w.rows, bias, y};
     o.exact = k.linear[regime(T)][w.type];
-    if (w.planes && T <= few_tokens_most && k.gemv && k.gemv[w.type].rows) o.gemv = &k.gemv[w.type];
-    if (o.gemv) o.packed_each = rounded(o.gemv->packed_bytes(int(w.cols)));
-    if (w.planes && T > few_tokens_most && k.gemm && k.gemm[w.type].rows) o.gemm = &k.gemm[w.type];
+    const bool few = T * w.planes <= few_columns_most;
+    if (w.planes && few && k.gemv && k.gemv[w.type].rows) o.gemv = &k.gemv[w.type];
+    if (w.planes && !few && k.gemm && k.gemm[w.type].rows) o.gemm = &k.gemm[w.type];
     return o;
 }
 

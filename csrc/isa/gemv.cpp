@@ -1,4 +1,4 @@
-// Products with one token, straight from the blocks: fills `Kernels::gemv`. AVX-512 with VNNI and VBMI so far.
+// Products with few tokens, straight from the blocks: fills `Kernels::gemv`. AVX-512 with VNNI and VBMI so far.
 #include "gemv.h"
 
 #ifdef QT_ISA_avx512
@@ -15,82 +15,141 @@
 namespace qt::QT_ISA {
 #ifdef QT_ISA_avx512
 
-// One sequential stream a thread, fetched into L2 this far ahead.
-constexpr int ahead_bytes = 12288;
+// Weights are one sequential stream a thread, fetched into L2 this far ahead.
+constexpr size_t ahead_bytes = 12288;
+// Columns that are read again and again while rows go by stay in L1 up to this size.
+constexpr size_t columns_bytes = 24576;
 
-template <class Q>
-static void rows_k(const uint8_t* w, const void* packed, int in, int rows, float* y) {
-    const Q q;
-    const int blocks = in / 256;
-    const uint8_t* ahead = w + ahead_bytes;
-    for (int r = 0; r < rows; r++, w += size_t(blocks) * sizeof(typename Q::Block)) y[r] = dot_k(q, w, (const Packed1024*)packed, blocks, ahead);
+// Blocks of a row that are multiplied at a time: all, unless their columns would leave L1. Records are whole.
+template <class Rows, int C>
+static int chunk_of(int blocks) {
+    constexpr int record = Rows::record, most = int(columns_bytes / (C * sizeof(typename Rows::Record)));
+    const int records = (blocks + record - 1) / record, chunks = C > 1 ? (records + most - 1) / most : 1;
+    return (records + chunks - 1) / chunks * record;
 }
-static void rows_iq4_xs(const uint8_t* w, const void* packed, int in, int rows, float* y) {
-    GemvIQ4_XS q;
-    q.table = nibble_table(codebook::iq4[0], 128);
-    const int blocks = in / 256;
-    const uint8_t* ahead = w + ahead_bytes;
-    for (int r = 0; r < rows; r++, w += size_t(blocks) * sizeof(block::IQ4_XS)) y[r] = dot_iq4_xs(q, w, (const Packed1024*)packed, blocks, ahead);
+
+// Sums of C columns of row r, brought together and stored.
+template <int C>
+INLINE void finish(const GemvJob& j, size_t r, int c0, const V* sum) {
+    const float bias = j.bias ? j.bias[r] : 0;
+    UNROLL for (int c = 0; c < C; c++) {
+        const size_t t = size_t(c0 + c) / j.planes;
+        if (t >= j.T) break;
+        if (j.planes == 1) {
+            j.y[t * j.out + r] = _mm512_reduce_add_ps(sum[c]) + bias;
+        } else if (C > 1 && c % 2 == 0) {
+            j.y[t * j.out + r] = _mm512_reduce_add_ps(_mm512_add_ps(sum[c], sum[(c + 1) % C])) + bias;
+        }
+    }
 }
-template <class Q>
-static void rows_32(const uint8_t* w, const void* packed, int in, int rows, float* y) {
-    const Q q;
-    const int groups = in / 32;
-    const uint8_t* ahead = w + ahead_bytes;
-    for (int r = 0; r < rows; r++, w += size_t(groups) * Q::stride) y[r] = dot_32(q, w, (const Packed128*)packed, groups, ahead);
+
+// Rows [r0, r1) against columns [c0, c0 + C): a row at a time, or where a row comes in chunks a group of them.
+template <class Rows, int C>
+static __attribute__((noinline)) const uint8_t* tile(const GemvJob& j, size_t r0, size_t r1, int columns, int c0, const uint8_t* ahead) {
+    const Rows rows;
+    const int blocks = int(j.in) / Rows::block_size, chunk = chunk_of<Rows, C>(blocks);
+    const auto* a = (const typename Rows::Record*)j.packed + c0;
+    if (chunk >= blocks) {
+        const uint8_t* w = j.w + r0 * j.row_bytes;
+        for (size_t r = r0; r < r1; r++, w += j.row_bytes) {
+            V s[C];
+            UNROLL for (int c = 0; c < C; c++) s[c] = _mm512_setzero_ps();
+            rows.template dots<C>(w, a, columns, blocks, s, ahead);
+            finish<C>(j, r, c0, s);
+        }
+        return ahead;
+    }
+    V sum[gemv_group][C];
+    for (size_t r = r0; r < r1; r += gemv_group) {
+        const int n = r1 - r < gemv_group ? int(r1 - r) : int(gemv_group);
+        for (int b = 0; b < blocks; b += chunk) {
+            const int part = blocks - b < chunk ? blocks - b : chunk;
+            const uint8_t* w = j.w + r * j.row_bytes + size_t(b) * Rows::block_bytes;
+            for (int i = 0; i < n; i++, w += j.row_bytes) {
+                V s[C];
+                UNROLL for (int c = 0; c < C; c++) s[c] = b ? sum[i][c] : _mm512_setzero_ps();
+                rows.template dots<C>(w, a + size_t(b / Rows::record) * columns, columns, part, s, ahead);
+                UNROLL for (int c = 0; c < C; c++) sum[i][c] = s[c];
+            }
+        }
+        for (int i = 0; i < n; i++) finish<C>(j, r + i, c0, sum[i]);
+    }
+    return ahead;
+}
+
+template <class Rows>
+static const uint8_t* tile_of(int C, const GemvJob& j, size_t r0, size_t r1, int columns, int c0, const uint8_t* ahead) {
+    switch (C) {
+        case 1: return tile<Rows, 1>(j, r0, r1, columns, c0, ahead);
+        case 2: return tile<Rows, 2>(j, r0, r1, columns, c0, ahead);
+        case 3: return tile<Rows, 3>(j, r0, r1, columns, c0, ahead);
+        case 4: return tile<Rows, 4>(j, r0, r1, columns, c0, ahead);
+        case 6: return tile<Rows, 6>(j, r0, r1, columns, c0, ahead);
+        default: return tile<Rows, 8>(j, r0, r1, columns, c0, ahead);
+    }
+}
+
+// Where columns are more than a tile, each group of rows meets all tiles while it is in L2; only the first fetches ahead.
+template <class Rows>
+static void rows_of(const GemvJob& j, size_t r0, size_t r1) {
+    const int columns = padded_columns(int(j.T) * j.planes);
+    const size_t group = columns == 1 ? 0 : gemv_group * j.row_bytes;  // which may come in any order within
+    const uint8_t* ahead = j.w + r0 * j.row_bytes + (group > ahead_bytes ? group : ahead_bytes);
+    if (columns <= column_tile) {
+        tile_of<Rows>(columns, j, r0, r1, columns, 0, ahead);
+        return;
+    }
+    for (size_t r = r0; r < r1; r += gemv_group) {
+        const size_t end = r1 - r < gemv_group ? r1 : r + gemv_group;
+        const uint8_t* again = ahead;
+        for (int c = 0; c < columns; c += column_tile) {
+            const uint8_t* next = tile_of<Rows>(columns - c < column_tile ? columns - c : column_tile, j, r, end, columns, c, again);
+            if (!c) ahead = next, again = j.w;
+        }
+    }
+}
+
+template <class Rows>
+static size_t packed_bytes(size_t T, size_t in, int planes) {
+    constexpr size_t columns = size_t(Rows::record) * Rows::block_size;
+    return (in + columns - 1) / columns * padded_columns(int(T) * planes) * sizeof(typename Rows::Record);
 }
 
 template <class Block, int sub>
-static void rows_any(const uint8_t* w, const void* packed, int in, int rows, float* y) {
-    const int blocks = in / Block::size;
-    const uint8_t* ahead = w + ahead_bytes;
-    for (int r = 0; r < rows; r++, w += size_t(blocks) * sizeof(Block)) y[r] = dot_any<Block, sub>((const Block*)w, (const Packed256*)packed, blocks, ahead);
-}
-
-static size_t bytes_256(int in) { return size_t(in + 255) / 256 * planes * sizeof(Packed256); }
-static size_t bytes_1024(int in) { return size_t(in + 1023) / 1024 * planes * sizeof(Packed1024); }
-static size_t bytes_128(int in) { return size_t(in + 127) / 128 * planes * sizeof(Packed128); }
-template <Order order>
-static bool pack_k(const float* x, int in, void* packed) { return packable(x, in) && (pack_1024<order>(x, in, (Packed1024*)packed), true); }
-template <int offset>
-static bool pack_32(const float* x, int in, void* packed) { return packable(x, in) && (pack_128<offset>(x, in, (Packed128*)packed), true); }
-static bool pack_any(const float* x, int in, void* packed) { return packable(x, in) && (pack_256(x, in, (Packed256*)packed), true); }
-
-template <class Block, int sub>
-constexpr Gemv gemv_any = {bytes_256, pack_any, rows_any<Block, sub>};
+constexpr Gemv any_rows = {packed_bytes<RowsAny<Block, sub>>, pack_256, rows_of<RowsAny<Block, sub>>};
 template <class Q>
-constexpr Gemv gemv_k = {bytes_1024, pack_k<Q::order>, rows_k<Q>};
+constexpr Gemv k_rows = {packed_bytes<RowsK<Q>>, pack_1024<Q::order, Q::rest, Q::offset>, rows_of<RowsK<Q>>};
 template <class Q>
-constexpr Gemv gemv_32 = {bytes_128, pack_32<Q::offset>, rows_32<Q>};
+constexpr Gemv legacy_rows = {packed_bytes<Rows32<Q>>, pack_128<Q::offset>, rows_of<Rows32<Q>>};
 
 static consteval GemvTable list() {
     using namespace block;
     GemvTable t{};
-    t.of[id::Q4_0] = gemv_32<GemvQ4_0>;
-    t.of[id::Q4_1] = gemv_32<GemvQ4_1>;
-    t.of[id::Q5_0] = gemv_32<GemvQ5_0>;
-    t.of[id::Q5_1] = gemv_32<GemvQ5_1>;
-    t.of[id::Q8_0] = gemv_32<GemvQ8_0>;
-    t.of[id::Q2_K] = gemv_k<GemvQ2_K>;
-    t.of[id::Q3_K] = gemv_k<GemvQ3_K>;
-    t.of[id::Q4_K] = gemv_k<GemvQ4_K>;
-    t.of[id::Q5_K] = gemv_k<GemvQ5_K>;
-    t.of[id::Q6_K] = gemv_k<GemvQ6_K>;
-    t.of[id::IQ2_XXS] = gemv_any<IQ2_XXS, 32>;
-    t.of[id::IQ2_XS] = gemv_any<IQ2_XS, 16>;
-    t.of[id::IQ3_XXS] = gemv_any<IQ3_XXS, 32>;
-    t.of[id::IQ1_S] = gemv_any<IQ1_S, 32>;
-    t.of[id::IQ4_NL] = gemv_32<GemvIQ4_NL>;
-    t.of[id::IQ3_S] = gemv_any<IQ3_S, 32>;
-    t.of[id::IQ2_S] = gemv_any<IQ2_S, 16>;
-    t.of[id::IQ4_XS] = {bytes_1024, pack_k<split16>, rows_iq4_xs};
-    t.of[id::IQ1_M] = gemv_any<IQ1_M, 16>;
-    t.of[id::TQ1_0] = gemv_any<TQ1_0, 32>;
-    t.of[id::TQ2_0] = gemv_any<TQ2_0, 32>;
-    t.of[id::MXFP4] = gemv_32<GemvMXFP4>;
-    t.of[id::NVFP4] = gemv_any<NVFP4, 16>;
-    t.of[id::Q1_0] = gemv_any<Q1_0, 32>;
-    t.of[id::Q2_0] = gemv_any<Q2_0, 32>;
+    t.of[id::Q4_0] = legacy_rows<GemvQ4_0>;
+    t.of[id::Q4_1] = legacy_rows<GemvQ4_1>;
+    t.of[id::Q5_0] = legacy_rows<GemvQ5_0>;
+    t.of[id::Q5_1] = legacy_rows<GemvQ5_1>;
+    t.of[id::Q8_0] = legacy_rows<GemvQ8_0>;
+    t.of[id::Q2_K] = k_rows<GemvQ2_K>;
+    t.of[id::Q3_K] = k_rows<GemvQ3_K>;
+    t.of[id::Q4_K] = k_rows<GemvQ4_K>;
+    t.of[id::Q5_K] = k_rows<GemvQ5_K>;
+    t.of[id::Q6_K] = k_rows<GemvQ6_K>;
+    t.of[id::IQ2_XXS] = any_rows<IQ2_XXS, 32>;
+    t.of[id::IQ2_XS] = any_rows<IQ2_XS, 16>;
+    t.of[id::IQ3_XXS] = any_rows<IQ3_XXS, 32>;
+    t.of[id::IQ1_S] = any_rows<IQ1_S, 32>;
+    t.of[id::IQ4_NL] = legacy_rows<GemvIQ4_NL>;
+    t.of[id::IQ3_S] = any_rows<IQ3_S, 32>;
+    t.of[id::IQ2_S] = any_rows<IQ2_S, 16>;
+    t.of[id::IQ4_XS] = k_rows<GemvIQ4_XS>;
+    t.of[id::IQ1_M] = any_rows<IQ1_M, 16>;
+    t.of[id::TQ1_0] = any_rows<TQ1_0, 32>;
+    t.of[id::TQ2_0] = any_rows<TQ2_0, 32>;
+    t.of[id::MXFP4] = legacy_rows<GemvMXFP4>;
+    t.of[id::NVFP4] = any_rows<NVFP4, 16>;
+    t.of[id::Q1_0] = any_rows<Q1_0, 32>;
+    t.of[id::Q2_0] = any_rows<Q2_0, 32>;
     return t;
 }
 extern const GemvTable gemv_table;

@@ -1,4 +1,4 @@
-// Products with one token: x is packed once, then any rows are multiplied by it, on any thread.
+// Products with few tokens: x is packed once, in parts on any thread, then any rows are multiplied by it, on any thread.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -7,10 +7,19 @@
 
 namespace qt {
 
-struct Gemv {
-    size_t (*packed_bytes)(int in);                                                            // 64-byte aligned
-    bool (*pack)(const float* x, int in, void* packed);                                        // false: x cannot be packed (inf, NaN)
-    void (*rows)(const uint8_t* w, const void* packed, int in, int rows, float* y);            // y[rows] = w[rows, in] x[in]
+struct GemvJob {
+    const uint8_t* w;  // [out] rows of row_bytes
+    size_t row_bytes, in, out, T;
+    int planes;          // int8 planes of a token: 1, or 2 for nearly exact products
+    const void* packed;  // by Gemv::pack
+    const float* bias;   // [out] or null
+    float* y;            // [T][out]
 };
+struct Gemv {
+    size_t (*packed_bytes)(size_t T, size_t in, int planes);                                    // 64-byte aligned
+    void (*pack)(const float* x, size_t T, size_t in, int planes, size_t block, void* packed);  // one block of 256 columns; types of one `pack` share it
+    void (*rows)(const GemvJob&, size_t r0, size_t r1);
+};
+inline constexpr size_t gemv_group = 8;  // rows whose weights are used by all tokens in turn
 struct GemvTable { Gemv of[max_types]; };  // by type id, null pointers where there is none
 }  // namespace qt

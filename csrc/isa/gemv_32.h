@@ -1,4 +1,4 @@
-// One row of 32-value blocks times one packed input: 128 values a step, as two registers whose 16-byte lanes are the 4 blocks,
+// One row of 32-value blocks times 1 to 8 columns: 128 values a step, as two registers whose 16-byte lanes are the 4 blocks,
 // so that one register of scales serves both.
 #pragma once
 #include "codebooks.h"
@@ -25,6 +25,7 @@ INLINE Z nibble_table(const int8_t* values, int offset) { return bytes([&](int i
 // Codes as unsigned bytes are value + offset; with minima the value is d * code + m.
 template <class B, int from>
 struct Nibbles {
+    INLINE Nibbles() {}
     static constexpr int stride = sizeof(B);
     Z run = run_index<stride>(from), word = word_index32<stride>(0);
     INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
@@ -35,6 +36,7 @@ struct Nibbles {
 };
 template <class B, int from, int high>
 struct FiveBits : Nibbles<B, from> {
+    INLINE FiveBits() {}
     using Base = Nibbles<B, from>;
     static constexpr int stride = sizeof(B);
     Z first = bits_index<stride>(high), second = bits_index<stride>(high + 2), bit = bytes([](int i) { return 1 << i % 8; });
@@ -46,24 +48,29 @@ struct FiveBits : Nibbles<B, from> {
     }
 };
 struct GemvQ4_0 : Nibbles<block::Q4_0, 2> {
+    INLINE GemvQ4_0() {}
     static constexpr int offset = 8;
     static constexpr bool minima = false;
 };
 struct GemvQ4_1 : Nibbles<block::Q4_1, 4> {
+    INLINE GemvQ4_1() {}
     static constexpr int offset = -1;
     static constexpr bool minima = true;
     Z min_word = word_index32<stride>(2);
 };
 struct GemvQ5_0 : FiveBits<block::Q5_0, 6, 2> {
+    INLINE GemvQ5_0() {}
     static constexpr int offset = 16;
     static constexpr bool minima = false;
 };
 struct GemvQ5_1 : FiveBits<block::Q5_1, 8, 4> {
+    INLINE GemvQ5_1() {}
     static constexpr int offset = -1;
     static constexpr bool minima = true;
     Z min_word = word_index32<stride>(2);
 };
 struct GemvIQ4_NL : Nibbles<block::IQ4_NL, 2> {
+    INLINE GemvIQ4_NL() {}
     static constexpr int offset = 128;
     static constexpr bool minima = false;
     Z table = nibble_table(codebook::iq4[0], 128);
@@ -73,6 +80,7 @@ struct GemvIQ4_NL : Nibbles<block::IQ4_NL, 2> {
     }
 };
 struct GemvMXFP4 : Nibbles<block::MXFP4, 1> {
+    INLINE GemvMXFP4() {}
     static constexpr int offset = 12;
     static constexpr bool minima = false;
     Z table = nibble_table(codebook::fp4[0], 12), exponent = bytes([](int i) { return 17 * (i / 16); });
@@ -103,36 +111,42 @@ struct GemvQ8_0 {
 };
 
 template <class Q>
-INLINE float dot_32(const Q& q, const uint8_t* w, const Packed128* a, int groups, const uint8_t*& ahead) {
-    constexpr int size = 4 * Q::stride;
-    V sum[planes] = {};
-    alignas(64) uint8_t rest[size];
-    for (int g = 0; g < groups; g += 4, w += size, a += planes) {
-        prefetch(ahead, size);
-        if (groups - g < 4) [[unlikely]] {  // the row ends inside: zero blocks, which meet zeros of x
-            __builtin_memset(rest, 0, size);
-            __builtin_memcpy(rest, w, size_t(groups - g) * Q::stride);
-            w = rest;
-        }
-        Z w0, w1;
-        V d, m;
-        if constexpr (requires { q.decode(w, w0, w1, d); }) {
-            q.decode(w, w0, w1, d);
-        } else {
-            const Quad<Q::stride> p(w);
-            q.codes(p, w0, w1);
-            d = q.scale(p);
-            if constexpr (Q::minima) m = halves(p.pick(q.min_word));
-        }
-        UNROLL for (int t = 0; t < planes; t++) {
-            const Z start = once(a[t].init);
-            const V dx = _mm512_load_ps(a[t].d);
-            Z total = _mm512_dpbusd_epi32(Q::minima ? _mm512_setzero_si512() : start, w0, load512(a[t].q));
-            total = _mm512_dpbusd_epi32(total, w1, load512(a[t].q + 64));
-            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), _mm512_mul_ps(d, dx), sum[t]);
-            if constexpr (Q::minima) sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(start), _mm512_mul_ps(m, dx), sum[t]);
+struct Rows32 : Q {
+    INLINE Rows32() {}
+    using Record = Packed128;
+    static constexpr int record = 4, block_bytes = Q::stride, block_size = 32;
+
+    // `groups` blocks against C of `columns` columns
+    template <int C>
+    INLINE void dots(const uint8_t* w, const Record* a, int columns, int groups, V* sum, const uint8_t*& ahead) const {
+        constexpr int size = 4 * Q::stride;
+        alignas(64) uint8_t rest[size];
+        for (int g = 0; g < groups; g += 4, w += size, a += columns) {
+            prefetch(ahead, size);
+            if (groups - g < 4) [[unlikely]] {  // the row ends inside: zero blocks, which meet zeros of x
+                __builtin_memset(rest, 0, size);
+                __builtin_memcpy(rest, w, size_t(groups - g) * Q::stride);
+                w = rest;
+            }
+            Z w0, w1;
+            V d, m;
+            if constexpr (requires(const Q& q) { q.decode(w, w0, w1, d); }) {
+                Q::decode(w, w0, w1, d);
+            } else {
+                const Quad<Q::stride> p(w);
+                Q::codes(p, w0, w1);
+                d = Q::scale(p);
+                if constexpr (Q::minima) m = halves(p.pick(Q::min_word));
+            }
+            UNROLL for (int c = 0; c < C; c++) {
+                const Z start = load512(a[c].start);
+                const V unit = _mm512_load_ps(a[c].unit);
+                Z total = _mm512_dpbusd_epi32(Q::minima ? _mm512_setzero_si512() : start, w0, load512(a[c].q));
+                total = _mm512_dpbusd_epi32(total, w1, load512(a[c].q + 64));
+                sum[c] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(total), unit), d, sum[c]);
+                if constexpr (Q::minima) sum[c] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(start), unit), m, sum[c]);
+            }
         }
     }
-    return _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
-}
+};
 }  // namespace qt::QT_ISA

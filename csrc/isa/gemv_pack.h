@@ -1,117 +1,165 @@
-// One row of activations as two int8 planes, for products with one token. Plane 1 is the rounding error of plane 0, rounded
-// again: a product costs twice the dots, which hide behind the memory, and is exact to about 3e-5.
+// Tokens as int8, for products with few of them: rounded as for many (round_token), so that a token's numbers do not depend on
+// how many share its product. A column is one plane of one token.
 #pragma once
-#include "simd512.h"
+#include "gemm_pack.h"
 
 namespace qt::QT_ISA {
 
-// The order in which a type's codes come out of their bytes; x is packed in the same, so that unpacking is a mask and a shift.
-// Each keeps runs of 16 values together.
+// The order of x that makes unpacking a block cheap. In each, one of the 16 lanes of 32 bits holds values of one sub-block
+// of the weights alone, in all four registers of 256 values: four vpdpbusd add up to it, and one vector holds its scales.
 enum Order {
-    natural,  // 0..255: Q6_K
-    pair,     // groups of 32: (0 2) (1 3) (4 6) (5 7): Q4_K, Q5_K
-    half,     // groups of 32: (0 4) (1 5) (2 6) (3 7): Q2_K, Q3_K
-    split16   // 16-byte halves of 4 groups of 32, first halves then second halves: IQ4_XS and the 32-value types
+    nibble_pairs,   // Q4_K, Q5_K
+    quarter_bytes,  // Q2_K, Q3_K
+    six_bits,       // Q6_K
+    half_blocks     // IQ4_XS
 };
 
-// Where value i of 256 lies.
-constexpr int place(Order o, int i) {
-    int g = i / 32, l = i % 32;
+// Which value of 256 is the first of the four in a lane of register r.
+constexpr int first_value(Order o, int r, int lane) {
+    const int L = lane / 4, e = lane % 4;
     switch (o) {
-        case pair: return 128 * (g / 4) + 64 * (g % 2) + 32 * (g / 2 % 2) + l;
-        case half: return 64 * (g % 4) + 32 * (g / 4) + l;
-        case split16: return 128 * (g / 4) + 64 * (l / 16) + 16 * (g % 4) + l % 16;
-        default: return i;
+        case nibble_pairs: return 32 * (2 * (L % 2 * 2 + L / 2) + e % 2) + 16 * (L % 2 ^ r / 2) + 4 * (e ^ r % 2);
+        case quarter_bytes: return 128 * (L / 2) + 32 * e + 16 * (L % 2) + 4 * (e ^ r);
+        case six_bits: return 128 * (e / 2) + 32 * (L / 2 + 2 * (e % 2)) + 16 * (L % 2) + 4 * (2 * (r % 2) + (e ^ r / 2) % 2);
+        default: return 32 * (L + 4 * (e / 2)) + 16 * (r % 2) + 4 * (e % 2 + 2 * (r / 2));
     }
 }
+// The sub-block of `per` values that a lane belongs to.
+constexpr int sub_of(Order o, int per, int lane) { return first_value(o, 0, lane) / per; }
+consteval bool lanes_keep_to(Order o, int per) {
+    bool seen[64] = {};
+    for (int r = 0; r < 4; r++)
+        for (int lane = 0; lane < 16; lane++) {
+            const int first = first_value(o, r, lane);
+            if (first % 4 || seen[first / 4] || first / per != sub_of(o, per, lane)) return false;
+            seen[first / 4] = true;
+        }
+    return true;
+}
+static_assert(lanes_keep_to(nibble_pairs, 32) && lanes_keep_to(quarter_bytes, 16) && lanes_keep_to(six_bits, 16) && lanes_keep_to(half_blocks, 32));
 
-// 1024 values with one scale per 256 values and plane, for the types with 256 values a block.
-struct alignas(64) Packed1024 {
-    int8_t q[1024];
-    int16_t sum32[32];     // sums of q over 32 values
-    int16_t sum16[4][32];  // -16 * sums over 16 values, twice: one vpmaddwd with [scales | scales] gives -32 * sum(scale * sum)
-    float d[16];           // scale of block k in lanes 4k .. 4k + 3
+// What undoes offsets and adds minima.
+enum Rest {
+    start,     // integers the dots start at: -offset times the sum of a lane's values
+    sums16,    // sums of each lane's values
+    sums32     // sums over groups of 32: of the first four groups of 4 blocks, then of the last four
 };
-// 128 values with one scale per 32, split16, for the types with 32 values a block.
+
+// 1024 values of a column, for types of 256 values a block.
+struct alignas(64) Packed1024 {
+    int8_t q[4][256];
+    float unit[4][16];  // what 1 stands for in each lane
+    union {
+        int32_t start[4][16];
+        float sums[4][16];
+    };
+};
+// 128 values of a column for types of 32 values a block: two registers whose 16-byte lanes are the 4 blocks.
 struct alignas(64) Packed128 {
     int8_t q[128];
-    int32_t init[16];  // -offset * sum of the 8 values each dot lane sees: the accumulator starts here
-    float d[16];       // scale of group k in lanes 4k .. 4k + 3
+    int32_t start[16];  // -offset times the sum of the 8 values a lane sees
+    float unit[16];
 };
-constexpr int planes = 2;
+// 256 values of a column in file order.
+struct alignas(64) Packed256 {
+    int8_t q[256];
+    int32_t start[4][16];
+    float unit[4][16];
+};
 
-// Rounds 16 n values to int8 with one scale, which is returned, and leaves the rounding errors in x.
-template <int n>
-INLINE float round_plane(V (&x)[n], __m128i (&q)[n]) {
-    V top = _mm512_abs_ps(x[0]);
-    UNROLL for (int i = 1; i < n; i++) top = _mm512_max_ps(top, _mm512_abs_ps(x[i]));
-    float m = _mm512_reduce_max_ps(top), d = m / 127, id = m > 0 ? 127 / m : 0;
-    UNROLL for (int i = 0; i < n; i++) {
-        Z r = _mm512_cvtps_epi32(_mm512_mul_ps(x[i], _mm512_set1_ps(id)));
-        x[i] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(r), _mm512_set1_ps(d), x[i]);
-        q[i] = _mm512_cvtepi32_epi8(r);
-    }
-    return d;
+// Columns are multiplied 1, 2, 3, 4, 6 or 8 at a time; what is missing to that is zero.
+constexpr int column_tile = 8;
+QT_ALWAYS_INLINE constexpr int padded_columns(int n) { return n % column_tile <= 4 || n % 2 == 0 ? n : n + 1; }
+
+// One column's 256 values as round_token makes them.
+struct Rounded {
+    alignas(64) int8_t q[256];
+    float unit[8];  // of each 32
+};
+INLINE void round_plane(V (&v)[16], Rounded& out) {
+    int32_t up[8 * tokens];
+    float d;
+    round_token(v, out.q, d, up);
+    for (int j = 0; j < 8; j++) out.unit[j] = d * float(1 << (up[j * tokens] >> 23));
 }
 
-// [record][plane]; `in` is a multiple of 256. Values past the end are zero.
-template <Order order>
-static void pack_1024(const float* x, int in, Packed1024* a) {
-    const int blocks = in / 256;
-    for (int b = 0; b < (blocks + 3) / 4 * 4; b++) {
+// Each plane of each token's 256 columns from `from` on, as f(column, rounded); zero past the last token and the last column.
+template <class F>
+INLINE void each_column(const float* x, size_t T, size_t in, int planes, size_t from, F f) {
+    const size_t columns = padded_columns(int(T) * planes);
+    for (size_t c = 0; c < columns; c += planes) {
         V v[16];
-        UNROLL for (int i = 0; i < 16; i++) v[i] = b < blocks ? _mm512_loadu_ps(x + 256 * b + 16 * i) : _mm512_setzero_ps();
+        UNROLL for (int i = 0; i < 16; i++) {
+            const size_t at = from + 16 * i, left = c < T * planes && at < in ? in - at : 0;
+            v[i] = _mm512_maskz_loadu_ps(left >= 16 ? 0xffff : (1 << left) - 1, x + c / planes * in + at);
+        }
         for (int p = 0; p < planes; p++) {
-            Packed1024& o = a[b / 4 * planes + p];
-            __m128i q[16];
-            const float d = round_plane(v, q);
-            int8_t* to = o.q + 256 * (b % 4);
-            UNROLL for (int i = 0; i < 16; i++) _mm_store_si128((__m128i*)(to + place(order, 16 * i)), q[i]);
-            for (int j = 0; j < 16; j++) {
-                const __m128i s = _mm_sad_epu8(_mm_xor_si128(q[j], _mm_set1_epi8((char)0x80)), _mm_setzero_si128());
-                const int sum = _mm_cvtsi128_si32(s) + _mm_extract_epi16(s, 4) - 16 * 128;
-                o.sum16[b % 4][j] = o.sum16[b % 4][16 + j] = (int16_t)(-16 * sum);
-                int16_t& pair_sum = o.sum32[8 * (b % 4) + j / 2];
-                pair_sum = (int16_t)(j % 2 ? pair_sum + sum : sum);
+            Rounded r;
+            round_plane(v, r);
+            f(c + p, r);
+        }
+    }
+}
+
+// Sums of the values in each lane.
+template <int n>
+INLINE Z lane_sums(const int8_t* q) {
+    Z sum = _mm512_setzero_si512();
+    UNROLL for (int i = 0; i < n; i++) sum = _mm512_dpbusd_epi32(sum, b8(1), load512(q + 64 * i));
+    return sum;
+}
+INLINE Z minus_times(Z x, int offset) { return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_mullo_epi32(x, _mm512_set1_epi32(offset))); }
+
+// [records of 1024][columns]
+template <Order order, Rest rest, int offset>
+static void pack_1024(const float* x, size_t T, size_t in, int planes, size_t block, void* packed) {
+    const int columns = padded_columns(int(T) * planes);
+    const size_t last = 256 * (block + 1) < in ? block : (in + 1023) / 1024 * 4 - 1;  // who packs the last fills its record
+    for (size_t b = block; b <= last; b++)
+        each_column(x, T, in, planes, 256 * b, [&](size_t c, const Rounded& from) __attribute__((always_inline)) {
+            Packed1024& to = ((Packed1024*)packed)[b / 4 * columns + c];
+            const int k = b % 4;
+            for (int r = 0; r < 4; r++)
+                for (int lane = 0; lane < 16; lane++) __builtin_memcpy(to.q[k] + 64 * r + 4 * lane, from.q + first_value(order, r, lane), 4);
+            for (int lane = 0; lane < 16; lane++) to.unit[k][lane] = from.unit[sub_of(order, 32, lane)];
+            if constexpr (rest == start) {
+                _mm512_store_si512(to.start[k], minus_times(lane_sums<4>(to.q[k]), offset));
+            } else if constexpr (rest == sums16) {
+                _mm512_store_ps(to.sums[k], _mm512_mul_ps(_mm512_cvtepi32_ps(lane_sums<4>(to.q[k])), _mm512_load_ps(to.unit[k])));
+            } else {
+                for (int g = 0; g < 8; g++) {
+                    const Z half = _mm512_maskz_loadu_epi64(0xf, from.q + 32 * g);
+                    to.sums[g / 4][4 * k + g % 4] = from.unit[g] * float(_mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), b8(1), half)));
+                }
             }
-            for (int l = 0; l < 4; l++) o.d[4 * (b % 4) + l] = d;
-        }
-    }
+        });
 }
 
-// [record][plane]; `in` is a multiple of 32. Values past the end are zero.
+// [records of 128][columns]
 template <int offset>
-static void pack_128(const float* x, int in, Packed128* a) {
-    const int groups = in / 32;
-    for (int g = 0; g < (groups + 3) / 4 * 4; g++) {
-        V v[2];
-        UNROLL for (int i = 0; i < 2; i++) v[i] = g < groups ? _mm512_loadu_ps(x + 32 * g + 16 * i) : _mm512_setzero_ps();
-        for (int p = 0; p < planes; p++) {
-            Packed128& o = a[g / 4 * planes + p];
-            __m128i q[2];
-            const float d = round_plane(v, q);
-            UNROLL for (int i = 0; i < 2; i++) _mm_store_si128((__m128i*)(o.q + 64 * i + 16 * (g % 4)), q[i]);
-            for (int l = 0; l < 4; l++) o.d[4 * (g % 4) + l] = d;
+static void pack_128(const float* x, size_t T, size_t in, int planes, size_t block, void* packed) {
+    const int columns = padded_columns(int(T) * planes);
+    each_column(x, T, in, planes, 256 * block, [&](size_t c, const Rounded& from) __attribute__((always_inline)) {
+        for (size_t h = 0; h < 2 && 256 * block + 128 * h < in; h++) {
+            Packed128& to = ((Packed128*)packed)[(2 * block + h) * columns + c];
+            for (int g = 0; g < 4; g++)
+                for (int i = 0; i < 2; i++) __builtin_memcpy(to.q + 64 * i + 16 * g, from.q + 128 * h + 32 * g + 16 * i, 16);
+            for (int lane = 0; lane < 16; lane++) to.unit[lane] = from.unit[4 * h + lane / 4];
+            _mm512_store_si512(to.start, minus_times(lane_sums<2>(to.q), offset));
         }
-    }
-    const Z one = b8(1);
-    for (int r = 0; r < (groups + 3) / 4 * planes; r++) {
-        // Sums of signed bytes: ones are vpdpbusd's unsigned side.
-        Z sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), one, load512(a[r].q)), one, load512(a[r].q + 64));
-        _mm512_store_si512(a[r].init, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_mullo_epi32(sum, _mm512_set1_epi32(offset))));
-    }
+    });
 }
 
-// Whether int8 planes can hold x: no infinities or NaN, and no values so small that the inverse of a scale overflows.
-static inline bool packable(const float* x, int in) {
-    V top = _mm512_setzero_ps(), bad = top;
-    for (int i = 0; i < in; i += 16) {
-        const V v = _mm512_loadu_ps(x + i);
-        top = _mm512_max_ps(top, _mm512_abs_ps(v));
-        bad = _mm512_add_ps(bad, _mm512_sub_ps(v, v));  // NaN for infinities and NaN, else 0
-    }
-    if (_mm512_cmp_ps_mask(bad, bad, _CMP_UNORD_Q)) return false;
-    const float most = _mm512_reduce_max_ps(top);
-    return most == 0 || (most > 1e-20f && most < 1e20f);
+// [records of 256][columns]
+static void pack_256(const float* x, size_t T, size_t in, int planes, size_t block, void* packed) {
+    const int columns = padded_columns(int(T) * planes);
+    each_column(x, T, in, planes, 256 * block, [&](size_t c, const Rounded& from) __attribute__((always_inline)) {
+        Packed256& to = ((Packed256*)packed)[block * columns + c];
+        __builtin_memcpy(to.q, from.q, 256);
+        for (int i = 0; i < 4; i++) {
+            _mm512_store_si512(to.start[i], minus_times(lane_sums<1>(to.q + 64 * i), 128));
+            for (int lane = 0; lane < 16; lane++) to.unit[i][lane] = from.unit[2 * i + lane / 8];
+        }
+    });
 }
 }  // namespace qt::QT_ISA

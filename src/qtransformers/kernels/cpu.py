@@ -51,8 +51,8 @@ def bind(tensor: QTensor, accuracy: str = "exact") -> Any:
     A tensor `[n_experts, out, in]` becomes `Experts`, for `moe`.
 
     `accuracy` says how activations enter a product, where this machine has integer kernels (AVX-512 with VNNI): `exact`
-    as floats; `high` as two int8 planes, off by about 3e-5 of the norms; `fast` the same for up to 4 tokens, and one plane
-    with a power of two per 32 columns for more, off by about 1e-2.
+    as floats; `fast` as int8 with a power of two per 32 columns, off by about 1e-2 of the norms; `high` as two such planes,
+    the second what the first one's rounding lost, off by about 3e-5. A token is rounded alike however many share a product.
     UnsupportedError for a type that holds no floats, ConfigError for a tensor that is neither.
     """
     check("linear", tensor.type, "cpu", tensor.name, tensor.file)

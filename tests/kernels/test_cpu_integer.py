@@ -107,10 +107,10 @@ def test_a_token_does_not_depend_on_the_others_of_its_regime(name, few, many, ac
 
 @by_name
 @pytest.mark.parametrize("columns", [256, 1280])
-def test_a_token_is_rounded_alike_for_few_and_for_many(kind, columns, isa):
+def test_a_token_is_rounded_alike_for_few_and_for_many(kind, columns):
     """Sums differ in their order, and minima meet sums of x that are rounded where tokens are many."""
     tensor, x = weight(kind, 33, columns), outliers(40, columns)
-    with cpu.Pool(2, isa):
+    with cpu.Pool(2):
         w = cpu.bind(tensor, "fast")
         error = np.abs(cpu.linear(x[:3].copy(), w) - cpu.linear(x, w)[:3])
     assert (error <= 2e-4 * norms(x[:3], tensor)).all()

@@ -272,6 +272,15 @@ Out embedding(Ints tokens, const Weight& w) {
     });
     return y.array;
 }
+
+// Memory beside x and y, for planning: x rounded, or padded where floats are multiplied; and a tile of y.
+nb::tuple scratch_bytes(int type, size_t T, size_t cols, int planes) {
+    if (type < 0 || type >= max_types) refuse("type " + std::to_string(type) + " is none; expected 0 to " + std::to_string(max_types - 1) + ".");
+    const Kernels& k = current_kernels();
+    const Gemm* gemm = planes && T > few_tokens_most && k.gemm && k.gemm[type].rows ? &k.gemm[type] : nullptr;
+    const size_t x = gemm ? gemm->packed_bytes(T, cols, planes) : padded(cols) == cols ? 0 : T * padded(cols) * sizeof(float);
+    return nb::make_tuple(x, padded(gemm ? gemm->tile_floats(T) : linear_tile) * sizeof(float));
+}
 }  // namespace
 
 void bind_linear(nb::module_& m) {
@@ -282,6 +291,7 @@ void bind_linear(nb::module_& m) {
         .def_prop_ro("type", [](const Weight& w) { return w.tensor.attr("type"); })
         .def_prop_ro("shape", [](const Weight& w) { return nb::make_tuple(w.rows, w.cols); })
         .def("__repr__", [](const Weight& w) { return "Weight(" + w.name() + ", " + w.format().name + ", " + w.shape() + ")"; });
+    m.def("scratch_bytes", &scratch_bytes, nb::arg("type"), nb::arg("T"), nb::arg("cols"), nb::arg("planes"), "What a product of T tokens needs for x, shared by all threads, and for a tile of y in each: (bytes, bytes).");
     m.def("linear", &linear, nb::arg("x"), nb::arg("w"), nb::arg("bias").none() = nb::none(), "x [T, in] w [out, in]^T + bias [out]: [T, out].");
     m.def("linears", &linears, nb::arg("x"), nb::arg("ws"), nb::arg("biases"), "linear of one x by each weight, with its bias or None.");
     m.def("gated", &gated, nb::arg("x"), nb::arg("w_gate"), nb::arg("w_up"), nb::arg("act"), nb::arg("gate_bias").none(), nb::arg("up_bias").none(), "act(x w_gate^T + gate_bias, x w_up^T + up_bias): [T, out].");

@@ -176,6 +176,7 @@ class Model:
             accuracy=config.accuracy,
             prefill_chunk=config.prefill_chunk,
             logits_rows=config.logits_rows,
+            threads=config.threads or Settings.from_env().threads,
             pre=config.pre,
         )
         return cls(loaded, config, format)

@@ -17,6 +17,7 @@ from qtransformers.kernels.reference import F32, Ints
 from qtransformers.kernels.table import ACCURACIES, FUNCTIONS, check, check_accuracy
 from qtransformers.native import lib
 from qtransformers.tensor import QTensor
+from qtransformers.types import QuantType
 
 __all__ = [
     "Experts",
@@ -34,6 +35,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "route",
+    "scratch_bytes",
     "swiglu",
 ]
 
@@ -63,6 +65,11 @@ def bind(tensor: QTensor, accuracy: str = "exact") -> Any:
     check_accuracy(accuracy)
     make = lib.Weight if len(tensor.shape) == 2 else lib.Experts
     return make(tensor, tensor.data, tensor.type.id, *tensor.shape, ACCURACIES[accuracy])
+
+
+def scratch_bytes(type: QuantType, tokens: int, columns: int, accuracy: str) -> tuple[int, int]:
+    """Memory that a product of so many tokens takes beside x and y: bytes for all threads together, bytes for each."""
+    return lib.scratch_bytes(type.id, tokens, columns, ACCURACIES[accuracy])
 
 
 def linear(x: F32, w: Weight, bias: F32 | None = None) -> F32:

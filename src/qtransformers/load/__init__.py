@@ -11,6 +11,7 @@ from qtransformers.archs import spec_of
 from qtransformers.archs.spec import ArchSpec, Hyperparameters, Problem, read_hparams
 from qtransformers.errors import ConfigError, LoadError
 from qtransformers.gguf import GGUFFile
+from qtransformers.gguf.reader import Metadata
 from qtransformers.kernels.table import ACCURACY
 from qtransformers.load.chat.templates import ChatTemplates, templates_from_files, templates_from_gguf
 from qtransformers.load.config import (
@@ -75,6 +76,7 @@ def load(
     accuracy: str = ACCURACY,
     prefill_chunk: int = PREFILL_CHUNK,
     logits_rows: int = LOGITS_ROWS,
+    threads: int | None = None,
     pre: str | None = None,
     settings: Settings | None = None,
     hub: Hub | None = None,
@@ -89,7 +91,13 @@ def load(
     if gguf is None:
         raise _no_weights(sources)
     prepared = prepare(
-        sources, context_length=context_length, cache=cache, prefill_chunk=prefill_chunk, logits_rows=logits_rows
+        sources,
+        context_length=context_length,
+        cache=cache,
+        prefill_chunk=prefill_chunk,
+        logits_rows=logits_rows,
+        accuracy=accuracy,
+        threads=threads,
     )
     tokenizer = load_tokenizer(sources, pre=pre, rows=prepared.hparams.vocab_size)
     from qtransformers.load.place import place  # here the extension is needed, planning does without
@@ -114,10 +122,18 @@ def prepare(
     cache: str = "f16",
     prefill_chunk: int = PREFILL_CHUNK,
     logits_rows: int = LOGITS_ROWS,
+    accuracy: str = ACCURACY,
+    threads: int | None = None,
 ) -> Prepared:
     """Hyperparameters and plan, from headers and config.json alone; one error with every problem of either."""
     found = examine(
-        sources, context_length=context_length, cache=cache, prefill_chunk=prefill_chunk, logits_rows=logits_rows
+        sources,
+        context_length=context_length,
+        cache=cache,
+        prefill_chunk=prefill_chunk,
+        logits_rows=logits_rows,
+        accuracy=accuracy,
+        threads=threads,
     )
     raise_problems(found.headline, found.problems)
     assert found.prepared is not None  # without it there is a problem
@@ -140,6 +156,8 @@ def examine(
     cache: str = "f16",
     prefill_chunk: int = PREFILL_CHUNK,
     logits_rows: int = LOGITS_ROWS,
+    accuracy: str = ACCURACY,
+    threads: int | None = None,
 ) -> Examined:
     """As `prepare`, with the problems of a model as a list; LoadError and UnsupportedError where it is none we could judge."""
     gguf = sources.gguf
@@ -178,12 +196,22 @@ def examine(
         cache=cache,
         prefill_chunk=prefill_chunk,
         logits_rows=logits_rows,
+        accuracy=accuracy,
+        threads=threads,
+        vocabulary=vocabulary_of(gguf.metadata),
         notes=notes,
     )
     problems += (Problem(f"{file}: {p.text}", p.grade) for p in misfits)
     if config and not misfits:
         problems += tensor_disagreements(spec, hparams, gguf.tensors, file, config, config_file)
     return Examined(headline, problems, Prepared(spec, hparams, plan))
+
+
+def vocabulary_of(metadata: Metadata) -> tuple[int, int] | None:
+    """Tokens and merges of a file's own vocabulary, counted without decoding them; None where it has none."""
+    names = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
+    tokens, merges = ((metadata.info(name).length or 0) if name in metadata else 0 for name in names)
+    return (tokens, merges) if tokens else None
 
 
 def load_tokenizer(sources: Sources, *, pre: str | None = None, rows: int | None = None) -> Tokenizer:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qtransformers.cache.pages import CODECS, PAGE_TOKENS
+from qtransformers.types import QuantType
 
-PROGRAM_BYTES = 52 << 20  # the interpreter with NumPy, the extension and this library; benchmarks/memory.py
-TOKEN_BYTES = 240  # of a tokenizer, for each token of the vocabulary; the same script
+PROGRAM_BYTES = 46 << 20  # the interpreter with NumPy, the extension and this library; benchmarks/memory.py
+TOKEN_BYTES, MERGE_BYTES, PLAIN_BYTES = (
+    384,
+    274,
+    240,
+)  # of a tokenizer: a token, a merge of pairs; a token where there are no merges
+KEPT_BYTES = 64 << 20  # of output arrays that csrc/spare.h keeps at most for the next of their size
+WAVE_BYTES = 32 << 20  # of activations of experts at a time, csrc/experts.cpp
+GATE_ROWS = 48  # of gate and up that a thread holds at a time, csrc/isa/gemm.h
+SAMPLER_ROWS = 4  # copies of a row of logits
 PAGE_BYTES, PAGE_ENTRY = 4096, 8  # memory of the system for each page that a process maps
 
 
 @dataclass(frozen=True)
-class Block:
-    """Matrices that read the same input in turn, as one sublayer does: `[rows, columns]` of each."""
+class Product:
+    """A matrix `[out, columns]` that tokens are multiplied with; of stacked experts, each with `used` of them."""
 
     role: str
     layer: int | None
-    matrices: tuple[tuple[int, int], ...]
+    type: QuantType
+    out: int
+    columns: int
+    used: int = 0  # experts; 0: one matrix for all
 
 
 @dataclass(frozen=True)
@@ -47,24 +60,57 @@ def cache_bytes(hparams: Mapping[str, int], context_length: int, codec: str) -> 
     return CacheShape.of(hparams).bytes(context_length, codec)
 
 
-def temporaries(width: int, vocab: int, blocks: Iterable[Block], rows: int, logits_rows: int) -> int:
-    """Peak of F32 temporaries in a forward pass of `rows` tokens.
+def temporaries(
+    width: int, vocab: int, products: Iterable[Product], rows: int, logits_rows: int, accuracy: str, threads: int
+) -> int:
+    """Peak of what a forward pass of `rows` tokens takes beside weights and cache.
 
-    In a sublayer: the residual stream and its norm, what the sublayer's matrices put out, and what the last one takes in.
-    At the end: the last norm and the logits.
+    Arrays of all sublayers by size, since memory of one size is kept for the next; x as integer kernels want it; a tile of y
+    and a gate's two halves for each thread; logits, and the sampler's copies of a row.
     """
-    sums: dict[tuple[str, int | None], list[int]] = {}
-    for block in blocks:
-        entry = sums.setdefault((block.role, block.layer), [0, 0])
-        entry[0] += sum(out for out, _ in block.matrices)
-        entry[1] = max(entry[1], *(n_in for _, n_in in block.matrices))
-    sublayer = 2 * width + max((outputs + widest for outputs, widest in sums.values()), default=0)
-    return 4 * max(rows * sublayer, logits_rows * (2 * width + vocab))
+    from qtransformers.kernels.cpu import scratch_bytes
+
+    groups: dict[tuple[str, int | None], list[Product]] = {}
+    shared, tile = 0, 0
+    for p in products:
+        groups.setdefault((p.role, p.layer), []).append(p)
+        packed, own = scratch_bytes(p.type, rows, p.columns, accuracy)
+        shared, tile = max(shared, packed), max(tile, own)
+    most: Counter[int] = Counter()
+    live = 0
+    for (role, _), members in groups.items():
+        arrays = Counter({4 * rows * n: times for n, times in _arrays(role, members, width).items()})
+        if role == "experts":
+            arrays[min(WAVE_BYTES, 4 * rows * members[0].used * (2 * width + members[-1].columns))] += 1
+        live = max(live, sum(n * times for n, times in arrays.items()))
+        most |= arrays
+    kept = sum(n * times for n, times in most.items())
+    gate = 2 * 4 * rows * GATE_ROWS
+    end = 4 * (logits_rows + SAMPLER_ROWS) * vocab
+    return min(kept, live + KEPT_BYTES) + shared + threads * (tile + gate) + end
 
 
-def program_bytes(vocab: int) -> int:
-    """The interpreter, the library, and a tokenizer of `vocab` tokens."""
-    return PROGRAM_BYTES + vocab * TOKEN_BYTES
+def _arrays(role: str, members: list[Product], width: int) -> Counter[int]:
+    """How many arrays of so many columns a sublayer has at once: the residual stream, its norm, what matrices put out."""
+    *others, last = members
+    arrays = Counter({width: 2})
+    arrays[last.out] += 1
+    if role == "experts":
+        return arrays
+    if role == "attn":
+        arrays.update([last.columns, *(p.out for p in others)])
+        if others:
+            arrays[min(p.out for p in others)] += 1  # keys before and after their rotation
+    elif len(others) == 1:
+        arrays.update([others[0].out, last.columns])
+    else:  # a gate and what it lets through are one call
+        arrays[last.columns] += 1
+    return arrays
+
+
+def program_bytes(tokens: int, merges: int = 0) -> int:
+    """The interpreter, the library, and a tokenizer."""
+    return PROGRAM_BYTES + tokens * (TOKEN_BYTES if merges else PLAIN_BYTES) + merges * MERGE_BYTES
 
 
 def page_tables(mapped: int) -> int:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from qtransformers.archs.spec import Slot, TensorSpec
 from qtransformers.cache.pages import check_codec
-from qtransformers.kernels.table import why_not
+from qtransformers.kernels.table import ACCURACY, why_not
 from qtransformers.load.findings import LAYER
-from qtransformers.load.footprint import Block, CacheShape, program_bytes, temporaries
-from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK, LoadPlan, PlannedTensor
+from qtransformers.load.footprint import CacheShape, program_bytes, temporaries
+from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK, LoadPlan, PlannedTensor, products
+from qtransformers.settings import usable_cores
 from qtransformers.tensor import QTensor
 
 # Roles by the names GGUF files use in all architectures, the first that matches; facts of llama.cpp's tensor names.
@@ -47,6 +48,9 @@ def outline(
     context_length: int | None = None,
     cache: str = "f16",
     prefill_chunk: int = PREFILL_CHUNK,
+    accuracy: str = ACCURACY,
+    threads: int | None = None,
+    vocabulary: tuple[int, int] | None = None,
 ) -> LoadPlan:
     """The bytes of a model by the keys and names that most architectures share; nothing is checked."""
     check_codec(cache)
@@ -69,8 +73,16 @@ def outline(
         cache=cache,
         weights_bytes=sum(t.nbytes for t in planned),
         cache_bytes=shape.bytes(context, cache),
-        activations_bytes=temporaries(width, vocab, _blocks(planned, get("expert_used_count", 1)), rows, LOGITS_ROWS),
-        program_bytes=program_bytes(vocab),
+        activations_bytes=temporaries(
+            width,
+            vocab,
+            products(planned, get("expert_used_count", 1)),
+            rows,
+            LOGITS_ROWS,
+            accuracy,
+            threads or usable_cores(),
+        ),
+        program_bytes=program_bytes(*(vocabulary or (vocab,))),
         cache_shape=shape,
         runnable=False,
     )
@@ -89,14 +101,6 @@ def _planned(name: str, tensor: QTensor) -> PlannedTensor:
     reason = why_not("linear", tensor.type, "cpu")
     place = "mmap" if len(tensor.shape) > 1 else "cpu"
     return PlannedTensor(slot, tensor.type, tensor.shape, tensor.nbytes, place, "" if reason else tensor.type.name)
-
-
-def _blocks(planned: Iterable[PlannedTensor], used_experts: int) -> Iterator[Block]:
-    """What each token passes through: of stacked experts those that it is sent to."""
-    for t in planned:
-        if t.slot.layer is not None and len(t.shape) in (2, 3):
-            times = used_experts if len(t.shape) == 3 else 1
-            yield Block(t.role, t.slot.layer, ((t.shape[-2] * times, t.shape[-1]),))
 
 
 def _numbers(arch: str, metadata: Mapping[str, Any]) -> Any:

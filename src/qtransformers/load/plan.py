@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from qtransformers.archs.spec import ArchSpec, Problem, Slot
 from qtransformers.cache.pages import check_codec
 from qtransformers.errors import ConfigError
-from qtransformers.kernels.table import why_not
+from qtransformers.kernels.table import ACCURACY, why_not
 from qtransformers.load.files import memory_text
 from qtransformers.load.findings import LAYER, Findings, template
-from qtransformers.load.footprint import Block, CacheShape, cache_bytes, program_bytes, temporaries
+from qtransformers.load.footprint import CacheShape, Product, cache_bytes, program_bytes, temporaries
+from qtransformers.settings import usable_cores
 from qtransformers.tensor import QTensor
 from qtransformers.types import QuantType
 
@@ -121,11 +122,14 @@ def make_plan(
     cache: str = "f16",
     prefill_chunk: int = PREFILL_CHUNK,
     logits_rows: int = LOGITS_ROWS,
+    accuracy: str = ACCURACY,
+    threads: int | None = None,
+    vocabulary: tuple[int, int] | None = None,
     notes: Iterable[str] = (),
 ) -> tuple[LoadPlan, list[Problem]]:
     """The plan of a file, and every missing, extra, mis-shaped or unsupported tensor of it.
 
-    With an error among the problems the plan is not fit to be carried out. ConfigError for a bad argument.
+    `vocabulary` counts tokens and merges of the tokenizer. With an error among the problems the plan is not fit to be carried out. ConfigError for a bad argument.
     """
     context = _context(context_length, hparams["context_length"])
     check_codec(cache)
@@ -142,8 +146,16 @@ def make_plan(
         cache=cache,
         weights_bytes=sum(t.nbytes for t in planned),
         cache_bytes=cache_bytes(hparams, context, cache),
-        activations_bytes=activations_bytes(spec, hparams, min(prefill_chunk, context), logits_rows),
-        program_bytes=program_bytes(hparams["vocab_size"]),
+        activations_bytes=temporaries(
+            hparams["n_embd"],
+            hparams["vocab_size"],
+            products(planned, hparams.get("n_experts_used", 1)),
+            min(prefill_chunk, context),
+            logits_rows,
+            accuracy,
+            threads or usable_cores(),
+        ),
+        program_bytes=program_bytes(*vocabulary or (hparams["vocab_size"],)),
         cache_shape=CacheShape.of(hparams),
         warnings=tuple(warnings),
     )
@@ -199,17 +211,16 @@ def kernel_of(slot: Slot, type: QuantType) -> tuple[str, str]:
     return f"{operation} {type.name}", ""
 
 
-def activations_bytes(spec: ArchSpec, hparams: Mapping[str, int], rows: int, logits_rows: int) -> int:
-    """Peak of temporaries in a forward pass of `rows` tokens; see footprint.temporaries."""
-    used = int(hparams.get("n_experts_used", 1))
-    blocks = [
-        Block(slot.spec.role, slot.layer, ((shape[-2] * (used if len(shape) == 3 else 1), shape[-1]),))
-        for slot in spec.slots(hparams)
-        if slot.layer is not None and slot.part == "weight" and slot.spec.role not in DECODED_ROLES
-        for shape in (slot.shape(hparams),)
-        if len(shape) in (2, 3)
-    ]
-    return temporaries(hparams["n_embd"], hparams["vocab_size"], blocks, rows, logits_rows)
+def products(planned: Iterable[PlannedTensor], used_experts: int) -> Iterator[Product]:
+    """What each token of a batch is multiplied with in the layers."""
+    for t in planned:
+        if (
+            t.slot.layer is not None
+            and t.slot.part == "weight"
+            and len(t.shape) in (2, 3)
+            and t.role not in DECODED_ROLES
+        ):
+            yield Product(t.role, t.slot.layer, t.type, t.shape[-2], t.shape[-1], used_experts if len(t.shape) == 3 else 0)  # fmt: skip
 
 
 def _context(wanted: int | None, trained: int) -> int:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from qtransformers.archs.spec import Problem
 from qtransformers.errors import UnsupportedError
-from qtransformers.load import examine
+from qtransformers.load import examine, vocabulary_of
 from qtransformers.load.hub import Hub, find_offer, local_model, quants, read_header, the_hub, the_reference
 from qtransformers.load.outline import outline
 from qtransformers.load.plan import PREFILL_CHUNK, LoadPlan
@@ -65,6 +65,6 @@ def survey(
     assert gguf is not None  # examine has looked
     plan = outline(
         str(gguf.path), gguf.metadata, gguf.tensors,
-        context_length=context_length, cache=cache, prefill_chunk=prefill_chunk,
+        context_length=context_length, cache=cache, prefill_chunk=prefill_chunk, vocabulary=vocabulary_of(gguf.metadata),
     )  # fmt: skip
     return Survey(plan, tuple(grave), others or {})

@@ -277,7 +277,7 @@ Out embedding(Ints tokens, const Weight& w) {
 nb::tuple scratch_bytes(int type, size_t T, size_t cols, int planes) {
     if (type < 0 || type >= max_types) refuse("type " + std::to_string(type) + " is none; expected 0 to " + std::to_string(max_types - 1) + ".");
     const Kernels& k = current_kernels();
-    const Gemm* gemm = planes && T > few_tokens_most && k.gemm && k.gemm[type].rows ? &k.gemm[type] : nullptr;
+    const Gemm* gemm = planes && T * planes > few_columns_most && k.gemm && k.gemm[type].rows ? &k.gemm[type] : nullptr;
     const size_t x = gemm ? gemm->packed_bytes(T, cols, planes) : padded(cols) == cols ? 0 : T * padded(cols) * sizeof(float);
     return nb::make_tuple(x, padded(gemm ? gemm->tile_floats(T) : linear_tile) * sizeof(float));
 }

@@ -468,6 +468,8 @@ HOSTILE_LOADS = [
     ("threads", [0, -1, NAN, 1.5, "5", True, 5000]),
     ("prompt_format", [5, "", "chatlm", True, ["chatml"]]),
     ("pre", [5, True, ["x"]]),
+    ("mlock", [0, 1, "yes", None]),
+    ("preload", [0, 1, "yes", None]),
 ]
 
 

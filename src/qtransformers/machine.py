@@ -6,13 +6,21 @@ import ctypes
 import mmap
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from qtransformers.settings import usable_cores
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PAGE_SIZE = mmap.PAGESIZE  # bytes
 _CGROUPS = "sys/fs/cgroup"
+_POPULATE_READ = 22  # of madvise, Linux 5.14 and later
 _NO_LIMIT = 1 << 60  # version 1 says "unlimited" as a huge number
 
 
@@ -91,10 +99,8 @@ def resident() -> int | None:
 
 def in_cache(mapped: mmap.mmap) -> int | None:
     """Bytes of a mapped file that are in the page cache; None where the system does not say."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        mincore = libc.mincore
-    except (OSError, AttributeError):
+    mincore = _system_call("mincore")
+    if mincore is None:
         return None
     import numpy as np  # what only looks at the machine starts without it
 
@@ -107,6 +113,46 @@ def in_cache(mapped: mmap.mmap) -> int | None:
             return None
         found += int((pages & 1).sum()) * mmap.PAGESIZE
     return min(found, len(view))
+
+
+def populate(part: NDArray[np.uint8]) -> bool:
+    """Bring mapped bytes into memory and into the page table, the interpreter free meanwhile; False where the system cannot."""
+    madvise = _system_call("madvise")
+    if madvise is None or not sys.platform.startswith("linux"):
+        return False
+    start, length = _whole_pages(part)
+    return bool(madvise(start, length, ctypes.c_int(_POPULATE_READ)) == 0)
+
+
+def lock(part: NDArray[np.uint8]) -> str:
+    """Keep mapped bytes in main memory; why that is refused, "" when it is not."""
+    mlock = _system_call("mlock")
+    if mlock is None:
+        return "the system has no way to do that"
+    return os.strerror(ctypes.get_errno()) if mlock(*_whole_pages(part)) else ""
+
+
+def lock_limit() -> int | None:
+    """Bytes that this process may lock; None without a limit, or where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _system_call(name: str) -> Any:
+    try:
+        return getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (OSError, AttributeError, TypeError):
+        return None
+
+
+def _whole_pages(part: NDArray[np.uint8]) -> tuple[ctypes.c_void_p, ctypes.c_size_t]:
+    """The pages that hold some bytes, as the system takes them."""
+    before = part.ctypes.data % PAGE_SIZE
+    return ctypes.c_void_p(part.ctypes.data - before), ctypes.c_size_t(len(part) + before)
 
 
 def huge_mapped(path: Path) -> int | None:

@@ -25,6 +25,7 @@ from qtransformers.kernels.table import ACCURACY, check_accuracy
 from qtransformers.load import Loaded, load
 from qtransformers.load.chat.formats import PromptFormat
 from qtransformers.load.chat.formats import prompt_format as named_format
+from qtransformers.load.placement import parse as parse_placement
 from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK
 from qtransformers.sampling import Sampling
 from qtransformers.settings import MAX_THREADS, Settings, usable_cores
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "ModelConfig"]
 
-PLACEMENTS = ("auto", "cpu")
 MAX_TOKENS = 2**31 - 1
 
 
@@ -52,13 +52,15 @@ class ModelConfig:
     model_path: str | Path | None = None
     context_length: int | None = None  # tokens of prompt and answer; None: what the model was trained for
     cache: str = "f16"  # how keys and values are kept: f32 or f16
-    placement: str = "auto"
+    placement: str = "auto"  # load.placement; this version runs on the CPU alone
     accuracy: str = ACCURACY  # of products with quantised weights: exact, high or fast
     prefill_chunk: int = PREFILL_CHUNK  # tokens of a prompt that one forward takes
     logits_rows: int = LOGITS_ROWS  # rows of logits that one forward gives at most; more is memory, for `logits()`
     threads: int | None = None  # None: QTRANSFORMERS_THREADS, else every core this process may use
     prompt_format: str | Path | None = None  # name or jinja file, instead of the model's chat template
     pre: str | None = None  # instead of the file's tokenizer.ggml.pre
+    mlock: bool = False  # keep the weights in main memory until the model is closed
+    preload: bool = False  # wait until all weights are in main memory
 
     def __post_init__(self) -> None:
         for name in ("gguf_path", "model_path"):
@@ -68,8 +70,7 @@ class ModelConfig:
         if self.context_length is not None:
             whole("context_length", self.context_length, 1, MAX_TOKENS)
         check_codec(self.cache)
-        if not isinstance(self.placement, str) or self.placement not in PLACEMENTS:
-            raise ConfigError(f"placement={shown(self.placement)}; expected one of {', '.join(PLACEMENTS)}.")
+        parse_placement(text("placement", self.placement))
         check_accuracy(self.accuracy)
         whole("prefill_chunk", self.prefill_chunk, 1, 2**20)
         whole("logits_rows", self.logits_rows, 1, 2**20)
@@ -77,6 +78,8 @@ class ModelConfig:
             whole("threads", self.threads, 1, MAX_THREADS)
         if self.pre is not None:
             text("pre", self.pre)
+        flag("mlock", self.mlock)
+        flag("preload", self.preload)
 
 
 class LoadOptions(TypedDict, total=False):
@@ -91,6 +94,8 @@ class LoadOptions(TypedDict, total=False):
     threads: int | None
     prompt_format: str | Path | None
     pre: str | None
+    mlock: bool
+    preload: bool
 
 
 class Options(TypedDict, total=False):
@@ -129,6 +134,7 @@ class Model:
         self._format = format
         self._templates = loaded.chat_templates
         self._gguf = loaded.sources.gguf
+        self._settle = loaded.settle
         self._engine = Engine(
             partial(loaded.spec.forward, loaded.weights, h),
             cache,
@@ -157,6 +163,8 @@ class Model:
         threads: int | None = None,
         prompt_format: str | Path | None = None,
         pre: str | None = None,
+        mlock: bool = False,
+        preload: bool = False,
     ) -> Model:
         """Load the weights of `gguf_path` (a file, its first shard, or a folder); the fields are `ModelConfig`'s.
 
@@ -165,7 +173,7 @@ class Model:
         ConfigError, ModelNotFoundError, GGUFError, LoadError, UnsupportedError, TokenizerError, InsufficientMemoryError.
         """
         config = ModelConfig(
-            gguf_path, model_path, context_length, cache, placement, accuracy, prefill_chunk, logits_rows, threads, prompt_format, pre
+            gguf_path, model_path, context_length, cache, placement, accuracy, prefill_chunk, logits_rows, threads, prompt_format, pre, mlock, preload
         )  # fmt: skip
         format = None if prompt_format is None else named_format(prompt_format)
         loaded = load(
@@ -173,11 +181,14 @@ class Model:
             model_path,
             context_length=config.context_length,
             cache=config.cache,
+            placement=config.placement,
             accuracy=config.accuracy,
             prefill_chunk=config.prefill_chunk,
             logits_rows=config.logits_rows,
             threads=config.threads or Settings.from_env().threads,
             pre=config.pre,
+            mlock=config.mlock,
+            preload=config.preload,
         )
         return cls(loaded, config, format)
 
@@ -185,12 +196,16 @@ class Model:
     def from_pretrained(
         cls, model: str | Path, model_path: str | Path | None = None, **options: Unpack[LoadOptions]
     ) -> Model:
-        """Load `user/repo:QUANT` from the Hugging Face Hub, `demo`, or a path; options as `load`."""
+        """Load `user/repo:QUANT` from the Hugging Face Hub, `demo`, or a path; options as `load`.
+
+        What has to be downloaded is planned from its header first: nothing is fetched that could not be loaded.
+        """
         from qtransformers.load.hub import resolve_model
+        from qtransformers.load.survey import judge
 
         if not isinstance(model, (str, os.PathLike)) or not str(model):
             raise ConfigError(f"model={shown(model)}; expected user/repo:QUANT, demo, or a path.")
-        return cls.load(resolve_model(str(model)), model_path, **options)
+        return cls.load(resolve_model(str(model), check=judge), model_path, **options)
 
     @property
     def context_length(self) -> int:
@@ -366,6 +381,7 @@ class Model:
     def close(self) -> None:
         """Free weights and cache; any use afterwards raises ConfigError. Waits for the forward under way."""
         self._engine.close()
+        self._settle()
         if self._gguf is not None:
             self._gguf.close()
             self._gguf = None

@@ -70,3 +70,18 @@ def test_hostile_flags(words, capsys):
 def test_no_such_model(capsys):
     assert main(["plan", "no-such-model"]) == 3
     assert "Expected a path, `demo`, or a Hub repository" in capsys.readouterr().err
+
+
+def test_placement_is_printed_saved_and_loaded(data, tmp_path, capsys):
+    demo, saved = data / "demo-Q8_0.gguf", tmp_path / "p.json"
+    words = [demo, "--ram", "2GiB", "--vram", "1GiB"]
+    first = planned(capsys, *words, "--placement", "auto,dense_ffn=cpu", "--save", saved)
+    assert "placement: " in first and "attn=cuda:0" in first and "dense_ffn=cpu" in first and "kv=cuda:0" in first
+    assert planned(capsys, *words, "--placement", saved) == first
+    found = json.loads(planned(capsys, *words, "--placement", saved, "--json"))
+    assert found["devices"][1]["weights"] > 0 and "dense_ffn=cpu" in found["placement"]
+
+
+def test_a_placement_that_cannot_be(capsys):
+    assert main(["plan", "demo", "--placement", "attn=cuda:0"]) == 2
+    assert "there is no cuda:0, only cpu: --vram SIZE plans for" in capsys.readouterr().err

@@ -11,7 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from qtransformers.cli.terminal import note, plain_warnings, printable, watched
+from qtransformers.cli.models import fetched
+from qtransformers.cli.terminal import note, plain_warnings, printable, progress, watched
 from qtransformers.errors import ConfigError
 from qtransformers.generate import Completion
 from qtransformers.kernels.table import ACCURACY
@@ -88,15 +89,20 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
     if args.raw and (args.system or args.prompt_format):
         raise ConfigError("--raw leaves the chat template out, so --system and --prompt-format cannot be honoured.")
     with plain_warnings(args.color) as said:
-        model = Model.from_pretrained(
-            args.model,
+        path = fetched(args.model, args.color)
+        if args.preload:
+            preload(path, args.color)
+        model = Model.load(
+            path,
             args.model_path,
             context_length=args.ctx_size,
             cache=args.cache or "f16",
+            placement=args.placement or "auto",
             accuracy=args.accuracy or ACCURACY,
             threads=args.threads,
             prompt_format=args.prompt_format,
             pre=args.pre,
+            mlock=args.mlock,
         )
         with model:
             if args.model_path or args.verbose:
@@ -107,6 +113,17 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
                 note(f"{model.plan.text()}\n{model.sampling.override(**sampling(args))}", "dim", args.color)
             raw = args.raw or continues(model, args)
             yield Talk(model, request_options(args), args.system, raw, args.verbose, args.color)
+
+
+def preload(path: Path, color: str) -> None:
+    """Read a model into memory, with a bar."""
+    from qtransformers.load.source import open_model
+    from qtransformers.load.warm import preload
+
+    gguf = open_model(path)
+    with progress("reading weights", color) as update:
+        preload(gguf, update)
+    gguf.close()
 
 
 def utf8(what: str, text: str) -> str:

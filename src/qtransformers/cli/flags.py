@@ -99,6 +99,10 @@ _ROWS = (
     # the machine to plan for
     Flag(("--ram",), "main memory to plan for (default: what is available here)", memory, "SIZE"),
     Flag(("--vram",), "memory of the GPU to plan for, of several separated by commas (default: none)", memories, "SIZE[,SIZE...]"),
+    Flag(("--placement",), "what goes where: auto, cpu, entries such as experts=cpu,layers[0-15]=cuda:0, or a saved .json (default: auto)", str, "PLACES"),
+    Flag(("--mlock",), "keep the weights in main memory, whatever else wants it"),
+    Flag(("--preload",), "read all weights into memory before the first token, with a bar"),
+    Flag(("--save",), "write the resolved placement to FILE, for --placement", str, "FILE.json", env=False),
     # what to say
     Flag(("--prompt-format",), "chat format for files without a template: a name, or a jinja file", str, "NAME|FILE"),
     Flag(("--system",), "system message", str, "TEXT"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qtransformers.cli.flags import add_flags
@@ -23,24 +24,35 @@ COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red", "unknown":
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, how it would be loaded, and the machine."""
     parser.add_argument("model", metavar="MODEL", help="a GGUF file or folder, `demo`, or user/repo:QUANT from the Hub")
-    add_flags(parser, "model-path", "ctx-size", "cache", "ram", "vram", "json")
+    add_flags(parser, "model-path", "ctx-size", "cache", "placement", "ram", "vram", "save", "json")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan on stdout."""
     from qtransformers import machine
+    from qtransformers.load import placement
     from qtransformers.load.fit import Budget, fit
     from qtransformers.load.survey import find_sources, survey
 
     budget = Budget.of(machine.memory(), args.ram, args.vram)
     sources, others = find_sources(args.model, args.model_path)
     found = survey(sources, others, context_length=args.ctx_size, cache=args.cache or "f16")
+    wanted = args.placement or "auto"
+    if wanted.endswith(".json"):
+        wanted = placement.load_saved(wanted, found.plan)
+    table = placement.resolve(found.plan, wanted, budget)
+    found = replace(found, plan=placement.placed(found.plan, table))
     result = fit(found.plan, budget, found.others)
+    if args.save:
+        placement.save(args.save, found.plan, table)
+    places = placement.entries(table)
     if args.json:
-        json.dump(as_json(found, result), sys.stdout, indent=2)
+        json.dump({**as_json(found, result), "placement": places}, sys.stdout, indent=2)
         print()
     else:
-        print("\n".join(printable(line) for line in as_text(found, result, args.color)))
+        shown = ["", "placement: " + ", ".join(places)] if budget.devices or args.placement else []
+        lines = as_text(found, result, args.color)
+        print("\n".join(map(printable, [lines[0], *shown, *lines[1:]])))
     return 4 if found.problems else 5 if result.verdict == "does not fit" else 0
 
 

@@ -55,15 +55,23 @@ def progress(title: str, color: str = "auto", unit: str = "bytes") -> Iterator[C
             if time.monotonic() - started < 1:
                 return
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
 
             console = Console(stderr=True, no_color=not wants_color(color, sys.stderr))
-            count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+            in_bytes = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            counts = in_bytes if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
             bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                count,
-                TextColumn(unit if unit != "bytes" else ""),
+                *counts,
                 console=console,
                 transient=True,
             )

@@ -201,6 +201,10 @@ class GGUFFile:
         self.metadata = Metadata(header, datas[0])
         self.tensors = Tensors(headers, datas)
 
+    def views(self) -> list[NDArray[np.uint8]]:
+        """The mapped bytes of each file."""
+        return [np.frombuffer(mapped, np.uint8) for mapped in self._maps]
+
     def close(self) -> None:
         """Unmap the file, once no tensor or array taken from it is alive any more."""
         self.metadata.close()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from qtransformers.load.files import other_tokenizer_files, tokenizer_file
 from qtransformers.load.hub import Hub
 from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK, LoadPlan, make_plan
 from qtransformers.load.source import Sources, resolve
+from qtransformers.machine import memory
 from qtransformers.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class Loaded:
     chat_templates: ChatTemplates
     generation: GenerationDefaults
     sources: Sources
+    settle: Callable[[], None]  # ends what still reads the weights in the background
 
     @property
     def notes(self) -> str:
@@ -73,17 +76,21 @@ def load(
     *,
     context_length: int | None = None,
     cache: str = "f16",
+    placement: str = "auto",
     accuracy: str = ACCURACY,
     prefill_chunk: int = PREFILL_CHUNK,
     logits_rows: int = LOGITS_ROWS,
     threads: int | None = None,
     pre: str | None = None,
+    mlock: bool = False,
+    preload: bool = False,
     settings: Settings | None = None,
     hub: Hub | None = None,
 ) -> Loaded:
     """Load a model: structure and weights from `gguf_path`, tokenizer, templates and defaults from `model_path` if given.
 
-    `accuracy` is that of products with quantised weights (kernels.cpu.bind); `pre` overrides the GGUF's pre-tokenizer. Raises LoadError or UnsupportedError with everything that is wrong,
+    `accuracy` is that of products with quantised weights (kernels.cpu.bind); `pre` overrides the GGUF's pre-tokenizer. Weights are read
+    ahead in the background; `preload` waits until they are in memory, `mlock` keeps them there. Raises LoadError or UnsupportedError with everything that is wrong,
     and what `resolve` raises.
     """
     sources = resolve(gguf_path, model_path, settings, hub)
@@ -99,20 +106,41 @@ def load(
         accuracy=accuracy,
         threads=threads,
     )
+    from qtransformers.load.fit import Budget, fit, too_large
+    from qtransformers.load.placement import resolve as resolve_placement
+    from qtransformers.load.warm import in_background, lock
+    from qtransformers.load.warm import preload as read_all
+
+    plan = prepared.plan
+    # Here there is one device, but what is said of others must make sense.
+    resolve_placement(plan, placement, Budget(None))
+    verdict = fit(plan, Budget.of(memory()))
+    if verdict.verdict == "does not fit":
+        plan = replace(plan, warnings=(*plan.warnings, too_large(plan, verdict)))
+    if mlock:
+        lock(gguf)
+    if preload:
+        read_all(gguf)
+    settle = in_background(gguf) if not (mlock or preload) and verdict.verdict != "does not fit" else _nothing
     tokenizer = load_tokenizer(sources, pre=pre, rows=prepared.hparams.vocab_size)
     from qtransformers.load.place import place  # here the extension is needed, planning does without
 
-    weights = place(prepared.spec, prepared.plan, gguf.tensors, prepared.hparams.n_layers, accuracy)
+    weights = place(prepared.spec, plan, gguf.tensors, prepared.hparams.n_layers, accuracy)
     return Loaded(
         prepared.spec,
         prepared.hparams,
-        prepared.plan,
+        plan,
         weights,
         tokenizer,
         _templates(sources),
         _generation(sources, prepared.hparams.vocab_size),
         sources,
+        settle,
     )
+
+
+def _nothing() -> None:
+    pass
 
 
 def prepare(

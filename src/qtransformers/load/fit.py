@@ -131,6 +131,15 @@ def fit(plan: LoadPlan, budget: Budget, other_files: Mapping[str, int] | None = 
     return Fit(needs, remedies, note)
 
 
+def too_large(plan: LoadPlan, found: Fit) -> str:
+    """A warning for a model that is loaded although it does not fit."""
+    (host, *_) = found.needs
+    return (
+        f"{plan.file} needs {_gib(host.model)} of memory, and {_gib(host.have or 0)} are free. {found.note}. "
+        "What would fit: qtransformers plan."
+    )
+
+
 def _need(plan: LoadPlan, budget: Budget, device: str) -> Need:
     weights, cache = plan.weights_on(device), plan.cache_on(device)
     if device == "cpu":

@@ -110,7 +110,7 @@ def resolve_model(
     reference: str,
     settings: Settings | None = None,
     hub: Hub | None = None,
-    check: Callable[[HeaderFile], None] | None = None,
+    check: Callable[[HeaderFile], object] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """The GGUF file or folder that MODEL stands for: a path, `demo`, or `user/repo[:QUANT]`, downloaded when needed.
@@ -181,7 +181,7 @@ def read_header(offer: Offer, hub: Hub) -> HeaderFile:
 def fetch_gguf(
     ref: Reference,
     hub: Hub,
-    check: Callable[[HeaderFile], None] | None = None,
+    check: Callable[[HeaderFile], object] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Bring one quant of a GGUF repository into the cache, all its shards; the path of the file or first shard.

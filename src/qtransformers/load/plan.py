@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from qtransformers.archs.spec import ArchSpec, Problem, Slot
 from qtransformers.cache.pages import check_codec
 from qtransformers.errors import ConfigError
-from qtransformers.kernels.table import ACCURACY, why_not
+from qtransformers.kernels.table import ACCURACY, check_accuracy, why_not
 from qtransformers.load.files import memory_text
 from qtransformers.load.findings import LAYER, Findings, template
 from qtransformers.load.footprint import CacheShape, Product, cache_bytes, program_bytes, temporaries
@@ -133,6 +133,7 @@ def make_plan(
     """
     context = _context(context_length, hparams["context_length"])
     check_codec(cache)
+    check_accuracy(accuracy)
     planned, ties, problems = match_tensors(spec, hparams, tensors)
     warnings = [*notes, *(p.text for p in problems if p.grade == "warning")]
     if context > hparams["context_length"]:

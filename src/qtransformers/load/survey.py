@@ -8,11 +8,14 @@ from types import MappingProxyType
 
 from qtransformers.archs.spec import Problem
 from qtransformers.errors import UnsupportedError
-from qtransformers.load import examine, vocabulary_of
+from qtransformers.gguf.headers import HeaderFile
+from qtransformers.load import examine, prepare, vocabulary_of
+from qtransformers.load.fit import Budget, fit, too_large
 from qtransformers.load.hub import Hub, find_offer, local_model, quants, read_header, the_hub, the_reference
 from qtransformers.load.outline import outline
 from qtransformers.load.plan import PREFILL_CHUNK, LoadPlan
 from qtransformers.load.source import Report, Sources, resolve
+from qtransformers.machine import memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,3 +71,14 @@ def survey(
         context_length=context_length, cache=cache, prefill_chunk=prefill_chunk, vocabulary=vocabulary_of(gguf.metadata),
     )  # fmt: skip
     return Survey(plan, tuple(grave), others or {})
+
+
+def judge(header: HeaderFile) -> str:
+    """Hold a model against this version and this machine by its header, before it is downloaded: a warning, or "".
+
+    Raises LoadError and UnsupportedError as loading it would.
+    """
+    sources = Sources(header, None, MappingProxyType({}), Report())  # type: ignore[arg-type]
+    plan = prepare(sources).plan
+    found = fit(plan, Budget.of(memory()))
+    return too_large(plan, found) if found.verdict == "does not fit" else ""

@@ -113,6 +113,9 @@ CONFIGS = {
     "large epsilon": ("Llama", {"rms_norm_eps": 0.1}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "sliding window": ("Mistral", {"sliding_window": 16}),
+    "mixtral": ("Mixtral", {"sliding_window": None, "num_local_experts": 8, "num_experts_per_tok": 3}),
+    "mixtral, all experts": ("Mixtral", {"sliding_window": 20, "num_local_experts": 3, "num_experts_per_tok": 3}),
+    "mixtral, one expert": ("Mixtral", {"sliding_window": None, "num_local_experts": 5, "num_experts_per_tok": 1}),
     "sliding window, wide heads": ("Mistral", {"sliding_window": 50, "head_dim": 40, "tie_word_embeddings": False}),
 }
 
@@ -164,8 +167,15 @@ def test_the_options_of_random_models_matter():
     """Each of them changes the logits, so none of the comparisons above can pass by ignoring it."""
     ids = torch.tensor(np.random.default_rng(7).integers(0, 1858, (1, 150)))
     with torch.inference_mode():
-        plain = {kind: random_model(kind, {"sliding_window": None} if kind == "Mistral" else {}, 1)(ids).logits for kind in ("Llama", "Mistral")}  # fmt: skip
-        for name in ("llama 3 rope", "linear rope", "rope base", "large epsilon", "sliding window"):
+        plain = {kind: random_model(kind, {} if kind == "Llama" else {"sliding_window": None}, 1)(ids).logits for kind in ("Llama", "Mistral", "Mixtral")}  # fmt: skip
+        for name in (
+            "llama 3 rope",
+            "linear rope",
+            "rope base",
+            "large epsilon",
+            "sliding window",
+            "mixtral, one expert",
+        ):
             kind, options = CONFIGS[name]
             assert (random_model(kind, options, 1)(ids).logits - plain[kind]).abs().max() > 0.1, name
 

@@ -19,7 +19,7 @@ def test_dimensions(expression, size):
 
 
 def test_slots_name_every_tensor_once():
-    slots = list(SPEC.slots({"n_layers": 2}))
+    slots = list(SPEC.slots({"n_layers": 2, "n_experts": 0}))
     names = [s.name for s in slots]
     assert len(names) == len(set(names))
     by = {s.name: s for s in slots}
@@ -151,7 +151,7 @@ def test_every_problem_is_found_at_once():
 @pytest.mark.parametrize("changes, found, grade", [
     ({"llama__attention__head_count_kv": 3}, "no multiple", "error"),
     ({"llama__rope__dimension_count": 10}, "rope.dimension_count is 10", "error"),
-    ({"llama__expert_count": 8}, "mixtures of experts", "unsupported"),
+    ({"llama__expert_count": 8, "llama__expert_used_count": 9}, "expert_used_count is 9; expected 1 to expert_count, 8", "error"),
     ({"llama__rope__scaling__type": "unheard"}, "'unheard'", "unsupported"),
 ])  # fmt: skip
 def test_what_they_may_not_be_together(changes, found, grade):

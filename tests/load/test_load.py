@@ -1,6 +1,7 @@
 """From two paths to logits."""
 
 import json
+import re
 import time
 
 import numpy as np
@@ -156,22 +157,30 @@ def test_pre_is_for_the_files_vocabulary(demo, data):
         load(demo, data / "demo_model", pre="llama-bpe", hub=OFFLINE)
 
 
-def test_mixtral_is_unsupported_not_broken(remake):
-    with pytest.raises(UnsupportedError, match="mixtures of experts"):
-        load(remake(metadata={"llama.expert_count": 8}))
+def test_a_mixture_needs_its_experts_and_no_dense_layers(remake):
+    mixture = {"llama.expert_count": 8, "llama.expert_used_count": 2}
+    with pytest.raises(LoadError) as e:
+        load(remake(metadata=mixture))
+    for part in (
+        r"ffn_gate_inp\.weight.* missing",
+        r"ffn_down_exps\.weight.* missing",
+        r"ffn_gate\.weight.* in the file",
+    ):
+        assert re.search(part, str(e.value))
+    with pytest.raises(LoadError, match="expert_used_count is 9; expected 1 to expert_count, 8"):
+        load(remake(metadata=mixture | {"llama.expert_used_count": 9}))
 
 
-def test_nor_are_its_tensors_called_missing_or_its_config_anothers(remake, make, hf_dir):
-    dense = [f"blk.{i}.ffn_{part}.weight" for i in range(4) for part in ("gate", "up", "down")]
-    mixture = remake(
-        metadata={"llama.expert_count": 8, "llama.expert_used_count": 2},
-        drop=dense,
+def test_of_an_unsupported_model_neither_tensors_nor_config_are_judged(remake, make, hf_dir):
+    file = remake(
+        metadata={"llama.rope.scaling.type": "spiral"},
+        drop=[f"blk.{i}.ffn_up.weight" for i in range(4)],
         add=[make.tensor(f"blk.{i}.ffn_gate_exps.weight", np.zeros((8, 4, 32))) for i in range(4)],
     )
     for folder in (None, hf_dir({"model_type": "mixtral", "num_local_experts": 8})):
         with pytest.raises(UnsupportedError) as e:
-            load(mixture, folder, hub=OFFLINE)
-        assert str(e.value).count("\n") == 0 and "expert_count is 8; mixtures of experts" in str(e.value)
+            load(file, folder, hub=OFFLINE)
+        assert str(e.value).count("\n") == 0 and "llama.rope.scaling.type is 'spiral'" in str(e.value)
 
 
 def test_generation_defaults_of_the_original_model_win(demo, hf_dir):

@@ -1,6 +1,6 @@
-"""Llama 1-3 and Mistral: pre-norm decoder, grouped-query attention, interleaved (NORM) rope, SwiGLU.
+"""Llama 1-3, Mistral and Mixtral: pre-norm decoder, grouped-query attention, interleaved (NORM) rope, SwiGLU, or a mixture of such experts.
 
-Touvron et al. 2023 (arXiv:2302.13971, 2307.09288); rope scaling factors of Llama 3.1 come as the tensor `rope_freqs`.
+Touvron et al. 2023 (arXiv:2302.13971, 2307.09288), Jiang et al. 2024 (arXiv:2401.04088); rope scaling factors of Llama 3.1 come as the tensor `rope_freqs`.
 """
 
 from __future__ import annotations
@@ -9,18 +9,29 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qtransformers.archs import parts
-from qtransformers.archs.parts import RMS_EPS, SIZES, VOCAB_SIZE, ends, gated_ffn, norm, qkv
+from qtransformers.archs.parts import (
+    EXPERTS,
+    RMS_EPS,
+    SIZES,
+    VOCAB_SIZE,
+    dense,
+    ends,
+    experts_ffn,
+    gated_ffn,
+    norm,
+    qkv,
+)
 from qtransformers.archs.rotary import LONGROPE, ROPE_FREQS, ROPE_HPARAMS, rotation
 from qtransformers.archs.spec import ArchSpec, HParam, Problem
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, gated, linear, linears, rms_norm, rope
+from qtransformers.nn import Rotation, attention, embedding, gated, linear, linears, moe, rms_norm, rope, route
 
 HPARAMS = (
     *SIZES,
     RMS_EPS,
     *ROPE_HPARAMS,
     HParam("sliding_window", "attention.sliding_window", default=0, minimum=0, hf=("sliding_window",), hf_values={None: 0}),
-    HParam("n_experts", "expert_count", default=0, minimum=0, maximum=1024, hf=("num_local_experts",)),
+    *EXPERTS,
     VOCAB_SIZE,
 )  # fmt: skip
 
@@ -30,7 +41,8 @@ LAYER_TENSORS = (
     norm("attn_norm", "input_layernorm"),
     *qkv("optional", "optional", permute=True),
     norm("ffn_norm", "post_attention_layernorm"),
-    *gated_ffn("optional"),
+    *gated_ffn("optional", when=dense),
+    *experts_ffn("model.layers.{i}.block_sparse_moe", ("w1", "w3", "w2")),
 )
 
 
@@ -40,7 +52,8 @@ def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
     for i, layer in enumerate(w.layers):
         x += self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, turn, batch, cache, i)
-        x += mlp(rms_norm(x, layer.ffn_norm, h.rms_eps), layer)
+        y = rms_norm(x, layer.ffn_norm, h.rms_eps)
+        x += experts(y, layer, h) if h.n_experts else mlp(y, layer)
     x = rms_norm(x[batch.output_rows], w.output_norm, h.rms_eps)
     return linear(x, w.output)
 
@@ -61,13 +74,16 @@ def mlp(x: Any, w: Any) -> Any:
     return linear(x, w.ffn_down, w.ffn_down_bias)
 
 
+def experts(x: Any, w: Any, h: Any) -> Any:
+    """Each token through the experts its router likes best, `[T, n_embd]` to `[T, n_embd]`."""
+    ids, weights = route(linear(x, w.ffn_gate_inp), h.n_experts_used, normalize=True)
+    return moe(x, ids, weights, w.ffn_gate_exps, w.ffn_up_exps, w.ffn_down_exps)
+
+
 def check(h: Mapping[str, Any]) -> Iterator[Problem]:
     """What the hyperparameters may not be together."""
     yield from parts.check(h)
-    if h["n_experts"]:
-        yield Problem(
-            f"expert_count is {h['n_experts']}; mixtures of experts (Mixtral) are not supported yet", "unsupported"
-        )
+    yield from parts.check_experts(h)
 
 
 SPEC = ArchSpec(
@@ -77,11 +93,10 @@ SPEC = ArchSpec(
     layer_tensors=LAYER_TENSORS,
     forward=forward,
     check=check,
-    hf_model_types=("llama", "mistral"),
+    hf_model_types=("llama", "mistral", "mixtral"),
     hf_fixed={"hidden_act": ("silu", "swish")},
     unused=("blk.{i}.attn_rot_embd",),
     ignored_keys=(
-        "expert_used_count",
         "rope.scaling.finetuned",
         "tensor_data_layout",
     ),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qtransformers.archs.rotary import check_rope
-from qtransformers.archs.spec import Absent, Bias, HParam, Problem, TensorSpec
+from qtransformers.archs.spec import Absent, Bias, HParam, Problem, TensorSpec, When
 
 # The sizes of a decoder, as GGUF and config.json name them nearly everywhere.
 SIZES = (
@@ -18,6 +18,11 @@ SIZES = (
     HParam("n_kv_heads", "attention.head_count_kv", default=lambda h: h["n_heads"], minimum=1, hf=("num_key_value_heads",)),
     HParam("head_dim", "attention.key_length", default=lambda h: h["n_embd"] // h["n_heads"], minimum=1, hf=("head_dim",)),
     HParam("head_dim_v", "attention.value_length", default=lambda h: h["head_dim"], minimum=1),
+)  # fmt: skip
+# A mixture of experts: how many there are, and how many a token is sent to.
+EXPERTS = (
+    HParam("n_experts", "expert_count", default=0, minimum=0, maximum=1024, hf=("num_local_experts", "num_experts", "n_routed_experts")),
+    HParam("n_experts_used", "expert_used_count", default=0, minimum=0, maximum=1024, hf=("num_experts_per_tok",)),
 )  # fmt: skip
 VOCAB_SIZE = HParam("vocab_size", "vocab_size", minimum=1, hf=("vocab_size",), agree="at_most", rows_of="token_embd")
 RMS_EPS = HParam("rms_eps", "attention.layer_norm_rms_epsilon", float, required=True, minimum=0, hf=("rms_norm_eps",))
@@ -64,15 +69,46 @@ def qkv(bias: Bias = "never", out_bias: Bias = "never", permute: bool = False, h
     )  # fmt: skip
 
 
-def gated_ffn(bias: Bias = "never", hf_bias: str = "mlp_bias") -> tuple[TensorSpec, ...]:
+def has_experts(h: Mapping[str, Any], layer: int) -> bool:
+    """Whether the model is a mixture of experts."""
+    return h["n_experts"] > 0
+
+
+def dense(h: Mapping[str, Any], layer: int) -> bool:
+    """Whether it is none."""
+    return not h["n_experts"]
+
+
+def gated_ffn(bias: Bias = "never", hf_bias: str = "mlp_bias", when: When | None = None) -> tuple[TensorSpec, ...]:
     """Gate, up and down of a feed-forward layer."""
     shapes = {"gate": ("n_ff", "n_embd"), "up": ("n_ff", "n_embd"), "down": ("n_embd", "n_ff")}
     return tuple(
         TensorSpec(
             f"ffn_{k}", f"blk.{{i}}.ffn_{k}", shape, "dense_ffn", bias,
-            hf=f"model.layers.{{i}}.mlp.{k}_proj", hf_bias=hf_bias if bias == "optional" else "",
+            hf=f"model.layers.{{i}}.mlp.{k}_proj", hf_bias=hf_bias if bias == "optional" else "", when=when,
         )
         for k, shape in shapes.items()
+    )  # fmt: skip
+
+
+def experts_ffn(
+    hf: str = "model.layers.{i}.mlp",
+    projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    n_ff: str = "n_ff",
+    when: When = has_experts,
+) -> tuple[TensorSpec, ...]:
+    """Router, and gate, up and down of all experts; `hf` holds `gate` and `experts.{e}.<projection>` in a checkpoint."""
+    shapes = {
+        "gate": ("n_experts", n_ff, "n_embd"),
+        "up": ("n_experts", n_ff, "n_embd"),
+        "down": ("n_experts", "n_embd", n_ff),
+    }
+    return (
+        TensorSpec("ffn_gate_inp", "blk.{i}.ffn_gate_inp", ("n_experts", "n_embd"), "router", hf=f"{hf}.gate", when=when),
+        *(
+            TensorSpec(f"ffn_{k}_exps", f"blk.{{i}}.ffn_{k}_exps", shape, "experts", hf=f"{hf}.experts.{{e}}.{name}", when=when)
+            for (k, shape), name in zip(shapes.items(), projections, strict=True)
+        ),
     )  # fmt: skip
 
 
@@ -82,6 +118,12 @@ def check_heads(h: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             f"attention.head_count is {h['n_heads']}, no multiple of attention.head_count_kv, {h['n_kv_heads']}"
         )
+
+
+def check_experts(h: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong between numbers of experts."""
+    if h["n_experts"] and not 1 <= h["n_experts_used"] <= h["n_experts"]:
+        yield Problem(f"expert_used_count is {h['n_experts_used']}; expected 1 to expert_count, {h['n_experts']}")
 
 
 def check(h: Mapping[str, Any]) -> Iterator[Problem]:

@@ -22,6 +22,7 @@ Grade = Literal["error", "unsupported", "warning"]
 REMAKE = "The file is damaged or was made by a faulty tool: convert the model again"
 NEWER = "Use a version of qtransformers that knows such models"
 FromConfig = Callable[[Mapping[str, Any]], Any]
+When = Callable[[Mapping[str, Any], int], bool]
 INT_LIMIT = 2**31 - 1
 LAYER_LIMIT = 1024  # longest per-layer array worth a look
 
@@ -83,7 +84,7 @@ class TensorSpec:
     )
     hf_suffix: tuple[str, str] = (".weight", ".bias")  # of weight and bias in a checkpoint
     suffix: str = ".weight"  # of the weight's name in a GGUF file
-    when: Callable[[Mapping[str, Any], int], bool] | None = None  # (hparams, layer) -> whether the layer has it at all
+    when: When | None = None  # (hparams, layer) -> whether the layer has it at all
     from_config: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = (
         None  # (config, hparams) -> array or None
     )

@@ -1,6 +1,7 @@
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -165,6 +166,6 @@ def test_on_a_real_terminal(tmp_path):
         assert time.monotonic() < end
         os.write(ours, b"\x03")
         time.sleep(0.2)
-    assert process.returncode == 130
+    assert process.returncode in (130, -signal.SIGINT)  # the latter when one more meets Python on its way out
     os.close(ours)
     assert "What is 7 plus 5?" in (tmp_path / "qtransformers" / "history").read_text()

@@ -69,6 +69,7 @@ def bind(tensor: QTensor, accuracy: str = "exact") -> Any:
 
 def scratch_bytes(type: QuantType, tokens: int, columns: int, accuracy: str) -> tuple[int, int]:
     """Memory that a product of so many tokens takes beside x and y: bytes for all threads together, bytes for each."""
+    check_accuracy(accuracy)
     return lib.scratch_bytes(type.id, tokens, columns, ACCURACIES[accuracy])
 
 

@@ -90,6 +90,7 @@ QT_INLINE RowSums row_sums(Words w, const Act* x) {
 QT_INLINE I settle_row(RowSums sums, const int32_t* up) { return (I)vshlq_s32(sums, vdupq_n_s32(*up)); }
 #elif defined(__SSE2__)
 typedef I RowSums;
+QT_INLINE int32_t up_word(int up) { return up; }
 template <bool is_signed>
 QT_INLINE RowSums row_sums(Words w, const Act* x) {
     const __m128i codes = (__m128i)w, zero = _mm_setzero_si128();
@@ -100,6 +101,7 @@ QT_INLINE RowSums row_sums(Words w, const Act* x) {
 QT_INLINE I settle_row(RowSums sums, const int32_t*) { return sums; }  // the activations are 16 bits, times their power of two
 #else
 typedef I RowSums;
+QT_INLINE int32_t up_word(int up) { return up; }
 template <bool is_signed>
 QT_INLINE RowSums row_sums(Words w, const Act* x) {
     int8_t codes[16];

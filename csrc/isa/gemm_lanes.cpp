@@ -134,13 +134,9 @@ static void finish(float* tile, const GemmJob& j, size_t r0, int rows, size_t gr
 // 256 columns, or the last n blocks, of one row.
 template <class Block>
 QT_INLINE void fill_panel(const Block* from, size_t n, uint8_t* q, float* s, float* m) {
-    constexpr size_t per = panel_columns / Block::size;
     const auto put_codes = [&](int j, Codes c) __attribute__((always_inline)) { store_codes(q + 32 * j, c); };
-    if (n == per) return unpack(from, s, m, put_codes);
-    Block rest[per];  // zero blocks, which meet zeros of x
-    __builtin_memset(rest, 0, sizeof rest);
-    __builtin_memcpy(rest, from, n * sizeof(Block));
-    unpack(rest, s, m, put_codes);
+    if (n < panel_columns / Block::size) unpack(Rest<Block>(from, n).blocks, s, m, put_codes);
+    else unpack(from, s, m, put_codes);
 }
 
 template <class Block>

@@ -105,30 +105,35 @@ QT_INLINE void transpose4(F4 (&v)[4]) {
 #endif
 }
 
-// out[group][row][tokens] to y[token][row].
-static void flush(const float* tile, const GemmJob& j, size_t r0, int rows) {
-    for (size_t t0 = 0; t0 < j.T; t0 += 4)
+// Groups [g, g + n) of tile[group][row][tokens] to y[token][row].
+static void flush(const float* tile, const GemmJob& j, size_t r0, int rows, size_t g, size_t n) {
+    const size_t end = (g + n) * tokens < j.T ? (g + n) * tokens : j.T;
+    for (size_t t0 = g * tokens; t0 < end; t0 += 4)
         for (int r = 0; r < rows; r += 4) {
             const float* from = tile + (t0 / tokens * panel_rows + r) * tokens + t0 % tokens;
-            const size_t n = rows - r < 4 ? size_t(rows - r) : 4;
+            const size_t n_rows = rows - r < 4 ? size_t(rows - r) : 4;
             F4 v[4];
             for (int i = 0; i < 4; i++) v[i] = get<F4>(from + i * tokens);  // rows past the last are there, and not wanted
             transpose4(v);
-            for (size_t i = 0; i < 4 && t0 + i < j.T; i++) {
+            for (size_t i = 0; i < 4 && t0 + i < end; i++) {
                 float* y = j.y + (t0 + i) * j.out + r0 + r;
-                if (n == 4) put(y, v[i]);
-                else __builtin_memcpy(y, &v[i], n * sizeof(float));
+                if (n_rows == 4) put(y, v[i]);
+                else __builtin_memcpy(y, &v[i], n_rows * sizeof(float));
             }
         }
 }
 
-static void finish(float* tile, const GemmJob& j, size_t r0, int rows, size_t groups) {
+// Groups [g, g + n) are complete, and still in L1: bias, gate, and out.
+static void finish(float* tile, const GemmJob& j, size_t r0, int rows, size_t g, size_t n) {
+    float* done = tile + g * panel_rows * tokens;
     if (j.bias)
-        for (size_t g = 0; g < groups; g++)
-            for (int r = 0; r < rows; r++)
-                for (int i = 0; i < tokens; i++) tile[(g * panel_rows + r) * tokens + i] += j.bias[r0 + r];
-    if (j.act) j.act(j.gate, tile, tile, groups * panel_rows * tokens);
-    if (j.y) flush(tile, j, r0, rows);
+        for (size_t k = 0; k < n; k++)
+            for (int r = 0; r < rows; r++) {
+                float* o = done + (k * panel_rows + size_t(r)) * tokens;
+                store(o, load(o) + all(j.bias[r0 + size_t(r)]));
+            }
+    if (j.act) j.act(j.gate + g * panel_rows * tokens, done, done, n * panel_rows * tokens);
+    if (j.y) flush(tile, j, r0, rows, g, n);
 }
 
 // 256 columns, or the last n blocks, of one row.
@@ -142,6 +147,7 @@ QT_INLINE void fill_panel(const Block* from, size_t n, uint8_t* q, float* s, flo
 template <class Block>
 static void gemm_rows_of(const GemmJob& j, size_t r0, size_t r1, float* tile) {
     using Of = CodingOf<Block>;
+    using Kind = Coding<Of::sub, Of::offset, Of::minima>;  // one kernel for all types alike
     Panel<Of::sub> p;
     const size_t groups = (j.T + tokens - 1) / tokens, blocks = j.in / Block::size;
     constexpr size_t per = panel_columns / Block::size;
@@ -150,16 +156,16 @@ static void gemm_rows_of(const GemmJob& j, size_t r0, size_t r1, float* tile) {
         __builtin_memset(tile, 0, groups * panel_rows * tokens * sizeof(float));
         for (size_t b = 0; b < blocks; b += per) {
             const size_t n = blocks - b < per ? blocks - b : per;
-            for (int i = 0; i < rows; i++) fill_panel((const Block*)(j.w + (r + i) * j.row_bytes) + b, n, p.q[i], p.s[i], p.m[i]);
-            for (int plane = 0; plane < j.planes; plane++) {
-                const Acts* a = (const Acts*)j.packed + (b / per * j.planes + plane) * groups;
-                size_t g = 0;
-                using Kind = Coding<Of::sub, Of::offset, Of::minima>;  // one kernel for all types alike
-                for (; g + groups_at_once <= groups; g += groups_at_once) sweep<Kind, groups_at_once>(p, rows, a + g, tile + g * panel_rows * tokens);
-                for (; g < groups; g++) sweep<Kind, 1>(p, rows, a + g, tile + g * panel_rows * tokens);
+            for (int i = 0; i < rows; i++) fill_panel((const Block*)(j.w + (r + size_t(i)) * j.row_bytes) + b, n, p.q[i], p.s[i], p.m[i]);
+            const Acts* a = (const Acts*)j.packed + b / per * size_t(j.planes) * groups;
+            for (size_t g = 0; g < groups; g += groups_at_once) {
+                const bool whole = g + groups_at_once <= groups;
+                float* out = tile + g * panel_rows * tokens;
+                for (size_t plane = 0; plane < size_t(j.planes); plane++)
+                    whole ? sweep<Kind, groups_at_once>(p, rows, a + plane * groups + g, out) : sweep<Kind, 1>(p, rows, a + plane * groups + g, out);
+                if (b + per >= blocks) finish(tile, j, r, rows, g, whole ? groups_at_once : 1);
             }
         }
-        finish(tile, j, r, rows, groups);
     }
 }
 

@@ -21,11 +21,11 @@ struct CodingOf;
     X(Q2_K, 16, 0, true) X(Q3_K, 16, 4, false) X(Q4_K, 32, 0, true) X(Q5_K, 32, 16, true) X(Q6_K, 16, 32, false)   \
     X(IQ2_XXS, 32, 0, false) X(IQ2_XS, 16, 0, false) X(IQ2_S, 16, 0, false) X(IQ3_XXS, 32, 0, false)              \
     X(IQ3_S, 32, 16, false) X(IQ1_S, 32, 16, false) X(IQ1_M, 16, 16, false) X(IQ4_NL, 32, 0, false)               \
-    X(IQ4_XS, 32, 0, false) X(TQ1_0, 32, 1, false) X(TQ2_0, 32, 1, false) X(MXFP4, 32, 16, false)                 \
-    X(NVFP4, 16, 16, false) X(Q1_0, 32, 1, false) X(Q2_0, 32, 1, false)
-#define QT_CODING(name, sub, offset, minima) \
-    template <>                              \
-    struct CodingOf<block::name> : Coding<sub, offset, minima> {};
+    X(IQ4_XS, 32, 0, false) X(TQ1_0, 32, 1, false) X(TQ2_0, 32, 1, false) X(MXFP4, 32, 16, false, true)                 \
+    X(NVFP4, 16, 16, false, true) X(Q1_0, 32, 1, false) X(Q2_0, 32, 1, false)
+#define QT_CODING(name, ...) \
+    template <>              \
+    struct CodingOf<block::name> : Coding<__VA_ARGS__> {};
 QT_INTEGER_TYPES(QT_CODING)
 #undef QT_CODING
 }  // namespace qt::QT_ISA

@@ -80,11 +80,12 @@ struct BlockSums {
 
     __attribute__((always_inline)) void add(const RowActs* a, const float* s, int j, Codes c) {
         const LaneScales<Of::sub> scales = lane_scales<Of::sub>(s, j);
-        for (int t = 0; t < C; t++) part[t][j % 2] = add_products<Of::is_signed>(part[t][j % 2], c, a[t], j, scales);
+        if constexpr (Of::wild) c = less(c, Of::offset);
+        for (int t = 0; t < C; t++) part[t][j % 2] = add_products<Of::is_signed || Of::wild>(part[t][j % 2], c, a[t], j, scales);
     }
     // Undoes offsets, takes minima off, and adds to the totals of the row.
     __attribute__((always_inline)) void finish(const RowActs* a, const float* s, const float* m, V* total) {
-        if constexpr (Of::minima || Of::offset > 0)
+        if constexpr (Of::minima || (Of::offset > 0 && !Of::wild))
             for (int i = 0; i < panel_columns / Of::sub; i += VL) {
                 const V low = Of::minima ? load(m + i) : load(s + i) * all(Of::offset);
                 for (int t = 0; t < C; t++) part[t][i / VL % 2] = fma(load((Of::sub == 32 ? a[t].sum32 : a[t].sum16) + i), -low, part[t][i / VL % 2]);

@@ -7,19 +7,8 @@ namespace qt::QT_ISA {
 #define QT_STRING2(x) #x
 #define QT_STRING(x) QT_STRING2(x)
 
-#ifdef QT_ISA_avx512
-constexpr const Gemv* gemv = gemv_table.of;
-#else
-constexpr const Gemv* gemv = nullptr;
-#endif
-#ifndef QT_ISA_generic
-constexpr const Gemm* gemm = gemm_table.of;
-#else
-constexpr const Gemm* gemm = nullptr;
-#endif
-
 static consteval Kernels fill() {
-    Kernels k{.name = QT_STRING(QT_ISA), .decode = {}, .encode = {}, .linear = {}, .gemv = gemv, .gemm = gemm, .rms_norm = rms_norm, .gate = {gate_silu, gate_gelu, gate_gpt_oss}, .layer_norm = layer_norm, .activate = activate, .rope = rope, .attend = attend, .read_all = read_all, .multiply_all = multiply_all};
+    Kernels k{.name = QT_STRING(QT_ISA), .decode = {}, .encode = {}, .linear = {}, .gemv = gemv_table.of, .gemm = gemm_table.of, .rms_norm = rms_norm, .gate = {gate_silu, gate_gelu, gate_gpt_oss}, .layer_norm = layer_norm, .activate = activate, .rope = rope, .attend = attend, .read_all = read_all, .multiply_all = multiply_all};
 #define QT_SERVES(number, name)       \
     k.decode[number] = decode_##name; \
     k.linear[one_token][number] = k.linear[few_tokens][number] = k.linear[many_tokens][number] = linear_decoded;

@@ -43,6 +43,10 @@ QT_INLINE Codes operator>>(Codes a, int n) {
 QT_INLINE Codes operator<<(Codes a, int n) {
     return each_part([&](int i) { return a.at[i] << n; });
 }
+// Signed bytes: bytes below 128, less a smaller one.
+QT_INLINE Codes less(Codes a, int by) {
+    return each_part([&](int i) { return ((a.at[i] | uint16_t(0x8080)) - uint16_t(by * 0x101)) ^ uint16_t(0x8080); });
+}
 QT_INLINE Codes shifted(Codes a, int left) { return left >= 0 ? a << left : a >> -left; }
 
 // 16 bytes of nibbles: the low ones, then the high ones.

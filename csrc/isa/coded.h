@@ -6,12 +6,13 @@
 namespace qt::QT_ISA {
 
 // sub: codes to a scale. minima: codes are unsigned, the value is s q - m; else signed, the value is s q.
-// offset: added to a signed code to make it a byte from 0 to 127; of unsigned codes, what sums are centred at where
-// they would not fit 16 bits. Both are undone through sums of x. 0: codes stay as they are.
-template <int sub_, int offset_, bool minima_ = false>
+// offset: added to a signed code to make it a byte from 0 to 127; of unsigned codes, what sums are centred at where they
+// would not fit 16 bits. Both are undone through sums of x. 0: codes stay as they are. wild: scales differ by so much that
+// offsets must be undone before they meet them, for a code of zero is to count for nothing.
+template <int sub_, int offset_, bool minima_ = false, bool wild_ = false>
 struct Coding {
     static constexpr int sub = sub_, offset = offset_;
-    static constexpr bool minima = minima_, is_signed = !minima && offset == 0;
+    static constexpr bool minima = minima_, is_signed = !minima && offset == 0, wild = wild_;
 };
 
 template <class Block>

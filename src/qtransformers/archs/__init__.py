@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-from qtransformers.archs import llama
+from qtransformers.archs import (
+    command_r,
+    gemma,
+    glm,
+    gpt2,
+    granite,
+    llama,
+    mistral,
+    olmo,
+    phi,
+    qwen,
+    stablelm,
+    starcoder,
+)
 from qtransformers.archs.spec import ArchSpec, HParam, Hyperparameters, Problem, Slot, TensorSpec, dimension
 from qtransformers.errors import UnsupportedError
 
-SPECS: dict[str, ArchSpec] = {name: spec for spec in (llama.SPEC,) for name in (spec.id, *spec.aliases)}
+ALL = (
+    llama.SPEC,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
+    phi.SPEC,
+    mistral.SPEC,
+    glm.SPEC,
+    granite.SPEC,
+    olmo.SPEC,
+    command_r.SPEC,
+    starcoder.SPEC,
+    gpt2.SPEC,
+    stablelm.SPEC,
+)
+SPECS: dict[str, ArchSpec] = {name: spec for spec in ALL for name in (spec.id, *spec.aliases)}
 
 __all__ = [
     "SPECS",

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qtransformers.archs.rotary import check_rope
-from qtransformers.archs.spec import Absent, Bias, HParam, Problem, TensorSpec, When
+from qtransformers.archs.spec import Absent, BadValue, Bias, HParam, Problem, TensorSpec, When
+from qtransformers.checks import shown
 
 # The sizes of a decoder, as GGUF and config.json name them nearly everywhere.
 SIZES = (
@@ -26,6 +27,27 @@ EXPERTS = (
 )  # fmt: skip
 VOCAB_SIZE = HParam("vocab_size", "vocab_size", minimum=1, hf=("vocab_size",), agree="at_most", rows_of="token_embd")
 RMS_EPS = HParam("rms_eps", "attention.layer_norm_rms_epsilon", float, required=True, minimum=0, hf=("rms_norm_eps",))
+
+
+WINDOW = HParam(
+    "sliding_window", "attention.sliding_window", default=0, minimum=0, hf=("sliding_window",), hf_values={None: 0}
+)
+
+
+def window_period(default: int) -> HParam:
+    """Of how many layers the last sees everything, and the others a window."""
+
+    def layer_types(config: Mapping[str, Any]) -> Any:
+        kinds = config.get("layer_types")
+        if kinds is None:
+            return config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
+        full = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
+        period = full[0] + 1 if full else max(default, len(kinds) + 1)
+        if full != list(range(period - 1, len(kinds), period)):
+            raise BadValue(f"is {shown(kinds)}; expected every n-th layer to have full attention", unsupported=True)
+        return period if full else default if default > len(kinds) else period
+
+    return HParam("swa_period", "attention.sliding_window_pattern", default=default, minimum=1, hf=(layer_types,))
 
 
 def layer_norm_eps(*hf: str) -> HParam:

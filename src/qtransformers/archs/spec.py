@@ -65,7 +65,7 @@ class HParam:
 class TensorSpec:
     """A tensor: its name without `.weight`, `{i}` standing for the layer, and its symbolic shape, (out, in).
 
-    A dimension is a hyperparameter, a number, or a product or quotient of them: `n_heads*head_dim`, `rope_dim/2`.
+    A dimension is made of hyperparameters and numbers: `n_heads*head_dim`, `rope_dim/2`, `n_q+n_k`.
     """
 
     attr: str  # the attribute models read: `w.attn_q`
@@ -112,7 +112,9 @@ class Slot:
         """Names in a checkpoint: one, or one for each expert where it keeps them apart."""
         if not self.spec.hf:
             return ()
-        return tuple(map(self._hf, range(hparams["n_experts"]))) if "{e}" in self.spec.hf else (self.hf,)
+        return (
+            tuple(map(self._hf, range(dimension(self.spec.shape[0], hparams)))) if "{e}" in self.spec.hf else (self.hf,)
+        )
 
     def _hf(self, expert: int | str) -> str:
         suffix = self.spec.hf_suffix[self.part == "bias"]
@@ -180,6 +182,10 @@ class Hyperparameters(Mapping[str, Any]):
     def frozen(cls, values: Mapping[str, Any], origins: Mapping[str, str]) -> Hyperparameters:
         """A copy nobody can change."""
         return cls(MappingProxyType(dict(values)), MappingProxyType(dict(origins)))
+
+    def replaced(self, **values: Any) -> Hyperparameters:
+        """The same with other values, or more."""
+        return self.frozen({**self.values_, **values}, self.origins)
 
     def __getitem__(self, name: str) -> Any:
         return self.values_[name]
@@ -310,9 +316,12 @@ def _expected(p: HParam) -> str:
 
 
 def dimension(expression: str, hparams: Mapping[str, Any]) -> int:
-    """The size a symbolic dimension stands for, e.g. `n_heads*head_dim` or `rope_dim/2`."""
-    dividend, _, divisor = expression.partition("/")
-    size = 1
-    for factor in dividend.split("*"):
-        size *= int(factor) if factor.isdigit() else int(hparams[factor])
-    return size // int(divisor or 1)
+    """The size a symbolic dimension stands for: sums of products and quotients, e.g. `n_heads*head_dim` or `rope_dim/2`."""
+    total = 0
+    for term in expression.split("+"):
+        dividend, _, divisor = term.partition("/")
+        size = 1
+        for factor in dividend.split("*"):
+            size *= int(factor) if factor.isdigit() else int(hparams[factor])
+        total += size // int(divisor or 1)
+    return total

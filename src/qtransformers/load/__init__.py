@@ -232,7 +232,7 @@ def examine(
     problems += (Problem(f"{file}: {p.text}", p.grade) for p in misfits)
     if config and not misfits:
         problems += tensor_disagreements(spec, hparams, gguf.tensors, file, config, config_file)
-    return Examined(headline, problems, Prepared(spec, hparams, plan))
+    return Examined(headline, problems, Prepared(spec, hparams.replaced(loaded_context=plan.context_length), plan))
 
 
 def vocabulary_of(metadata: Metadata) -> tuple[int, int] | None:

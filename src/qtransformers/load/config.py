@@ -58,7 +58,7 @@ def spoken(spec: ArchSpec, config: Mapping[str, Any], file: str) -> tuple[dict[s
     """The hyperparameters config.json gives, by our names and in GGUF's words, and what is wrong with them."""
     said: dict[str, Spoken] = {}
     problems = []
-    for p in spec.hparams:
+    for p in spec.hparams if config else ():
         for source in p.hf:
             key = source if isinstance(source, str) else source.__name__
             try:

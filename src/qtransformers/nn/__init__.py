@@ -6,7 +6,7 @@ from qtransformers.nn.attention import attention
 from qtransformers.nn.linear import embedding, linear, linears
 from qtransformers.nn.mlp import activate, gated, softcap, swiglu
 from qtransformers.nn.moe import moe, route
-from qtransformers.nn.norm import layer_norm, rms_norm
+from qtransformers.nn.norm import head_norm, layer_norm, rms_norm
 from qtransformers.nn.rope import Rotation, rope, rope_frequencies
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "attention",
     "embedding",
     "gated",
+    "head_norm",
     "layer_norm",
     "linear",
     "linears",

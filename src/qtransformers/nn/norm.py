@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from qtransformers.kernels import kernels_for
 
 
@@ -15,3 +17,8 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
 def rms_norm(x: Any, weight: Any, eps: float) -> Any:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension, any leading shape (arXiv:1910.07467)."""
     return kernels_for(x).rms_norm(x, weight, eps)
+
+
+def head_norm(x: Any, weight: Any, eps: float) -> Any:
+    """Layer norm of each head of `x [T, H, D]`, by weights `[H, D]` of its own."""
+    return layer_norm(x, np.ones(x.shape[-1], np.float32), None, eps) * weight

@@ -1,0 +1,76 @@
+"""The random models that architectures are compared on, and how each feature is switched off."""
+
+from archs.models import Case, Off, none, ones, zeros
+
+NO_WINDOW = Off({"sliding_window": 0})
+PLAIN_ROPE = Off({"rope_scaling": "none"})
+QK_NORMS = {"q norm": Off(weights={"attn_q_norm": ones}), "k norm": Off(weights={"attn_k_norm": ones})}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 8.0, "original_max_position_embeddings": 64}
+LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1 + i / 8 for i in range(8)],
+    "long_factor": [1.5 + 2 * i for i in range(8)],
+}
+SHARP = {
+    "q_proj": 2.0,
+    "k_proj": 2.0,
+    "qkv": 2.0,
+    "c_attn": 2.0,
+}  # scores that differ, so that it matters who is seen and where
+
+
+def without(*attrs: str) -> dict[str, Off]:
+    """Each tensor left out, by its name."""
+    return {attr: Off(weights={attr: none}) for attr in attrs}
+
+
+def flat(*attrs: str) -> dict[str, Off]:
+    """Each norm without its weights."""
+    return {attr: Off(weights={attr: ones}) for attr in attrs}
+
+
+def one(*names: str) -> dict[str, Off]:
+    """Each factor left out."""
+    return {name: Off({name: 1.0}) for name in names}
+
+
+QKV_BIASES = ("attn_q_bias", "attn_k_bias", "attn_v_bias")
+
+CASES = {
+    "llama-linear": Case("llama", "Llama", {"rope_parameters": LINEAR}, {"linear": PLAIN_ROPE}, gains=SHARP),
+    "llama-llama3": Case("llama", "Llama", {"rope_parameters": LLAMA3, "attention_bias": True, "mlp_bias": True}, {**without("rope_freqs", *QKV_BIASES, "attn_output_bias", "ffn_gate_bias", "ffn_up_bias", "ffn_down_bias")}, gains=SHARP),
+    "llama-yarn": Case("llama", "Llama", {"rope_parameters": {**YARN, "beta_fast": 16.0}}, {"yarn": PLAIN_ROPE, **one("rope_factor")}, gains=SHARP),
+    "mistral": Case("llama", "Mistral", {"sliding_window": 16}, {"window": NO_WINDOW}, gains=SHARP, golden=False),
+    "qwen2": Case("qwen2", "Qwen2", {}, without(*QKV_BIASES), gains=SHARP),
+    "qwen2-yarn": Case("qwen2", "Qwen2", {"rope_parameters": YARN}, {"yarn": PLAIN_ROPE}, gains=SHARP),
+    "qwen3": Case("qwen3", "Qwen3", {"head_dim": 24}, QK_NORMS),
+    "qwen3-yarn": Case("qwen3", "Qwen3", {"rope_parameters": {**YARN, "attention_factor": 1.4}}, {**QK_NORMS, "yarn": PLAIN_ROPE, **one("rope_attn_factor")}),
+    "gemma2": Case("gemma2", "Gemma2", {"sliding_window": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 16}, {"window": NO_WINDOW, "attn softcap": Off({"attn_softcap": 0.0}), "final softcap": Off({"final_softcap": 0.0}), **flat("post_attention_norm", "post_ffw_norm")}, gains={**SHARP, "embed": 0.3, "zero": 1.0}),
+    "gemma2-scale": Case("gemma2", "Gemma2", {"query_pre_attn_scalar": 5, "head_dim": 32}, {"scale": Off({"attn_scale": 32**-0.5})}, gains={**SHARP, "embed": 0.3, "zero": 1.0}, golden=False),
+    "gemma3": Case("gemma3", "Gemma3Text", {"sliding_window": 16, "num_hidden_layers": 7, "query_pre_attn_scalar": 16, "rope_parameters": {"full_attention": {**LINEAR, "rope_theta": 1e5}, "sliding_attention": {"rope_type": "default", "rope_theta": 1e3}}}, {"window": NO_WINDOW, "period": Off({"swa_period": 99}), "linear": PLAIN_ROPE, "base of windows": Off({"rope_base_swa": 1e5}), **QK_NORMS}, gains={"q_norm": 4.0, "k_norm": 4.0, "embed": 0.3, "zero": 1.0}, class_name="Gemma3ForCausalLM"),
+    "phi3": Case("phi3", "Phi3", {"max_position_embeddings": 512, "original_max_position_embeddings": 64, "rope_parameters": LONGROPE}, {"longrope": PLAIN_ROPE, "long factors": Off({"rope_original": 4096}), **one("rope_attn_factor")}, lengths=(65, 150), gains=SHARP),
+    "phi3-short": Case("phi3", "Phi3", {"original_max_position_embeddings": 64, "rope_parameters": LONGROPE}, {"longrope": PLAIN_ROPE, "short factors": Off({"rope_original": 1})}, lengths=(5, 64), context_length=64, gains=SHARP),
+    "phi3-window": Case("phi3", "Phi3", {"sliding_window": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}}, {"window": NO_WINDOW, "partial rotation": Off({"rope_dim": 16})}, gains=SHARP, golden=False),
+    "ministral3": Case("mistral3", "Ministral3", {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5}, "sliding_window": None}, {"yarn": PLAIN_ROPE, "magnitude": Off({"rope_attn_factor": 1.0}), "growing queries": Off({"temperature_scale": 0.0})}, gains=SHARP),
+    "glm4": Case("glm4", "Glm4", {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}}, {**without(*QKV_BIASES), **flat("post_attention_norm", "post_ffw_norm"), "partial rotation": Off({"rope_dim": 16})}, gains=SHARP),
+    "granite": Case("granite", "Granite", {"embedding_multiplier": 3.0, "residual_multiplier": 0.6, "attention_multiplier": 0.6, "logits_scaling": 1.7}, {**one("embedding_scale", "residual_scale", "logit_scale"), "attn scale": Off({"attn_scale": 0.0})}),
+    "olmo2": Case("olmo2", "Olmo2", {}, {**QK_NORMS, **flat("post_attention_norm", "post_ffw_norm")}),
+    "command-r": Case("command-r", "Cohere", {"logit_scale": 0.5}, one("logit_scale"), gains=SHARP),
+    "command-r-plus": Case("command-r", "Cohere", {"use_qk_norm": True, "logit_scale": 0.5}, {**one("logit_scale"), **QK_NORMS}, gains={"q_norm": 2.0}, golden=False),
+    "starcoder2": Case("starcoder2", "Starcoder2", {"use_bias": True}, without(*QKV_BIASES, "attn_output_bias", "ffn_up_bias", "ffn_down_bias", "attn_norm_bias", "ffn_norm_bias", "output_norm_bias"), gains=SHARP),
+    "starcoder2-window": Case("starcoder2", "Starcoder2", {"use_bias": False, "sliding_window": 16, "num_key_value_heads": 1}, {"window": NO_WINDOW}, gains=SHARP, golden=False),
+    "gpt2": Case("gpt2", "GPT2", {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512}, {**without("attn_qkv_bias", "attn_output_bias", "ffn_up_bias", "ffn_down_bias", "attn_norm_bias", "ffn_norm_bias", "output_norm_bias"), "positions": Off(weights={"position_embd": zeros})}, gains=SHARP, class_name="GPT2LMHeadModel", defaults=False),
+    "stablelm": Case("stablelm", "StableLm", {"use_qkv_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25}}, {**without(*QKV_BIASES, "attn_norm_bias", "ffn_norm_bias", "output_norm_bias"), "partial rotation": Off({"rope_dim": 16})}, gains=SHARP),
+    "stablelm-12b": Case("stablelm", "StableLm", {"use_qkv_bias": False, "qk_layernorm": True, "use_parallel_residual": True}, QK_NORMS),
+}  # fmt: skip

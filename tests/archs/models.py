@@ -120,7 +120,7 @@ def tokenizer() -> tokenizers.Tokenizer:
         vocab_size=VOCAB - 4, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     t.train_from_iterator([text] * 10, trainer)
-    t.add_special_tokens(["<s>", "</s>"])
+    t.add_special_tokens(["<s>", "</s>", "<unk>", "<|endoftext|>"])  # llama.cpp wants them of a phi3
     return t
 
 

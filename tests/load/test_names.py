@@ -14,20 +14,22 @@ def test_names_there_and_back():
         "lm_head.weight": "output.weight",
     }
     for hf, gguf in pairs.items():
-        assert by_hf_name(SPEC, {"n_layers": 2})[hf].name == gguf
-        assert by_gguf_name(SPEC, {"n_layers": 2})[gguf].hf == hf
+        assert by_hf_name(SPEC, {"n_layers": 2, "n_experts": 0})[hf].name == gguf
+        assert by_gguf_name(SPEC, {"n_layers": 2, "n_experts": 0})[gguf].hf == hf
 
 
 def test_names_nobody_knows():
-    assert "model.layers.2.self_attn.q_proj.weight" not in by_hf_name(SPEC, {"n_layers": 2})
-    assert "blk.0.attn_sinks.weight" not in by_gguf_name(SPEC, {"n_layers": 2})
-    assert not by_gguf_name(SPEC, {"n_layers": 2})[
+    assert "model.layers.2.self_attn.q_proj.weight" not in by_hf_name(SPEC, {"n_layers": 2, "n_experts": 0})
+    assert "blk.0.attn_sinks.weight" not in by_gguf_name(SPEC, {"n_layers": 2, "n_experts": 0})
+    assert not by_gguf_name(SPEC, {"n_layers": 2, "n_experts": 0})[
         "rope_freqs.weight"
     ].hf  # computed from config.json, in no checkpoint
 
 
 def test_both_directions_cover_the_same_tensors():
-    gguf, hf = by_gguf_name(SPEC, {"n_layers": 3}), by_hf_name(SPEC, {"n_layers": 3})
+    gguf, hf = by_gguf_name(SPEC, {"n_layers": 3, "n_experts": 0}), by_hf_name(SPEC, {"n_layers": 3, "n_experts": 0})
     assert {s.name for s in gguf.values() if s.hf} == {s.name for s in hf.values()}
+    h = {"n_layers": 3, "n_experts": 0}
     always = [t for t in SPEC.tensors if t.when is None]
-    assert len(gguf) == 2 * (len(always) + 3 * len(SPEC.layer_tensors))
+    layer = [t for t in SPEC.layer_tensors if t.when is None or t.when(h, 0)]
+    assert len(gguf) == 2 * (len(always) + 3 * len(layer))

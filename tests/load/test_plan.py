@@ -209,7 +209,7 @@ def tiny(make, path, **changes):
         "llama.rope.scaling.factor": 1.0, "llama.attention.sliding_window": 0, "llama.expert_count": 0, "llama.vocab_size": 50, **changes,
     }  # fmt: skip
     h = {"n_embd": 32, "n_ff": 64, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "head_dim_v": 8, "vocab_size": 50, "rope_dim": 8}  # fmt: skip
-    slots = [s for s in SPEC.slots({"n_layers": 1}) if s.part == "weight" and s.presence == "required"]
+    slots = [s for s in SPEC.slots({"n_layers": 1, "n_experts": 0}) if s.part == "weight" and s.presence == "required"]
     return make(path, keys, [make.tensor(s.name, np.zeros(s.shape(h))) for s in slots])
 
 

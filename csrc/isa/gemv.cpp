@@ -2,13 +2,8 @@
 #include "gemv.h"
 
 #ifdef QT_ISA_avx512
-#include "decode_iq.h"
-#include "decode_k.h"
-#include "decode_legacy.h"
-#include "decode_microscaling.h"
-#include "decode_ternary.h"
 #include "gemv_32.h"
-#include "gemv_any.h"
+#include "gemv_books.h"
 #include "gemv_k.h"
 #endif
 
@@ -115,15 +110,14 @@ static size_t packed_bytes(size_t T, size_t in, int planes) {
     return (in + columns - 1) / columns * padded_columns(int(T) * planes) * sizeof(typename Rows::Record);
 }
 
-template <class Block, int sub>
-constexpr Gemv any_rows = {packed_bytes<RowsAny<Block, sub>>, pack_256, rows_of<RowsAny<Block, sub>>};
+template <class Q>
+constexpr Gemv book_rows = {packed_bytes<RowsBook<Q>>, pack_256<Q::order, Q::offset, Q::single>, rows_of<RowsBook<Q>>};
 template <class Q>
 constexpr Gemv k_rows = {packed_bytes<RowsK<Q>>, pack_1024<Q::order, Q::rest, Q::offset>, rows_of<RowsK<Q>>};
 template <class Q>
 constexpr Gemv legacy_rows = {packed_bytes<Rows32<Q>>, pack_128<Q::offset>, rows_of<Rows32<Q>>};
 
 static consteval GemvTable list() {
-    using namespace block;
     GemvTable t{};
     t.of[id::Q4_0] = legacy_rows<GemvQ4_0>;
     t.of[id::Q4_1] = legacy_rows<GemvQ4_1>;
@@ -135,21 +129,21 @@ static consteval GemvTable list() {
     t.of[id::Q4_K] = k_rows<GemvQ4_K>;
     t.of[id::Q5_K] = k_rows<GemvQ5_K>;
     t.of[id::Q6_K] = k_rows<GemvQ6_K>;
-    t.of[id::IQ2_XXS] = any_rows<IQ2_XXS, 32>;
-    t.of[id::IQ2_XS] = any_rows<IQ2_XS, 16>;
-    t.of[id::IQ3_XXS] = any_rows<IQ3_XXS, 32>;
-    t.of[id::IQ1_S] = any_rows<IQ1_S, 32>;
+    t.of[id::IQ2_XXS] = book_rows<GemvIQ2_XXS>;
+    t.of[id::IQ2_XS] = book_rows<GemvIQ2_XS>;
+    t.of[id::IQ3_XXS] = book_rows<GemvIQ3_XXS>;
+    t.of[id::IQ1_S] = book_rows<GemvIQ1_S>;
     t.of[id::IQ4_NL] = legacy_rows<GemvIQ4_NL>;
-    t.of[id::IQ3_S] = any_rows<IQ3_S, 32>;
-    t.of[id::IQ2_S] = any_rows<IQ2_S, 16>;
+    t.of[id::IQ3_S] = book_rows<GemvIQ3_S>;
+    t.of[id::IQ2_S] = book_rows<GemvIQ2_S>;
     t.of[id::IQ4_XS] = k_rows<GemvIQ4_XS>;
-    t.of[id::IQ1_M] = any_rows<IQ1_M, 16>;
-    t.of[id::TQ1_0] = any_rows<TQ1_0, 32>;
-    t.of[id::TQ2_0] = any_rows<TQ2_0, 32>;
+    t.of[id::IQ1_M] = book_rows<GemvIQ1_M>;
+    t.of[id::TQ1_0] = book_rows<GemvTQ1_0>;
+    t.of[id::TQ2_0] = k_rows<GemvTQ2_0>;
     t.of[id::MXFP4] = legacy_rows<GemvMXFP4>;
-    t.of[id::NVFP4] = any_rows<NVFP4, 16>;
-    t.of[id::Q1_0] = any_rows<Q1_0, 32>;
-    t.of[id::Q2_0] = any_rows<Q2_0, 32>;
+    t.of[id::NVFP4] = book_rows<GemvNVFP4>;
+    t.of[id::Q1_0] = book_rows<GemvQ1_0>;
+    t.of[id::Q2_0] = book_rows<GemvQ2_0>;
     return t;
 }
 extern const GemvTable gemv_table;

@@ -189,6 +189,24 @@ struct GemvQ2_K {
     INLINE V scales(const uint8_t* p, const uint8_t*) const { return _mm512_cvtepi32_ps(_mm512_and_si512(both(p), _mm512_set1_epi32(15))); }
     INLINE V minima(const uint8_t* p) const { return _mm512_cvtepi32_ps(_mm512_and_si512(both(p), _mm512_set1_epi32(0xf0))); }
 };
+struct GemvTQ2_0 {
+    INLINE GemvTQ2_0() {}
+    using Block = block::TQ2_0;
+    static constexpr Order order = quarter_bytes;
+    static constexpr Rest rest = start;
+    static constexpr int offset = 1;
+    static constexpr bool stored = false;
+    Z word7 = word_index(7), two[2] = {GemvQ3_K::pair(0), GemvQ3_K::pair(1)};
+    INLINE void head(const uint8_t* p, int n, Head& h) const { h.d = word_f32(lanes(p + 50, sizeof(Block), n), word7); }
+    INLINE void values(const uint8_t* p, Z* w) const {
+        Z q = once(p);
+        UNROLL for (int r = 0; r < 4; r++) {
+            if (r == 2) q = _mm512_shuffle_epi32(q, _MM_PERM_BADC);
+            w[r] = _mm512_and_si512(_mm512_multishift_epi64_epi8(two[r % 2], q), b8(3));
+        }
+    }
+    INLINE V scales(const uint8_t*, const uint8_t*) const { return _mm512_set1_ps(1); }
+};
 struct GemvIQ4_XS {
     INLINE GemvIQ4_XS() {}
     using Block = block::IQ4_XS;

@@ -5,13 +5,16 @@
 
 namespace qt::QT_ISA {
 
-// The order of x that makes unpacking a block cheap. In each, one of the 16 lanes of 32 bits holds values of one sub-block
+// The order of x that makes unpacking a block cheap. One of the 16 lanes of 32 bits holds values of one sub-block
 // of the weights alone, in all four registers of 256 values: four vpdpbusd add up to it, and one vector holds its scales.
 enum Order {
     nibble_pairs,   // Q4_K, Q5_K
     quarter_bytes,  // Q2_K, Q3_K
     six_bits,       // Q6_K
-    half_blocks     // IQ4_XS
+    half_blocks,    // IQ4_XS
+    // What follows keeps to this only within registers 0 and 1, and within 2 and 3.
+    eights,         // 8 values of each group of 32: types with codebooks
+    sixteens        // NVFP4
 };
 
 // Which value of 256 is the first of the four in a lane of register r.
@@ -21,22 +24,26 @@ constexpr int first_value(Order o, int r, int lane) {
         case nibble_pairs: return 32 * (2 * (L % 2 * 2 + L / 2) + e % 2) + 16 * (L % 2 ^ r / 2) + 4 * (e ^ r % 2);
         case quarter_bytes: return 128 * (L / 2) + 32 * e + 16 * (L % 2) + 4 * (e ^ r);
         case six_bits: return 128 * (e / 2) + 32 * (L / 2 + 2 * (e % 2)) + 16 * (L % 2) + 4 * (2 * (r % 2) + (e ^ r / 2) % 2);
-        default: return 32 * (L + 4 * (e / 2)) + 16 * (r % 2) + 4 * (e % 2 + 2 * (r / 2));
+        case half_blocks: return 32 * (L + 4 * (e / 2)) + 16 * (r % 2) + 4 * (e % 2 + 2 * (r / 2));
+        case eights: return 32 * (lane / 2) + 8 * r + 4 * (lane % 2);
+        default: return 128 * (r / 2) + 16 * (lane / 2) + 8 * (r % 2) + 4 * (lane % 2);
     }
 }
-// The sub-block of `per` values that a lane belongs to.
-constexpr int sub_of(Order o, int per, int lane) { return first_value(o, 0, lane) / per; }
-consteval bool lanes_keep_to(Order o, int per) {
+// The sub-block of `per` values that a lane of a register belongs to.
+constexpr int sub_of(Order o, int per, int lane, int r = 0) { return first_value(o, r, lane) / per; }
+// Whether lanes keep to a sub-block in `n` registers from each n-th on, and every value has its place.
+consteval bool lanes_keep_to(Order o, int per, int n) {
     bool seen[64] = {};
     for (int r = 0; r < 4; r++)
         for (int lane = 0; lane < 16; lane++) {
             const int first = first_value(o, r, lane);
-            if (first % 4 || seen[first / 4] || first / per != sub_of(o, per, lane)) return false;
+            if (first % 4 || seen[first / 4] || first / per != sub_of(o, per, lane, r / n * n)) return false;
             seen[first / 4] = true;
         }
     return true;
 }
-static_assert(lanes_keep_to(nibble_pairs, 32) && lanes_keep_to(quarter_bytes, 16) && lanes_keep_to(six_bits, 16) && lanes_keep_to(half_blocks, 32));
+static_assert(lanes_keep_to(nibble_pairs, 32, 4) && lanes_keep_to(quarter_bytes, 16, 4) && lanes_keep_to(six_bits, 16, 4));
+static_assert(lanes_keep_to(half_blocks, 32, 4) && lanes_keep_to(eights, 32, 4) && lanes_keep_to(eights, 16, 2) && lanes_keep_to(sixteens, 16, 2));
 
 // What undoes offsets and adds minima.
 enum Rest {
@@ -60,11 +67,11 @@ struct alignas(64) Packed128 {
     int32_t start[16];  // -offset times the sum of the 8 values a lane sees
     float unit[16];
 };
-// 256 values of a column in file order.
+// 256 values of a column, for types whose lanes keep to a sub-block in two registers at a time.
 struct alignas(64) Packed256 {
     int8_t q[256];
-    int32_t start[4][16];
-    float unit[4][16];
+    float unit[2][16];     // of registers 0 and 1, of 2 and 3
+    int32_t start[2][16];  // the first of all four, where one scale serves them
 };
 
 // Columns are multiplied 1, 2, 3, 4, 6 or 8 at a time; what is missing to that is zero.
@@ -110,6 +117,12 @@ INLINE Z lane_sums(const int8_t* q) {
 }
 INLINE Z minus_times(Z x, int offset) { return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_mullo_epi32(x, _mm512_set1_epi32(offset))); }
 
+template <Order order>
+INLINE void arrange_lanes(const int8_t* from, int8_t* to) {
+    for (int r = 0; r < 4; r++)
+        for (int lane = 0; lane < 16; lane++) __builtin_memcpy(to + 64 * r + 4 * lane, from + first_value(order, r, lane), 4);
+}
+
 // [records of 1024][columns]
 template <Order order, Rest rest, int offset>
 static void pack_1024(const float* x, size_t T, size_t in, int planes, size_t block, void* packed) {
@@ -119,8 +132,7 @@ static void pack_1024(const float* x, size_t T, size_t in, int planes, size_t bl
         each_column(x, T, in, planes, 256 * b, [&](size_t c, const Rounded& from) __attribute__((always_inline)) {
             Packed1024& to = ((Packed1024*)packed)[b / 4 * columns + c];
             const int k = b % 4;
-            for (int r = 0; r < 4; r++)
-                for (int lane = 0; lane < 16; lane++) __builtin_memcpy(to.q[k] + 64 * r + 4 * lane, from.q + first_value(order, r, lane), 4);
+            arrange_lanes<order>(from.q, to.q[k]);
             for (int lane = 0; lane < 16; lane++) to.unit[k][lane] = from.unit[sub_of(order, 32, lane)];
             if constexpr (rest == start) {
                 _mm512_store_si512(to.start[k], minus_times(lane_sums<4>(to.q[k]), offset));
@@ -151,14 +163,15 @@ static void pack_128(const float* x, size_t T, size_t in, int planes, size_t blo
 }
 
 // [records of 256][columns]
+template <Order order, int offset, bool single>
 static void pack_256(const float* x, size_t T, size_t in, int planes, size_t block, void* packed) {
     const int columns = padded_columns(int(T) * planes);
     each_column(x, T, in, planes, 256 * block, [&](size_t c, const Rounded& from) __attribute__((always_inline)) {
         Packed256& to = ((Packed256*)packed)[block * columns + c];
-        __builtin_memcpy(to.q, from.q, 256);
-        for (int i = 0; i < 4; i++) {
-            _mm512_store_si512(to.start[i], minus_times(lane_sums<1>(to.q + 64 * i), 128));
-            for (int lane = 0; lane < 16; lane++) to.unit[i][lane] = from.unit[2 * i + lane / 8];
+        arrange_lanes<order>(from.q, to.q);
+        for (int h = 0; h < 2; h++) {
+            for (int lane = 0; lane < 16; lane++) to.unit[h][lane] = from.unit[sub_of(order, 32, lane, 2 * h)];
+            _mm512_store_si512(to.start[h], minus_times(single ? lane_sums<4>(to.q) : lane_sums<2>(to.q + 128 * h), offset));
         }
     });
 }

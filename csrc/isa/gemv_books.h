@@ -1,0 +1,355 @@
+// One row of blocks that look their values up, or hold very few bits of each, times 1 to 8 columns, 256 values a step.
+//
+// A codebook of up to 512 points stays in registers and L1 as words of 2 or 4 bits a value: vpermi2w looks 32 points up at
+// once, and shifts by 2 or 4 bits spread them over bytes. Larger ones are looked up in scalar code, on other pipes.
+#pragma once
+#include "codebooks.h"
+#include "gemv_pack.h"
+
+namespace qt::QT_ISA {
+
+// The values of a codebook without their signs, ascending.
+struct Levels { int n = 0, of[16] = {}; };
+template <size_t N, size_t K>
+consteval Levels levels(const int8_t (&book)[N][K]) {
+    Levels l;
+    for (auto& point : book)
+        for (int v : point) {
+            int at = 0;
+            while (at < l.n && l.of[at] < v) at++;
+            if (at < l.n && l.of[at] == v) continue;
+            for (int i = l.n++; i > at; i--) l.of[i] = l.of[i - 1];
+            l.of[at] = v;
+        }
+    return l;
+}
+// Points as words: indices into the levels, 16 / K bits each.
+template <size_t N>
+struct alignas(64) Book { uint16_t of[N + 2] = {}; };  // gathers read 4 bytes at a time
+template <size_t N, size_t K>
+consteval Book<N> packed_book(const int8_t (&book)[N][K]) {
+    const Levels l = levels(book);
+    Book<N> b;
+    for (size_t i = 0; i < N; i++)
+        for (size_t k = 0; k < K; k++) {
+            int at = 0;
+            while (l.of[at] != book[i][k]) at++;
+            b.of[i] |= uint16_t(at << 16 / K * k);
+        }
+    return b;
+}
+// Bit k of byte i: value k has a minus where signs have index i.
+struct alignas(64) Signs { uint8_t of[128] = {}; };
+consteval Signs packed_signs() {
+    Signs s;
+    for (int i = 0; i < 128; i++)
+        for (int k = 0; k < 8; k++) s.of[i] |= uint8_t((codebook::signs[i][k] < 0) << k);
+    return s;
+}
+constexpr Book book_iq2_xxs = packed_book(codebook::iq2_xxs), book_iq3_xxs = packed_book(codebook::iq3_xxs);
+constexpr Book book_iq2_xs = packed_book(codebook::iq2_xs), book_iq3_s = packed_book(codebook::iq3_s);
+constexpr Book book_iq2_s = packed_book(codebook::iq2_s);
+constexpr Book book_iq1 = packed_book(codebook::iq1);
+constexpr Signs sign_bytes = packed_signs();
+
+// The words of 32 points, by index in words.
+template <size_t N>
+INLINE Z look_up(const Book<N>& book, Z index) {
+    constexpr int n = N / 64;
+    Z part[n];
+    UNROLL for (int i = 0; i < n; i++) part[i] = _mm512_permutex2var_epi16(_mm512_load_si512(book.of + 64 * i), index, _mm512_load_si512(book.of + 64 * i + 32));
+    UNROLL for (int bit = 1; bit < n; bit *= 2) {
+        const __mmask32 upper = _mm512_test_epi16_mask(index, _mm512_set1_epi16(short(64 * bit)));
+        UNROLL for (int i = 0; i < n; i += 2 * bit) part[i] = _mm512_mask_blend_epi16(upper, part[i], part[i + bit]);
+    }
+    return part[0];
+}
+template <size_t N>
+INLINE Z look_up_gathered(const Book<N>& book, Z index) {
+    const Z even = _mm512_i32gather_epi32(_mm512_and_si512(index, _mm512_set1_epi32(0xffff)), book.of, 2);
+    const Z odd = _mm512_i32gather_epi32(_mm512_srli_epi32(index, 16), book.of, 2);
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
+}
+
+// 8 bits of each 64-bit lane for each of its bytes, from bit `from` + `step` times the byte on.
+INLINE Z spread_index(int from, int step) { return bytes([&](int i) { return (from + step * (i % 8)) & 63; }); }
+INLINE Z spread(Z index, Z x) { return _mm512_multishift_epi64_epi8(index, x); }
+INLINE Z level_table(const Levels& l, int times, int plus) { return bytes([&](int i) { return l.of[i % (l.n <= 4 ? 4 : 8)] * times + plus; }); }
+INLINE V half_in_all(const void* p) { return _mm512_cvtph_ps(_mm256_set1_epi16(load<int16_t>(p))); }
+INLINE Z low_dwords(Z x) { return _mm512_shuffle_epi32(x, _MM_PERM_CCAA); }  // of each 64-bit lane, twice
+INLINE V scaled(Z x, V by, V plus) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), by, plus); }
+INLINE V times(V x, float y) { return _mm512_mul_ps(x, _mm512_set1_ps(y)); }
+INLINE Z qwords_of_bytes(const void* p) { return _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p)); }
+INLINE Z qwords_of_words(const void* p) { return _mm512_cvtepu16_epi64(_mm_loadu_si128((const __m128i*)p)); }
+INLINE Z qwords_of_dwords(const void* p) { return _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i*)p)); }
+INLINE Z words_of_bytes(const void* p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
+
+// Values of two bits in words of 8, or of four in words of 4, and signs: register r holds values 8 r to 8 r + 7 of each group.
+template <int bits>
+struct Points {
+    Z pick[4] = {at(0), at(1), at(2), at(3)}, table;
+    static INLINE Z at(int r) { return spread_index(bits == 2 ? 16 * r : 32 * (r % 2), bits); }
+    INLINE Points(const Levels& l, int times = 1) : table(level_table(l, times, 128)) {}
+    INLINE Z value(int r, Z words) const { return _mm512_permutexvar_epi8(spread(pick[r], words), table); }  // reads 6 bits
+};
+struct Signed {
+    Z one = b8(1), bit[4] = {spread_index(0, 1), spread_index(8, 1), spread_index(16, 1), spread_index(24, 1)};
+    Z first = once(sign_bytes.of), second = once(sign_bytes.of + 64);
+    INLINE Signed() {}
+    INLINE Z by_index(Z index) const { return _mm512_permutex2var_epi8(first, index, second); }  // reads 7 bits
+    // `minus`: sign bits of the four registers in bytes 0 to 3 of each group. 128 + x becomes 128 - x.
+    INLINE Z apply(int r, Z minus, Z v) const {
+        return _mm512_mask_sub_epi8(v, _mm512_test_epi8_mask(spread(bit[r], minus), one), _mm512_setzero_si512(), v);
+    }
+};
+
+// A type says: `unpack` 256 values to codes in the order of x, and scales of the lanes of registers 0 and 1, then 2 and 3,
+// which are the same ones where `single`.
+struct GemvIQ2_XXS {
+    using Block = block::IQ2_XXS;
+    static constexpr Order order = eights;
+    static constexpr int offset = 128;
+    static constexpr bool single = true;
+    Points<2> points{levels(codebook::iq2_xxs)};
+    Signed sign;
+    Z index = bytes([](int i) { return i % 2 ? 0x80 : 8 * (i / 8 % 2) + i % 8 / 2; }), seven = spread_index(32, 7);
+    INLINE GemvIQ2_XXS() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const Z q = once(p + 2), words = look_up(book_iq2_xxs, _mm512_shuffle_epi8(q, index)), minus = sign.by_index(spread(seven, q));
+        UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words));
+        const V d = half_in_all(p);
+        s[0] = scaled(_mm512_shuffle_epi32(_mm512_srli_epi32(q, 28), _MM_PERM_DDBB), times(d, 1 / 4.f), times(d, 1 / 8.f));
+    }
+};
+struct GemvIQ2_XS {
+    using Block = block::IQ2_XS;
+    static constexpr Order order = eights;
+    static constexpr int offset = 128;
+    static constexpr bool single = false;
+    Points<2> points{levels(codebook::iq2_xs)};
+    Signed sign;
+    Z seven = spread_index(9, 16);
+    INLINE GemvIQ2_XS() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const Z q = once(p + 2), words = look_up(book_iq2_xs, q), minus = sign.by_index(spread(seven, q));
+        UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words));
+        two_scales(qwords_of_bytes(p + 66), half_in_all(p), s);
+    }
+    // A nibble for each 16 values.
+    static INLINE void two_scales(Z x, V d, V* s) {
+        const Z n = low_dwords(x);
+        s[0] = scaled(_mm512_and_si512(n, _mm512_set1_epi32(15)), times(d, 1 / 4.f), times(d, 1 / 8.f));
+        s[1] = scaled(_mm512_and_si512(n, _mm512_set1_epi32(0xf0)), times(d, 1 / 64.f), times(d, 1 / 8.f));
+    }
+};
+struct GemvIQ2_S {
+    using Block = block::IQ2_S;
+    static constexpr Order order = eights;
+    static constexpr int offset = 128;
+    static constexpr bool single = false;
+    Points<2> points{levels(codebook::iq2_s)};
+    Signed sign;
+    Z high = bytes([](int i) { return i % 8 - 1; });  // two bits for each index of a group: to the upper byte of its word
+    INLINE GemvIQ2_S() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const Z index = mask_or(spread(high, qwords_of_bytes(p + 66)), _mm512_set1_epi16(0x300), words_of_bytes(p + 2));
+        const Z words = look_up(book_iq2_s, index), minus = qwords_of_dwords(p + 34);
+        UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words));
+        GemvIQ2_XS::two_scales(qwords_of_bytes(p + 74), half_in_all(p), s);
+    }
+};
+struct GemvIQ3_XXS {
+    using Block = block::IQ3_XXS;
+    static constexpr Order order = eights;
+    static constexpr int offset = 128;
+    static constexpr bool single = true;
+    Points<4> points{levels(codebook::iq3_xxs)};
+    Signed sign;
+    Z index[2] = {half(0), half(4)}, seven = spread_index(0, 7);
+    static INLINE Z half(int from) { return bytes([&](int i) { return i % 2 ? 0x80 : 8 * (i / 8 % 2) + from + i % 8 / 2; }); }
+    INLINE GemvIQ3_XXS() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const Z q = once(p + 2), rest = qwords_of_dwords(p + 66), minus = sign.by_index(spread(seven, rest));
+        Z words[2];
+        UNROLL for (int h = 0; h < 2; h++) words[h] = look_up(book_iq3_xxs, _mm512_shuffle_epi8(q, index[h]));
+        UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words[r / 2]));
+        const V d = half_in_all(p);
+        s[0] = scaled(low_dwords(_mm512_srli_epi64(rest, 28)), times(d, 1 / 2.f), times(d, 1 / 4.f));
+    }
+};
+struct GemvIQ3_S {
+    using Block = block::IQ3_S;
+    static constexpr Order order = eights;
+    static constexpr int offset = 128;
+    static constexpr bool single = true;
+    Points<4> points{levels(codebook::iq3_s)};
+    Signed sign;
+    Z index[2] = {GemvIQ3_XXS::half(0), GemvIQ3_XXS::half(4)}, nibble = dwords([](int i) { return 4 * (i / 2); });
+    // The ninth bit of each index of a group: to the upper byte of its word.
+    Z ninth[2] = {bytes([](int i) { return i % 8 / 2; }), bytes([](int i) { return 4 + i % 8 / 2; })};
+    INLINE GemvIQ3_S() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const Z q = once(p + 2), high = qwords_of_bytes(p + 66), minus = qwords_of_dwords(p + 74);
+        Z words[2];
+        UNROLL for (int h = 0; h < 2; h++)
+            words[h] = look_up(book_iq3_s, mask_or(spread(ninth[h], high), _mm512_set1_epi16(0x100), _mm512_shuffle_epi8(q, index[h])));
+        UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words[r / 2]));
+        const V d = half_in_all(p);
+        const Z n = _mm512_and_si512(_mm512_srlv_epi32(_mm512_set1_epi32(load<int32_t>(p + 106)), nibble), _mm512_set1_epi32(15));
+        s[0] = scaled(n, _mm512_add_ps(d, d), d);
+    }
+};
+// Eight times the point, plus or minus one: d (point + 1/8 or - 1/8).
+struct GemvIQ1_S {
+    using Block = block::IQ1_S;
+    static constexpr Order order = eights;
+    static constexpr int offset = 128;
+    static constexpr bool single = true;
+    Points<2> points{levels(codebook::iq1), 8};
+    Z high = bytes([](int i) { return 3 * (i % 8 / 2); });
+    INLINE GemvIQ1_S() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const Z h = qwords_of_words(p + 34), index = mask_or(spread(high, h), _mm512_set1_epi16(0x700), words_of_bytes(p + 2));
+        const Z words = look_up_gathered(book_iq1, index);
+        const Z shift = _mm512_mask_mov_epi64(b8(1), _mm512_test_epi64_mask(h, _mm512_set1_epi64(0x8000)), b8(-1));
+        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_add_epi8(points.value(r, words), shift);
+        const V d = times(half_in_all(p), 1 / 8.f);
+        s[0] = scaled(low_dwords(_mm512_and_si512(_mm512_srli_epi64(h, 12), _mm512_set1_epi64(7))), _mm512_add_ps(d, d), d);
+    }
+};
+struct GemvIQ1_M {
+    using Block = block::IQ1_M;
+    static constexpr Order order = eights;
+    static constexpr int offset = 128;
+    static constexpr bool single = false;
+    Points<2> points{levels(codebook::iq1), 8};
+    Z high = bytes([](int i) { return 4 * (i % 8 / 2); });
+    Z place = dwords([](int i) { return i % 2 ? 0 : 16 * (i / 4) + 6 * (i / 2 % 2); });
+    INLINE GemvIQ1_M() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const Z h = qwords_of_words(p + 32), index = mask_or(spread(high, h), _mm512_set1_epi16(0x700), words_of_bytes(p));
+        const Z words = look_up_gathered(book_iq1, index);
+        UNROLL for (int r = 0; r < 4; r++) {
+            const Z shift = _mm512_mask_mov_epi64(b8(1), _mm512_test_epi64_mask(h, _mm512_set1_epi64(8 << 4 * r)), b8(-1));
+            v[r] = _mm512_add_epi8(points.value(r, words), shift);
+        }
+        const uint64_t scales = load<uint64_t>(p + 48);
+        const V d = _mm512_set1_ps(widen(f16(_pext_u64(scales, 0xf000f000f000f000ull))) * (1 / 8.f));
+        const Z n = low_dwords(_mm512_srlv_epi64(_mm512_set1_epi64((int64_t)scales), place));
+        s[0] = scaled(_mm512_and_si512(n, _mm512_set1_epi32(7)), _mm512_add_ps(d, d), d);
+        s[1] = scaled(_mm512_and_si512(n, _mm512_set1_epi32(7 << 3)), times(d, 1 / 4.f), d);
+    }
+};
+struct GemvNVFP4 {
+    using Block = block::NVFP4;
+    static constexpr Order order = sixteens;
+    static constexpr int offset = 12;
+    static constexpr bool single = false;
+    Z table = bytes([](int i) { return codebook::fp4[0][i % 16] + 12; });
+    Z lane[2] = {dwords([](int i) { return i / 2; }), dwords([](int i) { return 8 + i / 2; })};
+    INLINE GemvNVFP4() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        UNROLL for (int h = 0; h < 2; h++) {
+            const __m256i a = _mm256_loadu_si256((const __m256i*)(p + 72 * h + 4)), b = _mm256_loadu_si256((const __m256i*)(p + 72 * h + 40));
+            const Z q = keep(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1));
+            v[2 * h] = _mm512_permutexvar_epi8(q, table), v[2 * h + 1] = _mm512_permutexvar_epi8(right(q, 4), table);
+        }
+        const __m128i d = _mm_setr_epi32(load<int>(p), load<int>(p + 36), load<int>(p + 72), load<int>(p + 108));
+        const Z e = _mm512_cvtepu8_epi32(d), nan = _mm512_set1_epi32(0x7f);  // as half_ue4m3 in decode_microscaling.h
+        const V bits = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_and_si512(e, nan), 20));
+        const V all = _mm512_maskz_mul_ps(_mm512_cmpneq_epi32_mask(e, nan), bits, _mm512_set1_ps(0x1p119f));
+        s[0] = _mm512_permutexvar_ps(lane[0], all), s[1] = _mm512_permutexvar_ps(lane[1], all);
+    }
+};
+struct GemvQ1_0 {
+    using Block = block::Q1_0;
+    static constexpr Order order = eights;
+    static constexpr int offset = 1;
+    static constexpr bool single = true;
+    Z bit[4] = {at(0), at(1), at(2), at(3)};  // to bit 1
+    static INLINE Z at(int r) { return spread_index(8 * r - 1, 1); }
+    INLINE GemvQ1_0() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const __m256i a = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)(p + 2)));
+        const Z q = _mm512_cvtepu32_epi64(_mm256_inserti128_si256(a, _mm_loadu_si128((const __m128i*)(p + 20)), 1));
+        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(spread(bit[r], q), b8(2));
+        s[0] = _mm512_mask_mov_ps(half_in_all(p), 0xff00, half_in_all(p + 18));
+    }
+};
+struct GemvQ2_0 {
+    using Block = block::Q2_0;
+    static constexpr Order order = eights;
+    static constexpr int offset = 1;
+    static constexpr bool single = true;
+    Z pair[4] = {spread_index(0, 2), spread_index(16, 2), spread_index(32, 2), spread_index(48, 2)};
+    INLINE GemvQ2_0() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        Z q = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)(p + 2)));
+        q = _mm512_inserti32x4(q, _mm_loadu_si128((const __m128i*)(p + 20)), 1);
+        q = _mm512_inserti32x4(q, _mm_loadu_si128((const __m128i*)(p + 38)), 2);
+        q = _mm512_inserti32x4(q, _mm_loadu_si128((const __m128i*)(p + 56)), 3);
+        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(spread(pair[r], q), b8(3));
+        s[0] = half_in_all(p);
+        UNROLL for (int k = 1; k < 4; k++) s[0] = _mm512_mask_mov_ps(s[0], 15 << 4 * k, half_in_all(p + 18 * k));
+    }
+};
+struct GemvTQ1_0 {
+    using Block = block::TQ1_0;
+    static constexpr Order order = eights;
+    static constexpr int offset = 1;
+    static constexpr bool single = true;
+    // Value i is digit `digit(i)` of byte `byte(i)`: 32 bytes of 5 digits, 16 of 5, 4 of 4.
+    static constexpr int digit(int i) { return i < 160 ? i / 32 : i < 240 ? (i - 160) / 16 : (i - 240) / 4; }
+    static constexpr int byte(int i) { return i < 160 ? i % 32 : i < 240 ? 32 + i % 16 : 48 + i % 4; }
+    static constexpr int value(int r, int i) { return 32 * (i / 8) + 8 * r + i % 8; }
+    static constexpr int power(int i) { return digit(i) == 0 ? 1 : digit(i) == 1 ? 3 : digit(i) == 2 ? 9 : digit(i) == 3 ? 27 : 81; }
+    Z pick[4] = {from(0), from(1), from(2), from(3)}, even[4] = {factor(0, 0), factor(1, 0), factor(2, 0), factor(3, 0)};
+    Z odd[4] = {factor(0, 1), factor(1, 1), factor(2, 1), factor(3, 1)};
+    static INLINE Z from(int r) { return bytes([&](int i) { return byte(value(r, i)); }); }
+    static INLINE Z factor(int r, int odd) { return words([&](int i) { return power(value(r, 2 * i + odd)); }); }
+    INLINE GemvTQ1_0() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const Z q = _mm512_maskz_loadu_epi8((1ull << 52) - 1, p), low = _mm512_set1_epi16(0xff);
+        UNROLL for (int r = 0; r < 4; r++) {
+            const Z b = _mm512_permutexvar_epi8(pick[r], q);  // a byte is a fraction of 256: its digits come by multiplying
+            const Z e = _mm512_mullo_epi16(b, even[r]), o = _mm512_mullo_epi16(_mm512_andnot_si512(low, b), odd[r]);
+            const Z rest = _mm512_ternarylogic_epi32(low, e, o, 0xca), one = b8(1);
+            v[r] = _mm512_add_epi8(_mm512_min_epu8(_mm512_subs_epu8(rest, b8(85)), one), _mm512_min_epu8(_mm512_subs_epu8(rest, b8(170 - 256)), one));
+        }
+        s[0] = half_in_all(p + 52);
+    }
+};
+
+template <class Q>
+struct RowsBook : Q {
+    using Record = Packed256;
+    static constexpr int block_bytes = sizeof(typename Q::Block), block_size = Q::Block::size, record = 256 / block_size;
+    INLINE RowsBook() {}
+
+    // `blocks` blocks against C of `columns` columns
+    template <int C>
+    INLINE void dots(const uint8_t* w, const Record* a, int columns, int blocks, V* sum, const uint8_t*& ahead) const {
+        alignas(64) uint8_t rest[record * block_bytes];
+        for (int b = 0; b < blocks; b += record, w += record * block_bytes, a += columns) {
+            prefetch(ahead, record * block_bytes);
+            if (record > 1 && blocks - b < record) [[unlikely]] {  // the row ends inside: zero blocks, which meet zeros of x
+                __builtin_memset(rest, 0, record * block_bytes);
+                __builtin_memcpy(rest, w, size_t(blocks - b) * block_bytes);
+                w = rest;
+            }
+            Z v[4];
+            V s[2];
+            Q::unpack(w, v, s);
+            UNROLL for (int c = 0; c < C; c++) {
+                Z t[2] = {load512(a[c].start[0]), Q::single ? v[0] : load512(a[c].start[1])};
+                UNROLL for (int r = 0; r < 4; r++) {
+                    Z& to = t[Q::single ? 0 : r / 2];
+                    to = _mm512_dpbusd_epi32(to, v[r], load512(a[c].q + 64 * r));
+                }
+                UNROLL for (int h = 0; h < (Q::single ? 1 : 2); h++)
+                    sum[c] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(t[h]), _mm512_load_ps(a[c].unit[h])), s[h], sum[c]);
+            }
+        }
+    }
+};
+}  // namespace qt::QT_ISA

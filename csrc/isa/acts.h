@@ -30,7 +30,7 @@ static void round_acts(float* x, Rounded& to) {
         most = larger(t, most);
     }
     float all_top = largest(most);
-    if (all_top < 1e-35f) all_top = 0;  // its inverse would overflow
+    if (all_top < 2e-34f) all_top = 0;  // its inverse would overflow
     const float inverse = all_top > 0 ? 127 / all_top : 0;
     bad = bad == bad ? V{} : all(1);
     to.d = largest(bad) > 0 ? __builtin_nanf("") : all_top / (127 * 128);

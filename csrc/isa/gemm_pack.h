@@ -41,30 +41,54 @@ INLINE void transpose16(Z (&v)[16]) {
     UNROLL for (int i = 0; i < 16; i++) v[i] = u[i];
 }
 
-// One token's 256 columns: bytes, unit and exponents; what rounding loses stays in v.
-INLINE void round_token(V (&v)[16], int8_t* q, float& d, int32_t* up) {
-    V top[8], all = _mm512_setzero_ps(), bad = all;
-    UNROLL for (int j = 0; j < 8; j++) {
-        top[j] = _mm512_max_ps(_mm512_abs_ps(v[2 * j]), _mm512_abs_ps(v[2 * j + 1]));
-        all = _mm512_max_ps(all, top[j]);
-        bad = _mm512_add_ps(bad, _mm512_add_ps(_mm512_sub_ps(v[2 * j], v[2 * j]), _mm512_sub_ps(v[2 * j + 1], v[2 * j + 1])));
-    }
-    const bool finite = !_mm512_cmp_ps_mask(bad, bad, _CMP_UNORD_Q);
-    float most = _mm512_reduce_max_ps(all);
-    if (most < 1e-35f) most = 0;  // its inverse would overflow
-    const float inverse = most > 0 ? 127 / most : 0;
-    d = finite ? most / (127 * 128) : __builtin_nanf("");
-    UNROLL for (int j = 0; j < 8; j++) {
-        int halvings = 0;  // while every value still fits
-        UNROLL for (int h = 1; h <= 7; h++) halvings += !_mm512_cmp_ps_mask(top[j], _mm512_set1_ps(most / float(1 << h)), _CMP_GT_OQ);
-        up[j * tokens] = (7 - halvings) << 23;
-        const V scale = _mm512_set1_ps(inverse * float(1 << halvings)), unit = _mm512_set1_ps(d * float(1 << (7 - halvings)));
-        UNROLL for (int i = 2 * j; i < 2 * j + 2; i++) {
-            const Z r = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], scale));
-            _mm_store_si128((__m128i*)(q + 16 * i), _mm512_cvtepi32_epi8(r));
-            v[i] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(r), unit, v[i]);
+INLINE Z larger(Z a, Z b) { return _mm512_max_epi32(a, b); }
+
+// The maxima of eight vectors: of vector j in lanes 4 (j % 4) + j / 4, and the same two further.
+INLINE Z maxima(const Z (&v)[8]) {
+    Z p[4], q[2];
+    UNROLL for (int k = 0; k < 4; k++) p[k] = larger(_mm512_shuffle_i32x4(v[2 * k], v[2 * k + 1], 0x44), _mm512_shuffle_i32x4(v[2 * k], v[2 * k + 1], 0xee));
+    UNROLL for (int k = 0; k < 2; k++) q[k] = larger(_mm512_shuffle_i32x4(p[2 * k], p[2 * k + 1], 0x88), _mm512_shuffle_i32x4(p[2 * k], p[2 * k + 1], 0xdd));
+    const Z r = larger(_mm512_unpacklo_epi32(q[0], q[1]), _mm512_unpackhi_epi32(q[0], q[1]));
+    return larger(r, _mm512_shuffle_epi32(r, _MM_PERM_BADC));
+}
+
+// Where a token's bytes lie until they are transposed: columns 64 i + 16 g + 4 l .. + 3 at 64 i + 16 l + 4 g, as packing leaves them.
+// Exponents, as in Acts, lie as `maxima` leaves them.
+struct alignas(64) Row {
+    int8_t q[256];
+    int32_t up[16];
+    float scale[16];
+};
+
+// One token's 256 columns: bytes, exponents and the unit, which is returned; what rounding loses stays in v where it is wanted.
+template <bool keep_rest>
+INLINE float round_token(V (&v)[16], Row& row) {
+    Z top[8];  // bits of absolute values: their order is that of floats, and infinities and NaN are the largest
+    const Z sign = _mm512_set1_epi32(0x7fffffff);
+    UNROLL for (int j = 0; j < 8; j++) top[j] = larger(_mm512_and_si512(_mm512_castps_si512(v[2 * j]), sign), _mm512_and_si512(_mm512_castps_si512(v[2 * j + 1]), sign));
+    const Z each = maxima(top);
+    const uint32_t most_bits = uint32_t(_mm512_reduce_max_epi32(each));
+    const float found = bits<float>(most_bits), most = found < 2e-34f ? 0 : found;  // its inverse would overflow
+    const float inverse = most > 0 ? 127 / most : 0, d = most / (127 * 128);
+    // Halvings of the unit while every value still fits: the exponent of a quotient, up to 7.
+    const Z quotient = _mm512_castps_si512(_mm512_div_ps(_mm512_set1_ps(most), _mm512_castsi512_ps(each)));
+    const Z exponent = _mm512_sub_epi32(_mm512_srli_epi32(quotient, 23), _mm512_set1_epi32(127)), seven = _mm512_set1_epi32(7);
+    const Z halvings = _mm512_min_epi32(larger(exponent, _mm512_setzero_si512()), seven);
+    _mm512_store_si512(row.up, _mm512_slli_epi32(_mm512_sub_epi32(seven, halvings), 23));
+    _mm512_store_si512(row.scale, _mm512_add_epi32(_mm512_castps_si512(_mm512_set1_ps(inverse)), _mm512_slli_epi32(halvings, 23)));
+    UNROLL for (int i = 0; i < 4; i++) {
+        Z r[4];
+        UNROLL for (int g = 0; g < 4; g++) {
+            const int j = 2 * i + g / 2, lane = 4 * (j % 4) + j / 4;
+            r[g] = _mm512_cvtps_epi32(_mm512_mul_ps(v[4 * i + g], bcast(&row.scale[lane])));
+            if constexpr (keep_rest) {
+                const V unit = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(_mm512_set1_ps(d)), _mm512_set1_epi32(row.up[lane])));
+                v[4 * i + g] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(r[g]), unit, v[4 * i + g]);
+            }
         }
+        _mm512_store_si512(row.q + 64 * i, _mm512_packs_epi16(_mm512_packs_epi32(r[0], r[1]), _mm512_packs_epi32(r[2], r[3])));
     }
+    return most_bits < 0x7f800000 ? d : __builtin_nanf("");
 }
 
 INLINE Z int16_pairs(Z low, Z high) { return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16)); }
@@ -76,17 +100,22 @@ INLINE Z in_units(Z sum, Z up) {
 }
 
 // Transposes 16 rounded tokens, and sums.
-static void arrange(const int8_t (*rows)[256], Acts& a) {
+static void arrange(const Row* rows, Acts& a) {
     const Z one = b8(1), zero = _mm512_setzero_si512();
+    Z v[16];
+    UNROLL for (int t = 0; t < 16; t++) v[t] = _mm512_load_si512(rows[t].up);
+    transpose16(v);
+    UNROLL for (int j = 0; j < 8; j++) _mm512_store_si512(a.up[j], v[4 * (j % 4) + j / 4]);
     for (int i = 0; i < 4; i++) {
-        Z v[16];
-        UNROLL for (int t = 0; t < 16; t++) v[t] = _mm512_load_si512(rows[t] + 64 * i);
+        UNROLL for (int t = 0; t < 16; t++) v[t] = _mm512_load_si512(rows[t].q + 64 * i);
         transpose16(v);
-        UNROLL for (int k = 0; k < 16; k++) _mm512_store_si512(a.q[16 * i + k], v[k]);
         Z sum16[4], sum32[2];
         UNROLL for (int g = 0; g < 4; g++) {
             sum16[g] = zero;
-            UNROLL for (int k = 0; k < 4; k++) sum16[g] = _mm512_dpbusd_epi32(sum16[g], one, v[4 * g + k]);
+            UNROLL for (int l = 0; l < 4; l++) {
+                _mm512_store_si512(a.q[16 * i + 4 * g + l], v[4 * l + g]);
+                sum16[g] = _mm512_dpbusd_epi32(sum16[g], one, v[4 * l + g]);
+            }
             _mm512_store_si512(a.minus16[4 * i + g], _mm512_sub_epi32(zero, _mm512_slli_epi32(sum16[g], 7)));
         }
         UNROLL for (int h = 0; h < 2; h++) {
@@ -102,14 +131,20 @@ static void arrange(const int8_t (*rows)[256], Acts& a) {
 
 // Columns [0, n) of up to 16 tokens, `ld` apart, into `planes` records `stride` apart.
 static void pack_acts(const float* x, size_t ld, int n_tokens, int n, Acts* a, int planes, size_t stride) {
-    alignas(64) int8_t rows[2][tokens][256];
+    Row rows[2][tokens];
     for (int t = 0; t < tokens; t++) {
         V v[16];
         UNROLL for (int i = 0; i < 16; i++) {
             const int left = t < n_tokens ? n - 16 * i : 0;
+            _mm_prefetch((const char*)(x + (t + tokens) * ld + 16 * i), _MM_HINT_T0);  // of the next group: rows lie far apart
             v[i] = _mm512_maskz_loadu_ps(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0, x + t * ld + 16 * i);
         }
-        for (int p = 0; p < planes; p++) round_token(v, rows[p][t], a[p * stride].d[t], &a[p * stride].up[0][t]);
+        if (planes == 1) {
+            a->d[t] = round_token<false>(v, rows[0][t]);
+        } else {
+            a->d[t] = round_token<true>(v, rows[0][t]);
+            a[stride].d[t] = round_token<false>(v, rows[1][t]);
+        }
     }
     for (int p = 0; p < planes; p++) arrange(rows[p], a[p * stride]);
 }

@@ -43,7 +43,8 @@ INLINE void transpose16(Z (&v)[16]) {
 
 INLINE Z larger(Z a, Z b) { return _mm512_max_epi32(a, b); }
 
-// The maxima of eight vectors: of vector j in lanes 4 (j % 4) + j / 4, and the same two further.
+// The maxima of eight vectors: of vector j in lane_of(j), and the same two further.
+constexpr int lane_of(int j) { return 4 * (j % 4) + j / 4; }
 INLINE Z maxima(const Z (&v)[8]) {
     Z p[4], q[2];
     UNROLL for (int k = 0; k < 4; k++) p[k] = larger(_mm512_shuffle_i32x4(v[2 * k], v[2 * k + 1], 0x44), _mm512_shuffle_i32x4(v[2 * k], v[2 * k + 1], 0xee));
@@ -79,7 +80,7 @@ INLINE float round_token(V (&v)[16], Row& row) {
     UNROLL for (int i = 0; i < 4; i++) {
         Z r[4];
         UNROLL for (int g = 0; g < 4; g++) {
-            const int j = 2 * i + g / 2, lane = 4 * (j % 4) + j / 4;
+            const int lane = lane_of(2 * i + g / 2);
             r[g] = _mm512_cvtps_epi32(_mm512_mul_ps(v[4 * i + g], bcast(&row.scale[lane])));
             if constexpr (keep_rest) {
                 const V unit = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(_mm512_set1_ps(d)), _mm512_set1_epi32(row.up[lane])));
@@ -89,6 +90,11 @@ INLINE float round_token(V (&v)[16], Row& row) {
         _mm512_store_si512(row.q + 64 * i, _mm512_packs_epi16(_mm512_packs_epi32(r[0], r[1]), _mm512_packs_epi32(r[2], r[3])));
     }
     return most_bits < 0x7f800000 ? d : __builtin_nanf("");
+}
+
+INLINE void file_order(const Row& row, int8_t* q) {
+    const Z order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    UNROLL for (int i = 0; i < 4; i++) _mm512_storeu_si512(q + 64 * i, _mm512_permutexvar_epi32(order, _mm512_load_si512(row.q + 64 * i)));
 }
 
 INLINE Z int16_pairs(Z low, Z high) { return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16)); }
@@ -105,7 +111,7 @@ static void arrange(const Row* rows, Acts& a) {
     Z v[16];
     UNROLL for (int t = 0; t < 16; t++) v[t] = _mm512_load_si512(rows[t].up);
     transpose16(v);
-    UNROLL for (int j = 0; j < 8; j++) _mm512_store_si512(a.up[j], v[4 * (j % 4) + j / 4]);
+    UNROLL for (int j = 0; j < 8; j++) _mm512_store_si512(a.up[j], v[lane_of(j)]);
     for (int i = 0; i < 4; i++) {
         UNROLL for (int t = 0; t < 16; t++) v[t] = _mm512_load_si512(rows[t].q + 64 * i);
         transpose16(v);

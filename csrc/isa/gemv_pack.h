@@ -84,10 +84,10 @@ struct Rounded {
     float unit[8];  // of each 32
 };
 INLINE void round_plane(V (&v)[16], Rounded& out) {
-    int32_t up[8 * tokens];
-    float d;
-    round_token(v, out.q, d, up);
-    for (int j = 0; j < 8; j++) out.unit[j] = d * float(1 << (up[j * tokens] >> 23));
+    Row row;
+    const float d = round_token<true>(v, row);
+    file_order(row, out.q);
+    for (int j = 0; j < 8; j++) out.unit[j] = d * float(1 << (row.up[lane_of(j)] >> 23));
 }
 
 // Each plane of each token's 256 columns from `from` on, as f(column, rounded); zero past the last token and the last column.

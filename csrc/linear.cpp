@@ -95,10 +95,12 @@ struct Product {
     Gate act;  // or null: there is no gate
     size_t rows, tokens;  // of a chunk
     size_t row_chunks, token_chunks;
+    size_t whole, last_rows;  // chunks of `rows` come first; what they leave is cut into smaller ones
 
     size_t chunks() const { return row_chunks * token_chunks; }
+    size_t row(size_t i) const { return std::min(std::min(i, whole) * rows + (i > whole ? i - whole : 0) * last_rows, up.job.out); }
     void run(size_t chunk) const {
-        const size_t r0 = chunk / token_chunks * rows, r1 = std::min(r0 + rows, up.job.out);
+        const size_t r0 = row(chunk / token_chunks), r1 = row(chunk / token_chunks + 1);
         const size_t t0 = chunk % token_chunks * tokens, t1 = std::min(t0 + tokens, up.T), n = r1 - r0;
         if (!act) return up.multiply(up.job, r0, r1, t0, t1, scratch(up.scratch_floats()));
         const size_t tile = std::max(up.scratch_floats(), gate.scratch_floats()), each = padded(up.T * n);
@@ -132,8 +134,9 @@ struct Product {
 void cut(Product& p) {
     const size_t threads = width(), out = p.up.job.out, T = p.up.T;
     p.tokens = T;
-    if (p.up.gemm || p.gate.gemm) {
-        p.rows = gemm_rows * std::clamp(out / (gemm_rows * 8 * threads), size_t(1), size_t(4));
+    const bool many = p.up.gemm || p.gate.gemm;
+    if (many) {
+        p.rows = gemm_rows * std::clamp(out / (gemm_rows * 8 * threads), size_t(1), size_t(2));
     } else if (p.up.gemv || regime(T) != many_tokens) {
         p.rows = std::clamp(chunk_bytes / std::max<size_t>(p.up.job.row_bytes, 1), size_t(4), std::max<size_t>(4, out / (4 * threads)));
         p.rows = (p.rows + 3) / 4 * 4;
@@ -142,7 +145,10 @@ void cut(Product& p) {
         if (const size_t chunks = (out + p.rows - 1) / p.rows; threads > 1 && chunks < 4 * threads)
             p.tokens = std::max<size_t>(48, (T * chunks + 4 * threads - 1) / (4 * threads));  // fewer, and decoding would cost more than it feeds
     }
-    p.row_chunks = (out + p.rows - 1) / p.rows;
+    p.whole = many ? out / (p.rows * threads) * threads : out / p.rows;  // as many for every thread: the last chunk is waited for
+    const size_t left = out - p.whole * p.rows, pieces = many ? threads : 1;
+    p.last_rows = (left + gemm_strip * pieces - 1) / (gemm_strip * pieces) * gemm_strip;
+    p.row_chunks = p.whole + (left ? (left + p.last_rows - 1) / p.last_rows : 0);
     p.token_chunks = (T + p.tokens - 1) / p.tokens;
 }
 

@@ -20,6 +20,7 @@ from qtransformers.checks import flag, shown, text, whole
 from qtransformers.errors import ConfigError
 from qtransformers.generate import Completion, Engine, Request, Stream
 from qtransformers.generate import Sequence as Answer
+from qtransformers.generate.embed import check_pooling, embed, normalized
 from qtransformers.generate.requests import Decoder, answer_limit, prompt_ids, stop_texts
 from qtransformers.kernels.table import ACCURACY, check_accuracy
 from qtransformers.load import Loaded, load
@@ -112,7 +113,7 @@ class Options(TypedDict, total=False):
 
 
 class Model:
-    """A language model: weights from a GGUF file, tokenizer and chat template from the file or a Hugging Face directory.
+    """A language model or an encoder: weights from a GGUF file, tokenizer and chat template from the file or a Hugging Face directory.
 
     Made by `load` or `from_pretrained`; `close()` or a `with` block frees it. Thread-safe: one forward runs at a time,
     and answers streamed side by side take turns.
@@ -121,7 +122,8 @@ class Model:
     def __init__(self, loaded: Loaded, config: ModelConfig, format: PromptFormat | None = None) -> None:
         settings = Settings.from_env()
         h, plan = loaded.hparams, loaded.plan
-        cache = PagedCache.allocate(h.n_layers, h.n_kv_heads, h.head_dim, h.head_dim_v, plan.context_length, plan.cache)
+        n_cached = plan.context_length if loaded.spec.kind == "language" else 0
+        cache = PagedCache.allocate(h.n_layers, h.n_kv_heads, h.head_dim, h.head_dim_v, n_cached, plan.cache)
         from qtransformers.kernels.cpu import Pool  # the extension
 
         self.config = config
@@ -135,6 +137,7 @@ class Model:
         self._templates = loaded.chat_templates
         self._gguf = loaded.sources.gguf
         self._settle = loaded.settle
+        self._kind = loaded.spec.kind
         self._engine = Engine(
             partial(loaded.spec.forward, loaded.weights, h),
             cache,
@@ -236,7 +239,7 @@ class Model:
         **options: Unpack[Options],
     ) -> Stream:
         """As `generate`, piece by piece: an iterator of `Chunk`, whose `completion` is the whole."""
-        self._check_open()
+        self._check_generates()
         if isinstance(prompt, str):
             ids = self._encode(prompt, add_bos, flag("encode_special", encode_special))
         else:
@@ -296,7 +299,7 @@ class Model:
         """The prompt of a chat as token ids."""
         from qtransformers.load.chat import encode
 
-        self._check_open()
+        self._check_generates()
         prompt = self.chat_template.render(
             messages,
             tools=tools,
@@ -373,10 +376,36 @@ class Model:
 
     def logits(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
         """Logits of the token after each of `tokens [T]`: `[T, vocab_size]`, the rows of padding included."""
+        self._check_generates()
         ids = prompt_ids(tokens, self._engine.n_tokens)
         if not 0 < len(ids) <= self.context_length:
             raise ConfigError(f"tokens has {len(ids):,} ids; expected 1 to {self.context_length:,} (context_length).")
         return self._engine.logits(ids)
+
+    def embed(
+        self,
+        texts: Sequence[str | Sequence[int]],
+        *,
+        pooling: str | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+    ) -> NDArray[np.float32]:
+        """A vector for each text, or list of token ids, of an encoder (bert, nomic-bert): `[n, n_embd]`, in their order.
+
+        `pooling` makes one vector of a text's tokens: `mean`, `cls` (the first) or `last`; None: as the file says. Vectors
+        have length 1 unless `normalize=False`. A text longer than the context is an error, or loses its end with
+        `truncate=True`. Prefixes that the model's authors ask for ("search_query: ") are the caller's to write.
+        ConfigError names the field that cannot be honoured.
+        """
+        self._check_open()
+        if self._kind != "encoder":
+            raise ConfigError(
+                f"{self.plan.file} is a language model ({self.plan.architecture}), which gives no embeddings here. Load an encoder, such as a bert or nomic-bert model."
+            )
+        pooling = check_pooling(pooling, self.hparams["pooling"], self.plan.file)
+        found = embed(self._engine, self.tokenizer, texts, pooling, flag("truncate", truncate))
+        vectors = np.concatenate([np.zeros((0, self.hparams["n_embd"]), np.float32), *found])
+        return normalized(vectors) if flag("normalize", normalize) else vectors
 
     def close(self) -> None:
         """Free weights and cache; any use afterwards raises ConfigError. Waits for the forward under way."""
@@ -406,6 +435,13 @@ class Model:
     def _check_open(self) -> None:
         if self.closed:
             raise ConfigError(f"the model of {self.plan.file} is closed. Load it again to use it.")
+
+    def _check_generates(self) -> None:
+        self._check_open()
+        if self._kind != "language":
+            raise ConfigError(
+                f"{self.plan.file} is an encoder ({self.plan.architecture}): it makes vectors of texts and generates none. Use embed(), or load a language model."
+            )
 
     def _encode(self, prompt: str, add_bos: bool | None, encode_special: bool) -> tuple[int, ...]:
         from qtransformers.load.chat import with_start

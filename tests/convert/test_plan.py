@@ -85,7 +85,7 @@ def test_linear_rope_scaling(tiny_model):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"model_type": "mamba"}, "model_type is 'mamba'; convert knows cohere, "),
+        ({"model_type": "mamba"}, "model_type is 'mamba'; convert knows bert, cohere, "),
         ({"rope_scaling": {"rope_type": "unheard", "factor": 4.0}}, "unheard"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, r"already quantised \(awq\)"),

@@ -147,7 +147,7 @@ def test_an_override_of_pre(byte_bpe, tmp_path):
         ("other.json", {}, ModelNotFoundError, "no tokenizer.json and no tokenizer.model"),
         ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n", ModelNotFoundError, 'git lfs pull --include="tokenizer.json"'),
         ("tokenizer.json", [1], LoadError, "expected a JSON object"),
-        ("tokenizer.json", {"model": {"type": "WordPiece", "vocab": {}}}, UnsupportedError, "'WordPiece'; convert knows BPE"),
+        ("tokenizer.json", {"model": {"type": "WordLevel", "vocab": {}}}, UnsupportedError, "'WordLevel'; convert knows BPE"),
         ("tokenizer.model", "not a model", TokenizerError, "not a SentencePiece model"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qtransformers.archs import (
+    bert,
     command_r,
     gemma,
     glm,
@@ -34,6 +35,8 @@ ALL = (
     starcoder.SPEC,
     gpt2.SPEC,
     stablelm.SPEC,
+    bert.BERT,
+    bert.NOMIC_BERT,
 )
 SPECS: dict[str, ArchSpec] = {name: spec for spec in ALL for name in (spec.id, *spec.aliases)}
 

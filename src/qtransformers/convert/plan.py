@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qtransformers.archs import SPECS, ArchSpec, Hyperparameters, Slot
 from qtransformers.convert.checkpoint import Stored, open_checkpoint
+from qtransformers.convert.pooling import pooling
 from qtransformers.convert.pre import check_round_trip
 from qtransformers.convert.vocabulary import tokenizer_metadata
 from qtransformers.convert.weights import interleave, stored_type
@@ -83,7 +84,7 @@ def plan_conversion(
         raise ConfigError(f"type is {type!r}; convert writes {', '.join(FILE_TYPES)}.")
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(f"{folder}: no config.json; expected the folder of a Hugging Face model.")
-    config = text_config(read_json(folder / "config.json"))
+    config = {**text_config(read_json(folder / "config.json")), **pooling(folder)}
     spec = _spec_for(config, folder)
     stored = _renamed(spec, open_checkpoint(folder))
     rows = stored.get(spec.tensors[0].hf + ".weight")

@@ -5,6 +5,7 @@ Names are not stored in a tokenizer.json, and hashes of vocabularies know only m
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,20 @@ def check_round_trip(folder: Path, metadata: Mapping[str, Any]) -> None:
         return
     theirs = Tokenizer.from_pretrained(folder)
     ours = Tokenizer(gguf_tokenizer(metadata, f"{folder}, converted", None))
-    expected, found = theirs.encode(PROBE, add_bos=False), ours.encode(PROBE, add_bos=False)
+    probe = PROBE
+    if (
+        metadata["tokenizer.ggml.model"] == "bert"
+    ):  # its accents are stripped otherwise in some scripts, in every GGUF file
+        lines = PROBE.splitlines()
+        odd = [s for s in lines if theirs.encode(s) != ours.encode(s) and not s.isascii()]
+        if odd:
+            warnings.warn(
+                f"{folder}: GGUF's WordPiece reads some scripts other than tokenizer.json does, in {odd[0]!r} for instance; "
+                "load with model_path to use tokenizer.json",
+                stacklevel=4,
+            )
+        probe = "\n".join(s for s in lines if s not in odd)
+    expected, found = theirs.encode(probe, add_bos=False), ours.encode(probe, add_bos=False)
     if found != expected:
         at = next(
             (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected))

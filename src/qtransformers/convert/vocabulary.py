@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,16 @@ from qtransformers.load.tokenizer.sentencepiece import (
 
 # What marks a turn or a role should never be made from a user's text, whatever its `special` flag says.
 _LOOKS_LIKE_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<(start|end)_of_turn>|<pad>", re.DOTALL)
-_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
+_ROLES = {
+    "bos": "bos",
+    "eos": "eos",
+    "unk": "unknown",
+    "sep": "seperator",
+    "pad": "padding",
+    "mask": "mask",
+    "cls": "cls",
+}
+_SPACE = "\u2581"
 _FAR = -1000.0  # the score of pieces that no merge makes
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json")
@@ -46,6 +55,7 @@ class Vocabulary:
     merges: list[str] | None = None
     pre: str | None = None
     add_space_prefix: bool | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)  # metadata that only this kind has
 
 
 def tokenizer_metadata(folder: Path, vocab_size: int, pre: str | None = None) -> dict[str, Any]:
@@ -85,7 +95,7 @@ def _metadata(folder: Path, vocab_size: int, pre: str | None) -> dict[str, Any]:
         metadata["tokenizer.ggml.merges"] = vocabulary.merges
     if vocabulary.add_space_prefix is not None:
         metadata["tokenizer.ggml.add_space_prefix"] = vocabulary.add_space_prefix
-    return metadata | _special(vocabulary, files) | _templates(folder)
+    return metadata | dict(vocabulary.more) | _special(vocabulary, files) | _templates(folder)
 
 
 def _read(folder: Path, files: Mapping[str, Any], pre: str | None) -> Vocabulary:
@@ -96,9 +106,11 @@ def _read(folder: Path, files: Mapping[str, Any], pre: str | None) -> Vocabulary
         raise ModelNotFoundError(f"{folder}: no tokenizer.json and no tokenizer.model; copy the tokenizer there.")
     elif model.get("type", "BPE") == "BPE" and "merges" in model:
         vocabulary = _from_bpe(folder, files["tokenizer.json"], pre)
+    elif model.get("type") == "WordPiece":
+        vocabulary = _from_wordpiece(files["tokenizer.json"], files["config.json"])
     else:
         raise UnsupportedError(
-            f"{folder / 'tokenizer.json'}: a tokenizer of type {model.get('type')!r}; convert knows BPE and SentencePiece."
+            f"{folder / 'tokenizer.json'}: a tokenizer of type {model.get('type')!r}; convert knows BPE, SentencePiece and WordPiece."
         )
     for id_, text, special in _added(folder, files):
         vocabulary.tokens[id_] = text
@@ -126,6 +138,25 @@ def _from_bpe(folder: Path, tokenizer: Mapping[str, Any], pre: str | None) -> Vo
     if (unk := model["vocab"].get(model.get("unk_token"))) is not None:
         types[unk] = UNKNOWN
     return Vocabulary("llama", tokens, types, scores, add_space_prefix=_adds_space(tokenizer))
+
+
+def _from_wordpiece(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Vocabulary:
+    """BERT's: GGUF marks where a word begins, and not, as WordPiece does, where it goes on."""
+    model = tokenizer["model"]
+    prefix = model.get("continuing_subword_prefix", "##")
+    tokens = {i: t.removeprefix(prefix) if t.startswith(prefix) else _SPACE + t for t, i in model["vocab"].items()}
+    normalizer = next(
+        (s for s in _steps(tokenizer.get("normalizer"), "normalizers") if s["type"] == "BertNormalizer"), {}
+    )
+    lowercase = bool(normalizer.get("lowercase"))
+    accents = normalizer.get("strip_accents")
+    key = "tokenizer.ggml."
+    more = {
+        f"{key}normalizer.lowercase": lowercase,
+        f"{key}normalizer.strip_accents": lowercase if accents is None else bool(accents),
+        f"{key}token_type_count": np.uint32(config.get("type_vocab_size", 1)),
+    }
+    return Vocabulary("bert", tokens, dict.fromkeys(tokens, NORMAL), more=more)
 
 
 def _adds_space(tokenizer: Mapping[str, Any]) -> bool:
@@ -194,6 +225,8 @@ def _special(vocabulary: Vocabulary, files: Mapping[str, Any]) -> dict[str, Any]
             f"token {i} ({text!r}) ends an answer too, which GGUF has no key for; chat with --model-path to keep it",
             stacklevel=4,
         )
+    if vocabulary.model == "bert" and "cls" in ids:
+        ids.setdefault("bos", ids["cls"])
     metadata: dict[str, Any] = {f"tokenizer.ggml.{key}_token_id": np.uint32(i) for key, i in ids.items()}
     for role in ("bos", "eos"):
         adds = _adds(role, ids.get(role), vocabulary, files)

@@ -79,6 +79,13 @@ class Engine:
             self.release(pages)
         return np.concatenate(parts)
 
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """What an encoder makes of the whole texts in `batch`: hidden states `[T, n_embd]`."""
+        with self._lock:
+            forward, cache = self._open()
+            with self._pool:
+                return forward(batch, cache)
+
     def release(self, pages: list[int]) -> None:
         """Give pages back and forget them. Takes no lock: it also runs when a stream is dropped amid a forward."""
         cache = self._cache

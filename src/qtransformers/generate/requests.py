@@ -102,15 +102,15 @@ def stop_texts(stop: str | Iterable[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sorted(stop) if isinstance(stop, (set, frozenset)) else stop))
 
 
-def prompt_ids(prompt: Any, n_tokens: int) -> tuple[int, ...]:
+def prompt_ids(prompt: Any, n_tokens: int, name: str = "prompt") -> tuple[int, ...]:
     """Token ids as a tuple of ints below `n_tokens`; ConfigError naming the first that is none."""
     try:
         ids = tuple(prompt) if not isinstance(prompt, (bytes, bytearray, dict, set, frozenset)) else None
     except TypeError:
         ids = None
     if ids is None:
-        raise ConfigError(f"prompt={shown(prompt)}; expected text or a list of token ids.")
-    return tuple(whole(f"prompt[{i}]", id, 0, n_tokens - 1) for i, id in enumerate(ids))
+        raise ConfigError(f"{name}={shown(prompt)}; expected text or a list of token ids.")
+    return tuple(whole(f"{name}[{i}]", id, 0, n_tokens - 1) for i, id in enumerate(ids))
 
 
 def answer_limit(n_prompt: int, max_tokens: int | None, context_length: int) -> int:

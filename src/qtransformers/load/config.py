@@ -33,6 +33,11 @@ OTHER_MODEL = "They belong to different models: pass the config of this one"
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; LoadError naming the file when it holds none, ModelNotFoundError for a git-LFS pointer."""
+    return read_json_value(path, dict)
+
+
+def read_json_value(path: Path, kind: type) -> Any:
+    """The list or object in a JSON file, errors as `read_json`."""
     if pointer_size(path) is not None:
         raise ModelNotFoundError(
             f"{path} is a git-LFS pointer, not the file itself. {lfs_remedy([path.name], path.parent)}"
@@ -43,8 +48,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
         raise LoadError(f"{path} is no valid JSON ({e}). Fetch it again from the model's repository.") from e
-    if not isinstance(value, dict):
-        raise LoadError(f"{path} holds a {type(value).__name__}; expected a JSON object. Fetch it again.")
+    if not isinstance(value, kind):
+        what = "object" if kind is dict else "list"
+        raise LoadError(f"{path} holds a {type(value).__name__}; expected a JSON {what}. Fetch it again.")
     return value
 
 

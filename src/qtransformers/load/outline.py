@@ -20,7 +20,7 @@ from qtransformers.tensor import QTensor
 _ROLES = tuple(
     (re.compile(pattern), role)
     for pattern, role in (
-        (r"token_embd|per_layer_token_embd|position_embd", "embed"),
+        (r"token_embd|per_layer_token_embd|position_embd|token_types", "embed"),
         (r"norm", "norm"),
         (r"rope", "rope"),
         (r"ffn_gate_inp|exp_probs", "router"),

@@ -6,7 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from qtransformers.archs.spec import ArchSpec, Problem, Slot
@@ -15,7 +15,7 @@ from qtransformers.errors import ConfigError
 from qtransformers.kernels.table import ACCURACY, check_accuracy, why_not
 from qtransformers.load.files import memory_text
 from qtransformers.load.findings import LAYER, Findings, template
-from qtransformers.load.footprint import CacheShape, Product, cache_bytes, program_bytes, temporaries
+from qtransformers.load.footprint import CacheShape, Product, program_bytes, temporaries
 from qtransformers.settings import usable_cores
 from qtransformers.tensor import QTensor
 from qtransformers.types import QuantType
@@ -131,13 +131,18 @@ def make_plan(
 
     `vocabulary` counts tokens and merges of the tokenizer. With an error among the problems the plan is not fit to be carried out. ConfigError for a bad argument.
     """
-    context = _context(context_length, hparams["context_length"])
+    context = _context(spec, context_length, hparams["context_length"])
     check_codec(cache)
     check_accuracy(accuracy)
     planned, ties, problems = match_tensors(spec, hparams, tensors)
     warnings = [*notes, *(p.text for p in problems if p.grade == "warning")]
     if context > hparams["context_length"]:
         warnings.append(f"context_length {context} exceeds the {hparams['context_length']} tokens the model was trained for; answers get worse beyond")  # fmt: skip
+    generates = spec.kind == "language"
+    rows = min(prefill_chunk, context) if generates else max(prefill_chunk, context)  # an encoder takes a text whole
+    own = CacheShape.of(hparams)
+    cache_shape = own if generates else NO_CACHE
+    in_batch = 0 if generates else replace(own, n_layers=1).bytes(rows, "f32")
     plan = LoadPlan(
         file=file,
         architecture=spec.id,
@@ -146,18 +151,19 @@ def make_plan(
         context_length=context,
         cache=cache,
         weights_bytes=sum(t.nbytes for t in planned),
-        cache_bytes=cache_bytes(hparams, context, cache),
-        activations_bytes=temporaries(
+        cache_bytes=cache_shape.bytes(context, cache),
+        activations_bytes=in_batch
+        + temporaries(
             hparams["n_embd"],
-            hparams["vocab_size"],
+            hparams["vocab_size"] if generates else 0,
             products(planned, hparams.get("n_experts_used", 1)),
-            min(prefill_chunk, context),
+            rows,
             logits_rows,
             accuracy,
             threads or usable_cores(),
         ),
         program_bytes=program_bytes(*vocabulary or (hparams["vocab_size"],)),
-        cache_shape=CacheShape.of(hparams),
+        cache_shape=cache_shape,
         warnings=tuple(warnings),
     )
     return plan, problems
@@ -224,11 +230,15 @@ def products(planned: Iterable[PlannedTensor], used_experts: int) -> Iterator[Pr
             yield Product(t.role, t.slot.layer, t.type, t.shape[-2], t.shape[-1], used_experts if len(t.shape) == 3 else 0)  # fmt: skip
 
 
-def _context(wanted: int | None, trained: int) -> int:
+def _context(spec: ArchSpec, wanted: int | None, trained: int) -> int:
     if wanted is None:
         return trained
     if type(wanted) is not int or wanted < 1:
         raise ConfigError(f"context_length={wanted!r}; expected a whole number of tokens, at least 1.")
+    if wanted > trained and any("context_length" in t.shape for t in spec.tensors):
+        raise ConfigError(
+            f"context_length={wanted:,}; the model learned its {trained:,} positions one by one and has no more."
+        )
     return wanted
 
 

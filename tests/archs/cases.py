@@ -1,6 +1,7 @@
 """The random models that architectures are compared on, and how each feature is switched off."""
 
 from archs.models import Case, Off, none, ones, zeros
+from qtransformers import nn
 
 NO_WINDOW = Off({"sliding_window": 0})
 PLAIN_ROPE = Off({"rope_scaling": "none"})
@@ -45,6 +46,51 @@ def one(*names: str) -> dict[str, Off]:
     return {name: Off({name: 1.0}) for name in names}
 
 
+def silu_experts(x, ids, weights, gate, up, down, act, *biases):
+    """Without clamps and the one that is added to what a gate lets through."""
+    return nn.moe(x, ids, weights, gate, up, down, "silu", *biases)
+
+
+def softmax_over_all(logits, n_used, **given):
+    """Weights that are not divided by their sum."""
+    return nn.route(logits, n_used, **{**given, "normalize": False})
+
+
+GPT_OSS = {
+    "sliding_window": 16,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "num_hidden_layers": 4,
+    "intermediate_size": 96,
+    "swiglu_limit": 7.0,
+}
+GPT_OSS_FEATURES = {
+    **without(
+        "attn_q_bias",
+        "attn_k_bias",
+        "attn_v_bias",
+        "attn_output_bias",
+        "attn_sinks",
+        "ffn_gate_inp_bias",
+        "ffn_gate_exps_bias",
+        "ffn_up_exps_bias",
+        "ffn_down_exps_bias",
+    ),
+    "window": NO_WINDOW,
+    "every second layer": Off({"swa_period": 99}),
+    "yarn": PLAIN_ROPE,
+    "activation": Off(calls={"moe": silu_experts}),
+    "weights of the chosen": Off(calls={"route": softmax_over_all}),
+}
+GPT_OSS_GAINS = {
+    "q_proj": 2.0,
+    "k_proj": 2.0,
+    "sinks": 8.0,
+    "gate_up_proj_bias": 2.0,
+    "gate_up_proj": 2.0,
+    "router": 2.0,
+}
+
 QKV_BIASES = ("attn_q_bias", "attn_k_bias", "attn_v_bias")
 
 CASES = {
@@ -73,4 +119,6 @@ CASES = {
     "gpt2": Case("gpt2", "GPT2", {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512}, {**without("attn_qkv_bias", "attn_output_bias", "ffn_up_bias", "ffn_down_bias", "attn_norm_bias", "ffn_norm_bias", "output_norm_bias"), "positions": Off(weights={"position_embd": zeros})}, gains=SHARP, class_name="GPT2LMHeadModel", defaults=False),
     "stablelm": Case("stablelm", "StableLm", {"use_qkv_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25}}, {**without(*QKV_BIASES, "attn_norm_bias", "ffn_norm_bias", "output_norm_bias"), "partial rotation": Off({"rope_dim": 16})}, gains=SHARP),
     "stablelm-12b": Case("stablelm", "StableLm", {"use_qkv_bias": False, "qk_layernorm": True, "use_parallel_residual": True}, QK_NORMS),
+    "gpt-oss": Case("gpt-oss", "GptOss", {**GPT_OSS, "rope_parameters": {**YARN, "beta_fast": 16.0, "truncate": True}}, GPT_OSS_FEATURES, gains=GPT_OSS_GAINS),
+    "gpt-oss-unrounded": Case("gpt-oss", "GptOss", {**GPT_OSS, "rope_parameters": {**YARN, "beta_fast": 16.0, "truncate": False}}, {"between pairs": Off({"rope_unrounded": False})}, gains=GPT_OSS_GAINS, golden=False),
 }  # fmt: skip

@@ -1,13 +1,16 @@
 """Tiny random models of every architecture: in transformers, in GGUF by our own converter, and as we load them."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import tokenizers
@@ -36,6 +39,7 @@ class Off:
 
     hparams: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
+    calls: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)  # of `nn`, in the family's file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +159,14 @@ class Ours:
             assert not unknown, unknown
             h = h.replaced(**off.hparams)
             w = switched(w, off.weights)
+            family = sys.modules[self.loaded.spec.forward.__module__]
+            with contextlib.ExitStack() as stack:
+                for call, other in off.calls.items():
+                    stack.enter_context(mock.patch.object(family, call, other))
+                return self._logits(w, h, ids, chunk)
+        return self._logits(w, h, ids, chunk)
+
+    def _logits(self, w: Any, h: Any, ids: list[int], chunk: int) -> np.ndarray:
         cache = allocate(self.loaded.hparams, self.loaded.plan.context_length)
         pages = cache.take(-(-len(ids) // 256))
         parts = [ids[i : i + chunk] for i in range(0, len(ids), chunk)]

@@ -8,6 +8,7 @@ from qtransformers.archs import (
     gemma,
     glm,
     gpt2,
+    gpt_oss,
     granite,
     llama,
     mistral,
@@ -35,6 +36,7 @@ ALL = (
     starcoder.SPEC,
     gpt2.SPEC,
     stablelm.SPEC,
+    gpt_oss.SPEC,
     bert.BERT,
     bert.NOMIC_BERT,
 )

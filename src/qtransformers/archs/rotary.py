@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.archs.spec import BadValue, HParam, Problem, TensorSpec
+from qtransformers.archs.spec import HParam, Problem, TensorSpec
 from qtransformers.nn.rope import SCALINGS, Rotation, llama3_factors, rope_frequencies, yarn_magnitude
 
 KEYS = ("rope_parameters", "rope_scaling")  # where config.json keeps rope, since transformers 5 and before
@@ -78,10 +78,9 @@ def attention_factor(config: Mapping[str, Any]) -> Any:
 
 
 def truncate(config: Mapping[str, Any]) -> Any:
-    """YaRN between whole pairs, as GGUF has it; BadValue for a config without."""
-    if rope_type(config) == "yarn" and said(config).get("truncate") is False:
-        raise BadValue("is false; expected true", unsupported=True)
-    return None
+    """Whether YaRN's ramp begins and ends between pairs; false says so."""
+    said_so = said(config).get("truncate")
+    return None if said_so is None or rope_type(config) != "yarn" else not said_so
 
 
 def _is(*kinds: str) -> Any:
@@ -96,6 +95,7 @@ ROPE_HPARAMS = (
     HParam("rope_original", "rope.scaling.original_context_length", default=lambda h: h["context_length"], minimum=1, hf=(original_max_position_embeddings,), applies=_is("yarn", "longrope")),
     HParam("rope_beta_fast", "rope.scaling.yarn_beta_fast", float, default=32.0, minimum=1e-6, hf=("rope_parameters.beta_fast", "rope_scaling.beta_fast"), applies=_is("yarn")),
     HParam("rope_beta_slow", "rope.scaling.yarn_beta_slow", float, default=1.0, minimum=1e-6, hf=("rope_parameters.beta_slow", "rope_scaling.beta_slow"), applies=_is("yarn")),
+    HParam("rope_unrounded", "rope.scaling.yarn_unrounded", bool, default=False, hf=(truncate,), applies=_is("yarn")),
     HParam("rope_log_multiplier", "rope.scaling.yarn_log_multiplier", float, default=0.0, minimum=0, applies=_is("yarn")),
     HParam("rope_attn_factor", "rope.scaling.attn_factor", float, default=1.0, minimum=1e-6, hf=(attention_factor,), applies=_is("yarn", "longrope")),
 )  # fmt: skip
@@ -137,7 +137,7 @@ def rotation(h: Any, w: Any = None, *, interleaved: bool) -> Rotation:
         factors = w.rope_long if h.get("loaded_context", h.context_length) > h.rope_original else w.rope_short
     freqs = rope_frequencies(
         h.rope_dim, h.rope_base, h.rope_scaling, h.rope_factor, factors,
-        original=h.rope_original, beta_fast=h.rope_beta_fast, beta_slow=h.rope_beta_slow,
+        original=h.rope_original, beta_fast=h.rope_beta_fast, beta_slow=h.rope_beta_slow, rounded=not h.rope_unrounded,
     )  # fmt: skip
     return Rotation(freqs, interleaved, magnitude(h))
 

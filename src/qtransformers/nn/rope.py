@@ -32,13 +32,14 @@ def rope_frequencies(
     original: int = 0,
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
+    rounded: bool = True,
 ) -> NDArray[np.float64]:
     """Radians per position of each rotated pair `[dim / 2]`.
 
     `factors [dim / 2]` divide them one by one (Llama 3.1's `rope_freqs`, LongRoPE's factors, arXiv:2402.13753).
     `linear` divides all by `factor` (arXiv:2306.15595), `ntk` enlarges the base so that only the slowest is, and `yarn`
     (arXiv:2309.00071) those that turn less than `beta_slow` times within the `original` context, none of those that turn
-    more than `beta_fast` times. ConfigError for another kind of scaling.
+    more than `beta_fast` times, both to a whole pair unless `rounded` is false. ConfigError for another kind of scaling.
     """
     if scaling not in SCALINGS:
         raise ConfigError(f"rope scaling is {scaling!r}; expected one of {', '.join(SCALINGS)}.")
@@ -50,7 +51,7 @@ def rope_frequencies(
     if scaling == "linear":
         return freqs / factor
     if scaling == "yarn":
-        kept = _kept_by_yarn(dim, base, original, beta_fast, beta_slow)
+        kept = _kept_by_yarn(dim, base, original, beta_fast, beta_slow, rounded)
         return freqs * (kept + (1 - kept) / factor)
     return freqs
 
@@ -78,12 +79,16 @@ def rope(x: Any, positions: Any, freqs: NDArray[np.float64], interleaved: bool, 
     return kernels_for(x).rope(x, positions, freqs, interleaved, magnitude)
 
 
-def _kept_by_yarn(dim: int, base: float, original: int, beta_fast: float, beta_slow: float) -> NDArray[np.float64]:
+def _kept_by_yarn(
+    dim: int, base: float, original: int, beta_fast: float, beta_slow: float, rounded: bool
+) -> NDArray[np.float64]:
     """1 for pairs whose frequency stays, 0 for those it is divided for, and a ramp between `[dim / 2]`."""
 
     def pair_that_turns(times: float) -> float:
         return dim * math.log(max(original, 1) / (times * 2 * math.pi)) / (2 * math.log(base))
 
-    low = max(math.floor(pair_that_turns(beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(beta_slow)), dim - 1)
+    low, high = pair_that_turns(beta_fast), pair_that_turns(beta_slow)
+    if rounded:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
     return 1 - np.clip((np.arange(dim // 2) - low) / max(high - low, 0.001), 0, 1)

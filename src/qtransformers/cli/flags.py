@@ -121,6 +121,8 @@ _ROWS = (
     Flag(("--overwrite",), "replace the file where it exists", env=False),
     Flag(("-o", "--output"), "the file to write", str, "FILE", env=False),
     Flag(("--name",), "general.name of the file written (default: the folder's)", str, "NAME", env=False),
+    Flag(("--force",), "fetch it although this version could not load it", env=False),
+    Flag(("-y", "--yes"), "do not ask", env=False),
     Flag(("--dry-run",), "say what would be written, write nothing", env=False),
 )  # fmt: skip
 FLAGS: dict[str, Flag] = {row.name: row for row in _ROWS}

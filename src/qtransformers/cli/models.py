@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,15 @@ if TYPE_CHECKING:
     from qtransformers.gguf.headers import HeaderFile
 
 
-def fetched(model: str, color: str = "auto") -> Path:
-    """The path of MODEL; one that must be downloaded is planned before, and refused where it could not be loaded."""
+def fetched(model: str, color: str = "auto", judged: bool = True) -> Path:
+    """The path of MODEL; one that must be downloaded is planned before, and refused where it could not be loaded.
+
+    Without `judged` it is fetched all the same.
+    """
     from qtransformers.load.hub import resolve_model
 
     with progress("fetching", color) as update:
-        return resolve_model(model, check=lambda header: judge(header, color), progress=update)
+        return resolve_model(model, check=partial(judge, color=color) if judged else None, progress=update)
 
 
 def judge(header: HeaderFile, color: str = "auto") -> None:

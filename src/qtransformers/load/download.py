@@ -92,10 +92,10 @@ def _answer(url: str, headers: Mapping[str, str], timeout: float) -> Iterator[tu
     session: Any = get_session()
     if hasattr(session, "stream"):  # httpx
         with session.stream("GET", url, headers=dict(headers), timeout=timeout, follow_redirects=True) as answer:
-            yield answer.status_code, answer.iter_raw(CHUNK)
+            yield answer.status_code, answer.iter_raw()
     else:  # requests
         with session.get(url, headers=dict(headers), timeout=timeout, stream=True) as answer:
-            yield answer.status_code, answer.iter_content(CHUNK)
+            yield answer.status_code, answer.iter_content(1 << 16)
 
 
 def _take(pieces: Iterator[bytes], most: int) -> Iterator[bytes]:

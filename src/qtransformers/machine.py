@@ -97,14 +97,13 @@ def resident() -> int | None:
     return None
 
 
-def in_cache(mapped: mmap.mmap) -> int | None:
-    """Bytes of a mapped file that are in the page cache; None where the system does not say."""
+def in_cache(view: NDArray[np.uint8]) -> int | None:
+    """Bytes of a mapped file, given from its beginning, that are in the page cache; None where the system does not say."""
     mincore = _system_call("mincore")
     if mincore is None:
         return None
     import numpy as np  # what only looks at the machine starts without it
 
-    view = np.frombuffer(mapped, np.uint8)
     found, step = 0, 1 << 30
     for start in range(0, len(view), step):
         part = view[start : start + step]

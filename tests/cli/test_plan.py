@@ -3,6 +3,7 @@ import json
 import pytest
 
 import deepseek
+from qtransformers import machine
 from qtransformers.cli import main
 from qtransformers.gguf import GGUFFile, GGUFWriter
 
@@ -85,3 +86,13 @@ def test_placement_is_printed_saved_and_loaded(data, tmp_path, capsys):
 def test_a_placement_that_cannot_be(capsys):
     assert main(["plan", "demo", "--placement", "attn=cuda:0"]) == 2
     assert "there is no cuda:0, only cpu: --vram SIZE plans for" in capsys.readouterr().err
+
+
+def test_what_is_in_memory_already(data, capsys):
+    path = data / "demo-Q8_0.gguf"
+    with GGUFFile(path) as file:
+        if machine.in_cache(file.views()[0]) is None:
+            pytest.skip("this system does not say")
+    path.read_bytes()
+    out = planned(capsys, path, "--ram", "2GiB", "-v")
+    assert out.splitlines()[-1] == "3.79 MiB of 3.79 MiB are in memory already"

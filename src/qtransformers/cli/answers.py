@@ -16,8 +16,9 @@ from qtransformers.cli.terminal import note, plain_warnings, printable, progress
 from qtransformers.errors import ConfigError
 from qtransformers.generate import Completion
 from qtransformers.kernels.table import ACCURACY
-from qtransformers.load.files import size_text
+from qtransformers.load.files import memory_text, size_text
 from qtransformers.load.plan import LoadPlan
+from qtransformers.machine import huge_mapped
 from qtransformers.model import Model
 
 Message = dict[str, str]
@@ -81,6 +82,13 @@ class Talk:
             note(text, "yellow", self.color)
         if self.verbose:
             note(speed(done, self.model.plan), "dim", self.color)
+            huge = huge_mapped(Path(self.model.plan.file))
+            if huge is not None:
+                note(
+                    f"{memory_text(huge)} of {memory_text(self.model.plan.weights_bytes)} mapped in huge pages",
+                    "dim",
+                    self.color,
+                )
 
 
 @contextmanager

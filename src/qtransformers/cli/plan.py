@@ -16,6 +16,7 @@ from qtransformers.cli.terminal import painter, printable, table
 if TYPE_CHECKING:
     from qtransformers.load.fit import Fit, Need
     from qtransformers.load.plan import LoadPlan
+    from qtransformers.load.source import Sources
     from qtransformers.load.survey import Survey
 
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red", "unknown": "yellow"}
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         shown = ["", "placement: " + ", ".join(places)] if budget.devices or args.placement else []
         lines = as_text(found, result, args.color)
+        if args.verbose:
+            lines += _in_memory(sources)
         print("\n".join(map(printable, [lines[0], *shown, *lines[1:]])))
     return 4 if found.problems else 5 if result.verdict == "does not fit" else 0
 
@@ -100,6 +103,21 @@ def as_text(found: Survey, result: Fit, color: str = "auto") -> list[str]:
         flags = f": {paint('bold', remedy.flags)}" if remedy.flags else ""
         lines.append(f"  {remedy.text}{flags}")
     return lines
+
+
+def _in_memory(sources: Sources) -> list[str]:
+    """How much of a file of this machine is in memory already, and need not be read."""
+    from qtransformers import machine
+    from qtransformers.gguf import GGUFFile
+    from qtransformers.load.files import memory_text
+
+    if not isinstance(sources.gguf, GGUFFile):
+        return []
+    found = [machine.in_cache(view) for view in sources.gguf.views()]
+    known = sum(n for n in found if n is not None)
+    return (
+        [] if None in found else [f"{memory_text(known)} of {memory_text(sources.gguf.nbytes)} are in memory already"]
+    )
 
 
 def _count(n: int) -> str:

@@ -37,18 +37,24 @@ class Remote:
     etag: str  # the sha256 of large files
     headers: Mapping[str, str]
     timeout: float  # seconds without a byte
+    repo: str = ""
+
+    @property
+    def title(self) -> str:
+        """Repository and name, for messages."""
+        return f"{self.repo}: {self.name}" if self.repo else self.name
 
     def part(self, start: int, stop: int) -> bytes:
         """Bytes `[start, stop)` of it."""
         found = b"".join(_take(stream(self, start, stop), stop - start))
         if len(found) != stop - start:
             raise NetworkError(
-                f"{self.name}: the server sent {len(found)} bytes where {stop - start} were asked for. Try again."
+                f"{self.title}: the server sent {len(found)} bytes where {stop - start} were asked for. Try again."
             )
         return found
 
 
-def locate(url: str, name: str, token: str | None, timeout: float) -> Remote:
+def locate(url: str, name: str, token: str | None, timeout: float, repo: str = "") -> Remote:
     """Where the bytes of a file are, by one request without a body; credentials stay with the host they are for."""
     from huggingface_hub import get_hf_file_metadata
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -63,7 +69,7 @@ def locate(url: str, name: str, token: str | None, timeout: float) -> Remote:
         raise NetworkError(
             f"{name}: the server states the hash {found.etag[:60]!r}, which is none. Download it by hand."
         )
-    return Remote(name, found.location, found.size, found.etag, headers, timeout)
+    return Remote(name, found.location, found.size, found.etag, headers, timeout, repo)
 
 
 def stream(remote: Remote, start: int, stop: int) -> Iterator[bytes]:
@@ -71,7 +77,7 @@ def stream(remote: Remote, start: int, stop: int) -> Iterator[bytes]:
     headers = {**remote.headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     with _answer(remote.url, headers, remote.timeout) as (status, pieces):
         if status not in (200, 206):
-            raise NetworkError(f"{remote.name}: the server answered {status}. Try again later.")
+            raise NetworkError(f"{remote.title}: the server answered {status}. Try again later.")
         passed = start if status == 200 else 0
         left = stop - start
         for piece in pieces:
@@ -146,7 +152,7 @@ def _fetch(remote: Remote, blob: Path, progress: Progress) -> None:
     free = shutil.disk_usage(blob.parent).free
     if remote.size - done > free:
         raise QTransformersError(
-            f"{remote.name} needs {memory_text(remote.size - done)} more on disk; {blob.parent} has {memory_text(free)} free. "
+            f"{remote.title} needs {memory_text(remote.size - done)} more on disk; {blob.parent} has {memory_text(free)} free. "
             "Free some (qtransformers list, qtransformers rm), or set HF_HOME to another disk."
         )
     digest = hashlib.sha256()
@@ -162,7 +168,7 @@ def _fetch(remote: Remote, blob: Path, progress: Progress) -> None:
     if _SHA256.fullmatch(remote.etag) and digest.hexdigest() != remote.etag:
         part.unlink()
         raise NetworkError(
-            f"{remote.name} came with sha256 {digest.hexdigest()[:16]}...; the Hub lists {remote.etag[:16]}... "
+            f"{remote.title} came with sha256 {digest.hexdigest()[:16]}...; the Hub lists {remote.etag[:16]}... "
             "It was damaged on its way or is damaged there. What came was removed: run again."
         )
     os.replace(part, blob)
@@ -188,9 +194,13 @@ def _append(remote: Remote, file: Any, digest: Any, progress: Progress) -> None:
             break
         stalls = stalls + 1 if file.tell() == done else 0
         if stalls >= STALLS:
-            reason = f"{type(lost).__name__}: {lost}" if lost else "the server ended the connection"
+            reason = (
+                f"{type(lost).__name__}: {lost}, timeout {remote.timeout:g} s"
+                if lost
+                else "the server ended the connection"
+            )
             raise NetworkError(
-                f"{remote.name}: {memory_text(done)} of {memory_text(remote.size)} came, then nothing for {remote.timeout:g} s ({reason}). "
+                f"{remote.title}: {memory_text(done)} of {memory_text(remote.size)} came, and then no more ({reason}). "
                 "Check the connection and run again: it goes on from there."
             )
     progress(remote.size, remote.size)

@@ -220,7 +220,7 @@ def _remote(offer: Offer, name: str, hub: Hub) -> Remote:
     from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(offer.ref.repo, name, revision=offer.listing.commit, endpoint=hub.endpoint)
-    return locate(url, name, hub.token, hub.timeout)
+    return locate(url, name, hub.token, hub.timeout, offer.ref.repo)
 
 
 def _name_commit(ref: Reference, commit: str, hub: Hub) -> None:
@@ -286,33 +286,16 @@ def list_files(ref: Reference, hub: Hub) -> Listing:
         return Listing(info.sha or ref.revision, {s.rfilename: s.size or 0 for s in info.siblings or []})
 
 
-def _download(
-    ref: Reference, listing: Listing, wanted: Mapping[str, int], hub: Hub, workers: int = 4
-) -> tuple[dict[str, Path], int]:
+def _download(ref: Reference, listing: Listing, wanted: Mapping[str, int], hub: Hub) -> tuple[dict[str, Path], int]:
     """Where the wanted files lie in the cache, and the bytes that had to be fetched."""
-    with _plain_errors(ref):
-        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-
-        cache = hub.cache_dir and str(hub.cache_dir)
-
-        def at_hand(name: str) -> bool:
-            return isinstance(try_to_load_from_cache(ref.repo, name, cache_dir=cache, revision=listing.commit), str)
-
-        def bring(name: str, revision: str = listing.commit) -> Path:
-            path = hf_hub_download(
-                ref.repo, name, revision=revision, cache_dir=cache, endpoint=hub.endpoint, token=hub.token, etag_timeout=hub.timeout
-            )  # fmt: skip
-            return Path(path)
-
-        missing = [name for name in wanted if not at_hand(name)]
-        if missing:  # one request without retries tells in seconds what the downloads would find out in a minute
-            url = hf_hub_url(ref.repo, missing[0], revision=listing.commit, endpoint=hub.endpoint)
-            get_hf_file_metadata(url, token=hub.token, timeout=hub.timeout)
-        first, *others = wanted
-        paths = {first: bring(first, ref.revision)}  # by branch: the cache then knows its commit when offline
-        with ThreadPoolExecutor(workers) as pool:
-            paths.update(zip(others, pool.map(bring, others), strict=True))
-    return paths, sum(wanted[name] for name in missing)
+    folder = repository_folder(ref.repo, hub)
+    snapshot = folder / "snapshots" / listing.commit
+    missing = [name for name in wanted if not (snapshot / name).is_file()]
+    offer = Offer(ref, listing, missing)
+    with _plain_errors(ref), ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: store(_remote(offer, name, hub), folder, listing.commit), missing))
+    _name_commit(ref, listing.commit, hub)
+    return {name: snapshot / name for name in wanted}, sum(wanted[name] for name in missing)
 
 
 def cache_folder(hub: Hub) -> Path:

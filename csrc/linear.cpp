@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "pool.h"
@@ -139,7 +140,7 @@ void cut(Product& p) {
         p.rows = gemm_rows * std::clamp(out / (gemm_rows * 8 * threads), size_t(1), size_t(2));
     } else if (p.up.gemv || regime(T) != many_tokens) {
         p.rows = std::clamp(chunk_bytes / std::max<size_t>(p.up.job.row_bytes, 1), size_t(4), std::max<size_t>(4, out / (4 * threads)));
-        p.rows = (p.rows + 3) / 4 * 4;
+        p.rows = (p.rows + gemv_group - 1) / gemv_group * gemv_group;
     } else {
         p.rows = linear_rows;
         if (const size_t chunks = (out + p.rows - 1) / p.rows; threads > 1 && chunks < 4 * threads)
@@ -152,15 +153,37 @@ void cut(Product& p) {
     p.token_chunks = (T + p.tokens - 1) / p.tokens;
 }
 
-// f(k, i - starts[k]) for all i below the last of `starts`, k being the part that i falls into; on the pool's threads.
+// f(k, i - starts[k]) for all i in [begin, end), k being the part that i falls into.
+template <class F>
+void each_part(const std::vector<size_t>& starts, size_t begin, size_t end, F& f) {
+    size_t k = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
+    for (size_t i = begin; i < end; i++) {
+        while (i >= starts[k + 1]) k++;
+        f(k, i - starts[k]);
+    }
+}
+// The same for all i below the last of `starts`, on the pool's threads.
 template <class F>
 void parallel_parts(const std::vector<size_t>& starts, double work, F&& f) {
-    parallel(starts.back(), 1, work, [&](size_t begin, size_t end) {
-        size_t k = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
-        for (size_t i = begin; i < end; i++) {
-            while (i >= starts[k + 1]) k++;
-            f(k, i - starts[k]);
-        }
+    parallel(starts.back(), 1, work, [&](size_t begin, size_t end) { each_part(starts, begin, end, f); });
+}
+// And so that a thread takes neighbours one after the other, as memory and what is fetched ahead like it best: each begins at
+// a place of its own, and helps the others when it is through.
+template <class F>
+void parallel_streams(const std::vector<size_t>& starts, double work, F&& f) {
+    struct alignas(64) Stream {
+        std::atomic<size_t> next;
+        size_t end;
+    };
+    const size_t n = width(), items = starts.back();
+    std::vector<Stream> streams(n);
+    for (size_t t = 0; t < n; t++) streams[t].next = items * t / n, streams[t].end = items * (t + 1) / n;
+    parallel(n, 1, work, [&](size_t begin, size_t end) {
+        for (size_t home = begin; home < end; home++)
+            for (size_t k = 0; k < n; k++) {
+                Stream& s = streams[(home + k) % n];
+                for (size_t i; (i = s.next.fetch_add(1, std::memory_order_relaxed)) < s.end;) each_part(starts, i, i + 1, f);
+            }
     });
 }
 
@@ -222,7 +245,9 @@ void multiply(const std::vector<Factor>& factors) {
         work += double(f.T + 4) * double(f.w.cols) * double(f.w.rows) * (act ? 2 : 1);  // decoding counts as much as 4 tokens
     }
     pack(operands);
-    parallel_parts(starts, work, [&](size_t k, size_t chunk) { products[k].run(chunk); });
+    auto run = [&](size_t k, size_t chunk) { products[k].run(chunk); };
+    if (std::any_of(products.begin(), products.end(), [](const Product& p) { return p.up.gemm; })) return parallel_parts(starts, work, run);
+    parallel_streams(starts, work, run);
 }
 
 namespace {

@@ -111,7 +111,7 @@ static size_t packed_bytes(size_t T, size_t in, int planes) {
 }
 
 template <class Q>
-constexpr Gemv book_rows = {packed_bytes<RowsBook<Q>>, pack_256<Q::order, Q::offset, Q::single>, rows_of<RowsBook<Q>>};
+constexpr Gemv book_rows = {packed_bytes<RowsBook<Q>>, pack_256<Q::order, Q::offset, Q::n>, rows_of<RowsBook<Q>>};
 template <class Q>
 constexpr Gemv k_rows = {packed_bytes<RowsK<Q>>, pack_1024<Q::order, Q::rest, Q::offset>, rows_of<RowsK<Q>>};
 template <class Q>
@@ -119,7 +119,7 @@ constexpr Gemv legacy_rows = {packed_bytes<Rows32<Q>>, pack_128<Q::offset>, rows
 
 static consteval GemvTable list() {
     GemvTable t{};
-    t.of[id::Q4_0] = legacy_rows<GemvQ4_0>;
+    t.of[id::Q4_0] = book_rows<GemvQ4_0>;
     t.of[id::Q4_1] = legacy_rows<GemvQ4_1>;
     t.of[id::Q5_0] = legacy_rows<GemvQ5_0>;
     t.of[id::Q5_1] = legacy_rows<GemvQ5_1>;
@@ -133,14 +133,14 @@ static consteval GemvTable list() {
     t.of[id::IQ2_XS] = book_rows<GemvIQ2_XS>;
     t.of[id::IQ3_XXS] = book_rows<GemvIQ3_XXS>;
     t.of[id::IQ1_S] = book_rows<GemvIQ1_S>;
-    t.of[id::IQ4_NL] = legacy_rows<GemvIQ4_NL>;
+    t.of[id::IQ4_NL] = book_rows<GemvIQ4_NL>;
     t.of[id::IQ3_S] = book_rows<GemvIQ3_S>;
     t.of[id::IQ2_S] = book_rows<GemvIQ2_S>;
     t.of[id::IQ4_XS] = k_rows<GemvIQ4_XS>;
     t.of[id::IQ1_M] = book_rows<GemvIQ1_M>;
     t.of[id::TQ1_0] = book_rows<GemvTQ1_0>;
     t.of[id::TQ2_0] = k_rows<GemvTQ2_0>;
-    t.of[id::MXFP4] = legacy_rows<GemvMXFP4>;
+    t.of[id::MXFP4] = book_rows<GemvMXFP4>;
     t.of[id::NVFP4] = book_rows<GemvNVFP4>;
     t.of[id::Q1_0] = book_rows<GemvQ1_0>;
     t.of[id::Q2_0] = book_rows<GemvQ2_0>;

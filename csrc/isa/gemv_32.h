@@ -20,7 +20,6 @@ template <int stride> INLINE Z run_index(int from) { return bytes([&](int i) { r
 template <int stride> INLINE Z word_index32(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 8 % 4) + from + i % 2); }); }
 template <int stride> INLINE Z bits_index(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 16) + from + i % 16 / 8); }); }
 INLINE V halves(Z z) { return _mm512_cvtph_ps(_mm512_castsi512_si256(z)); }
-INLINE Z nibble_table(const int8_t* values, int offset) { return bytes([&](int i) { return values[i % 16] + offset; }); }
 
 // Codes as unsigned bytes are value + offset; with minima the value is d * code + m.
 template <class B, int from>
@@ -47,11 +46,6 @@ struct FiveBits : Nibbles<B, from> {
         w1 = _mm512_or_si512(w1, _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(p.pick(second), bit), sixteen));
     }
 };
-struct GemvQ4_0 : Nibbles<block::Q4_0, 2> {
-    INLINE GemvQ4_0() {}
-    static constexpr int offset = 8;
-    static constexpr bool minima = false;
-};
 struct GemvQ4_1 : Nibbles<block::Q4_1, 4> {
     INLINE GemvQ4_1() {}
     static constexpr int offset = -1;
@@ -68,31 +62,6 @@ struct GemvQ5_1 : FiveBits<block::Q5_1, 8, 4> {
     static constexpr int offset = -1;
     static constexpr bool minima = true;
     Z min_word = word_index32<stride>(2);
-};
-struct GemvIQ4_NL : Nibbles<block::IQ4_NL, 2> {
-    INLINE GemvIQ4_NL() {}
-    static constexpr int offset = 128;
-    static constexpr bool minima = false;
-    Z table = nibble_table(codebook::iq4[0], 128);
-    INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
-        Z q = keep(p.pick(run));  // vpermb reads 6 bits of the index and the table repeats every 16 entries: no masking
-        w0 = _mm512_permutexvar_epi8(q, table), w1 = _mm512_permutexvar_epi8(right(q, 4), table);
-    }
-};
-struct GemvMXFP4 : Nibbles<block::MXFP4, 1> {
-    INLINE GemvMXFP4() {}
-    static constexpr int offset = 12;
-    static constexpr bool minima = false;
-    Z table = nibble_table(codebook::fp4[0], 12), exponent = bytes([](int i) { return 17 * (i / 16); });
-    INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
-        Z q = keep(p.pick(run));
-        w0 = _mm512_permutexvar_epi8(q, table), w1 = _mm512_permutexvar_epi8(right(q, 4), table);
-    }
-    INLINE V scale(const Quad<stride>& p) const {  // 2^(e - 127) halved; the two lowest are subnormal
-        const Z e = _mm512_maskz_permutexvar_epi8(0x1111111111111111ull, exponent, p.a);
-        const Z low = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e), high = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
-        return _mm512_castsi512_ps(_mm512_mask_mov_epi32(high, _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2)), low));
-    }
 };
 struct GemvQ8_0 {
     static constexpr int stride = sizeof(block::Q8_0), offset = 128;

@@ -1,4 +1,4 @@
-// One row of blocks that look their values up, or hold very few bits of each, times 1 to 8 columns, 256 values a step.
+// One row of blocks that look their values up, hold very few bits of each, or are small, times 1 to 8 columns, 256 values a step.
 //
 // A codebook of up to 512 points stays in registers and L1 as words of 2 or 4 bits a value: vpermi2w looks 32 points up at
 // once, and shifts by 2 or 4 bits spread them over bytes. Larger ones are looked up in scalar code, on other pipes.
@@ -104,12 +104,12 @@ struct Signed {
 };
 
 // A type says: `unpack` 256 values to codes in the order of x, and scales of the lanes of registers 0 and 1, then 2 and 3,
-// which are the same ones where `single`.
+// or where n is 1 of all four.
 struct GemvIQ2_XXS {
     using Block = block::IQ2_XXS;
     static constexpr Order order = eights;
     static constexpr int offset = 128;
-    static constexpr bool single = true;
+    static constexpr int n = 1;
     Points<2> points{levels(codebook::iq2_xxs)};
     Signed sign;
     Z index = bytes([](int i) { return i % 2 ? 0x80 : 8 * (i / 8 % 2) + i % 8 / 2; }), seven = spread_index(32, 7);
@@ -125,7 +125,7 @@ struct GemvIQ2_XS {
     using Block = block::IQ2_XS;
     static constexpr Order order = eights;
     static constexpr int offset = 128;
-    static constexpr bool single = false;
+    static constexpr int n = 2;
     Points<2> points{levels(codebook::iq2_xs)};
     Signed sign;
     Z seven = spread_index(9, 16);
@@ -146,7 +146,7 @@ struct GemvIQ2_S {
     using Block = block::IQ2_S;
     static constexpr Order order = eights;
     static constexpr int offset = 128;
-    static constexpr bool single = false;
+    static constexpr int n = 2;
     Points<2> points{levels(codebook::iq2_s)};
     Signed sign;
     Z high = bytes([](int i) { return i % 8 - 1; });  // two bits for each index of a group: to the upper byte of its word
@@ -162,7 +162,7 @@ struct GemvIQ3_XXS {
     using Block = block::IQ3_XXS;
     static constexpr Order order = eights;
     static constexpr int offset = 128;
-    static constexpr bool single = true;
+    static constexpr int n = 1;
     Points<4> points{levels(codebook::iq3_xxs)};
     Signed sign;
     Z index[2] = {half(0), half(4)}, seven = spread_index(0, 7);
@@ -181,7 +181,7 @@ struct GemvIQ3_S {
     using Block = block::IQ3_S;
     static constexpr Order order = eights;
     static constexpr int offset = 128;
-    static constexpr bool single = true;
+    static constexpr int n = 1;
     Points<4> points{levels(codebook::iq3_s)};
     Signed sign;
     Z index[2] = {GemvIQ3_XXS::half(0), GemvIQ3_XXS::half(4)}, nibble = dwords([](int i) { return 4 * (i / 2); });
@@ -204,7 +204,7 @@ struct GemvIQ1_S {
     using Block = block::IQ1_S;
     static constexpr Order order = eights;
     static constexpr int offset = 128;
-    static constexpr bool single = true;
+    static constexpr int n = 1;
     Points<2> points{levels(codebook::iq1), 8};
     Z high = bytes([](int i) { return 3 * (i % 8 / 2); });
     INLINE GemvIQ1_S() {}
@@ -221,7 +221,7 @@ struct GemvIQ1_M {
     using Block = block::IQ1_M;
     static constexpr Order order = eights;
     static constexpr int offset = 128;
-    static constexpr bool single = false;
+    static constexpr int n = 2;
     Points<2> points{levels(codebook::iq1), 8};
     Z high = bytes([](int i) { return 4 * (i % 8 / 2); });
     Z place = dwords([](int i) { return i % 2 ? 0 : 16 * (i / 4) + 6 * (i / 2 % 2); });
@@ -240,11 +240,71 @@ struct GemvIQ1_M {
         s[1] = scaled(_mm512_and_si512(n, _mm512_set1_epi32(7 << 3)), times(d, 1 / 4.f), d);
     }
 };
+// 8 blocks of at most 18 bytes with 16 of nibbles at `from`: the first 8 of these of each block, then the others. Two
+// windows of 64 bytes hold what is picked of four blocks each.
+template <class B, int from>
+struct Eight {
+    static constexpr int stride = sizeof(B);
+    static_assert(3 * stride + from + 8 <= 64);
+    static constexpr int at(int block, int i) { return (block < 4 ? 0 : 64 - 4 * stride) + stride * block + i; }
+    Z index = bytes([](int i) { return at(i / 8, from + i % 8); });
+    INLINE Eight() {}
+    INLINE Z pick(const uint8_t* p, Z which) const { return _mm512_permutex2var_epi8(once(p), which, load512(p + 4 * stride)); }
+    INLINE void nibbles(const uint8_t* p, Z* v) const {
+        UNROLL for (int h = 0; h < 2; h++) {
+            const Z q = keep(pick(p + 8 * h, index));
+            v[2 * h] = q, v[2 * h + 1] = right(q, 4);
+        }
+    }
+};
+struct GemvQ4_0 : Eight<block::Q4_0, 2> {
+    using Block = block::Q4_0;
+    static constexpr Order order = halves_of_eights;
+    static constexpr int offset = 8;
+    static constexpr int n = 1;
+    Z word = bytes([](int i) { return at(i / 4 % 8, i % 2); });
+    INLINE GemvQ4_0() {}
+    INLINE V scale(const uint8_t* p) const {  // of 16 lanes: each block's twice
+        return _mm512_cvtph_ps(_mm512_castsi512_si256(pick(p, word)));
+    }
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        nibbles(p, v);
+        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(v[r], b8(15));
+        s[0] = scale(p);
+    }
+};
+struct GemvIQ4_NL : GemvQ4_0 {
+    using Block = block::IQ4_NL;
+    static constexpr int offset = 128;
+    Z table = bytes([](int i) { return codebook::iq4[0][i % 16] + 128; });
+    INLINE GemvIQ4_NL() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        nibbles(p, v);  // vpermb reads 6 bits of the index and the table repeats every 16 entries: no masking
+        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_permutexvar_epi8(v[r], table);
+        s[0] = scale(p);
+    }
+};
+struct GemvMXFP4 : Eight<block::MXFP4, 1> {
+    using Block = block::MXFP4;
+    static constexpr Order order = halves_of_eights;
+    static constexpr int offset = 12;
+    static constexpr int n = 1;
+    Z table = bytes([](int i) { return codebook::fp4[0][i % 16] + 12; }), exponent = bytes([](int i) { return at(i / 8, 0); });
+    INLINE GemvMXFP4() {}
+    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        nibbles(p, v);
+        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_permutexvar_epi8(v[r], table);
+        // 2^(e - 127) halved; the two lowest are subnormal
+        const Z e = _mm512_and_si512(pick(p, exponent), _mm512_set1_epi32(255));
+        const Z low = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e), high = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+        s[0] = _mm512_castsi512_ps(_mm512_mask_mov_epi32(high, _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2)), low));
+    }
+};
 struct GemvNVFP4 {
     using Block = block::NVFP4;
     static constexpr Order order = sixteens;
     static constexpr int offset = 12;
-    static constexpr bool single = false;
+    static constexpr int n = 2;
     Z table = bytes([](int i) { return codebook::fp4[0][i % 16] + 12; });
     Z lane[2] = {dwords([](int i) { return i / 2; }), dwords([](int i) { return 8 + i / 2; })};
     INLINE GemvNVFP4() {}
@@ -265,7 +325,7 @@ struct GemvQ1_0 {
     using Block = block::Q1_0;
     static constexpr Order order = eights;
     static constexpr int offset = 1;
-    static constexpr bool single = true;
+    static constexpr int n = 1;
     Z bit[4] = {at(0), at(1), at(2), at(3)};  // to bit 1
     static INLINE Z at(int r) { return spread_index(8 * r - 1, 1); }
     INLINE GemvQ1_0() {}
@@ -280,7 +340,7 @@ struct GemvQ2_0 {
     using Block = block::Q2_0;
     static constexpr Order order = eights;
     static constexpr int offset = 1;
-    static constexpr bool single = true;
+    static constexpr int n = 1;
     Z pair[4] = {spread_index(0, 2), spread_index(16, 2), spread_index(32, 2), spread_index(48, 2)};
     INLINE GemvQ2_0() {}
     INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
@@ -297,7 +357,7 @@ struct GemvTQ1_0 {
     using Block = block::TQ1_0;
     static constexpr Order order = eights;
     static constexpr int offset = 1;
-    static constexpr bool single = true;
+    static constexpr int n = 1;
     // Value i is digit `digit(i)` of byte `byte(i)`: 32 bytes of 5 digits, 16 of 5, 4 of 4.
     static constexpr int digit(int i) { return i < 160 ? i / 32 : i < 240 ? (i - 160) / 16 : (i - 240) / 4; }
     static constexpr int byte(int i) { return i < 160 ? i % 32 : i < 240 ? 32 + i % 16 : 48 + i % 4; }
@@ -322,7 +382,7 @@ struct GemvTQ1_0 {
 
 template <class Q>
 struct RowsBook : Q {
-    using Record = Packed256;
+    using Record = Packed256<Q::n>;
     static constexpr int block_bytes = sizeof(typename Q::Block), block_size = Q::Block::size, record = 256 / block_size;
     INLINE RowsBook() {}
 
@@ -338,16 +398,14 @@ struct RowsBook : Q {
                 w = rest;
             }
             Z v[4];
-            V s[2];
+            V s[Q::n];
             Q::unpack(w, v, s);
             UNROLL for (int c = 0; c < C; c++) {
-                Z t[2] = {load512(a[c].start[0]), Q::single ? v[0] : load512(a[c].start[1])};
-                UNROLL for (int r = 0; r < 4; r++) {
-                    Z& to = t[Q::single ? 0 : r / 2];
-                    to = _mm512_dpbusd_epi32(to, v[r], load512(a[c].q + 64 * r));
+                UNROLL for (int h = 0; h < Q::n; h++) {
+                    Z total = load512(a[c].start[h]);
+                    UNROLL for (int r = 4 / Q::n * h; r < 4 / Q::n * (h + 1); r++) total = _mm512_dpbusd_epi32(total, v[r], load512(a[c].q + 64 * r));
+                    sum[c] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(total), _mm512_load_ps(a[c].unit[h])), s[h], sum[c]);
                 }
-                UNROLL for (int h = 0; h < (Q::single ? 1 : 2); h++)
-                    sum[c] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(t[h]), _mm512_load_ps(a[c].unit[h])), s[h], sum[c]);
             }
         }
     }

@@ -7,11 +7,13 @@ namespace qt::QT_ISA {
 
 // The order of x that makes unpacking a block cheap. One of the 16 lanes of 32 bits holds values of one sub-block
 // of the weights alone, in all four registers of 256 values: four vpdpbusd add up to it, and one vector holds its scales.
+// That is at most 16 products of bytes and what they start at, below 2^20: no valid block can overflow a lane.
 enum Order {
     nibble_pairs,   // Q4_K, Q5_K
     quarter_bytes,  // Q2_K, Q3_K
     six_bits,       // Q6_K
     half_blocks,    // IQ4_XS
+    halves_of_eights,  // Q4_0, IQ4_NL, MXFP4
     // What follows keeps to this only within registers 0 and 1, and within 2 and 3.
     eights,         // 8 values of each group of 32: types with codebooks
     sixteens        // NVFP4
@@ -25,6 +27,7 @@ constexpr int first_value(Order o, int r, int lane) {
         case quarter_bytes: return 128 * (L / 2) + 32 * e + 16 * (L % 2) + 4 * (e ^ r);
         case six_bits: return 128 * (e / 2) + 32 * (L / 2 + 2 * (e % 2)) + 16 * (L % 2) + 4 * (2 * (r % 2) + (e ^ r / 2) % 2);
         case half_blocks: return 32 * (L + 4 * (e / 2)) + 16 * (r % 2) + 4 * (e % 2 + 2 * (r / 2));
+        case halves_of_eights: return 32 * (lane / 2) + 16 * (r % 2) + 8 * (r / 2) + 4 * (lane % 2);
         case eights: return 32 * (lane / 2) + 8 * r + 4 * (lane % 2);
         default: return 128 * (r / 2) + 16 * (lane / 2) + 8 * (r % 2) + 4 * (lane % 2);
     }
@@ -43,7 +46,7 @@ consteval bool lanes_keep_to(Order o, int per, int n) {
     return true;
 }
 static_assert(lanes_keep_to(nibble_pairs, 32, 4) && lanes_keep_to(quarter_bytes, 16, 4) && lanes_keep_to(six_bits, 16, 4));
-static_assert(lanes_keep_to(half_blocks, 32, 4) && lanes_keep_to(eights, 32, 4) && lanes_keep_to(eights, 16, 2) && lanes_keep_to(sixteens, 16, 2));
+static_assert(lanes_keep_to(half_blocks, 32, 4) && lanes_keep_to(halves_of_eights, 32, 4) && lanes_keep_to(eights, 32, 4) && lanes_keep_to(eights, 16, 2) && lanes_keep_to(sixteens, 16, 2));
 
 // What undoes offsets and adds minima.
 enum Rest {
@@ -67,11 +70,12 @@ struct alignas(64) Packed128 {
     int32_t start[16];  // -offset times the sum of the 8 values a lane sees
     float unit[16];
 };
-// 256 values of a column, for types whose lanes keep to a sub-block in two registers at a time.
+// 256 values of a column: one scale serves all registers (n = 1), or one registers 0 and 1 and another 2 and 3.
+template <int n>
 struct alignas(64) Packed256 {
     int8_t q[256];
-    float unit[2][16];     // of registers 0 and 1, of 2 and 3
-    int32_t start[2][16];  // the first of all four, where one scale serves them
+    float unit[n][16];
+    int32_t start[n][16];
 };
 
 // Columns are multiplied 1, 2, 3, 4, 6 or 8 at a time; what is missing to that is zero.
@@ -163,15 +167,15 @@ static void pack_128(const float* x, size_t T, size_t in, int planes, size_t blo
 }
 
 // [records of 256][columns]
-template <Order order, int offset, bool single>
+template <Order order, int offset, int n>
 static void pack_256(const float* x, size_t T, size_t in, int planes, size_t block, void* packed) {
     const int columns = padded_columns(int(T) * planes);
     each_column(x, T, in, planes, 256 * block, [&](size_t c, const Rounded& from) __attribute__((always_inline)) {
-        Packed256& to = ((Packed256*)packed)[block * columns + c];
+        Packed256<n>& to = ((Packed256<n>*)packed)[block * columns + c];
         arrange_lanes<order>(from.q, to.q);
-        for (int h = 0; h < 2; h++) {
+        for (int h = 0; h < n; h++) {
             for (int lane = 0; lane < 16; lane++) to.unit[h][lane] = from.unit[sub_of(order, 32, lane, 2 * h)];
-            _mm512_store_si512(to.start[h], minus_times(single ? lane_sums<4>(to.q) : lane_sums<2>(to.q + 128 * h), offset));
+            _mm512_store_si512(to.start[h], minus_times(lane_sums<4 / n>(to.q + 128 * h), offset));
         }
     });
 }

@@ -137,7 +137,7 @@ void cut(Product& p) {
     p.tokens = T;
     const bool many = p.up.gemm || p.gate.gemm;
     if (many) {
-        p.rows = gemm_rows * std::clamp(out / (gemm_rows * 8 * threads), size_t(1), size_t(2));
+        p.rows = gemm_rows * (T < 64 ? std::clamp(out / (gemm_rows * 8 * threads), size_t(1), size_t(2)) : 1);
     } else if (p.up.gemv || regime(T) != many_tokens) {
         p.rows = std::clamp(chunk_bytes / std::max<size_t>(p.up.job.row_bytes, 1), size_t(4), std::max<size_t>(4, out / (4 * threads)));
         p.rows = (p.rows + gemv_group - 1) / gemv_group * gemv_group;
@@ -146,8 +146,10 @@ void cut(Product& p) {
         if (const size_t chunks = (out + p.rows - 1) / p.rows; threads > 1 && chunks < 4 * threads)
             p.tokens = std::max<size_t>(48, (T * chunks + 4 * threads - 1) / (4 * threads));  // fewer, and decoding would cost more than it feeds
     }
-    p.whole = many ? out / (p.rows * threads) * threads : out / p.rows;  // as many for every thread: the last chunk is waited for
-    const size_t left = out - p.whole * p.rows, pieces = many ? threads : 1;
+    // Whole chunks while each thread has more than one to come, then smaller ones: the last is waited for.
+    const size_t rounds = out / (p.rows * threads), pieces = !many || threads == 1 ? 1 : rounds ? 4 * threads : threads;
+    p.whole = pieces == 1 ? out / p.rows : rounds ? (rounds - 1) * threads : 0;
+    const size_t left = out - p.whole * p.rows;
     p.last_rows = (left + gemm_strip * pieces - 1) / (gemm_strip * pieces) * gemm_strip;
     p.row_chunks = p.whole + (left ? (left + p.last_rows - 1) / p.last_rows : 0);
     p.token_chunks = (T + p.tokens - 1) / p.tokens;

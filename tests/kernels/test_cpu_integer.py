@@ -67,14 +67,28 @@ def test_long_rows(kind, tokens, cols, isa):
         assert_close(cpu.linear(x, cpu.bind(tensor, "fast")), x, tensor)
 
 
+def gaussian(tokens, cols):
+    return np.random.default_rng(2).standard_normal((tokens, cols)).astype(np.float32)
+
+
+def flat(tokens, cols):
+    """All of a sign: the largest sums that there are."""
+    return np.where(np.arange(tokens) % 2, -1, 1).astype(np.float32)[:, None] * np.full(cols, 3, np.float32)
+
+
+def alternating(tokens, cols):
+    return flat(tokens, cols) * np.where(np.arange(cols) % 2, -1, 1).astype(np.float32)
+
+
 @by_name
 @both
-@pytest.mark.parametrize("tokens", [1, 8])
-def test_extreme_blocks(kind, tokens, accuracy, isa):
+@pytest.mark.parametrize("make", [outliers, flat, alternating])
+@pytest.mark.parametrize("tokens", [1, 8, 17])
+def test_extreme_blocks(kind, make, tokens, accuracy, isa):
     blocks, cols = edge_blocks(kind), 4 * kind.block_size
     rows = blocks.size // kind.row_bytes(cols)
     tensor = weight(kind, rows, cols, blocks[: rows * kind.row_bytes(cols)])
-    x = outliers(tokens, cols)
+    x = make(tokens, cols)
     with cpu.Pool(2, isa):
         y, exact = cpu.linear(x, cpu.bind(tensor, accuracy)), cpu.linear(x, cpu.bind(tensor))
     scale = norms(x, tensor)
@@ -82,6 +96,19 @@ def test_extreme_blocks(kind, tokens, accuracy, isa):
     assert sane.any()
     error = np.abs(y[sane].astype(np.float64) - exact[sane])
     assert (error <= BOUND[accuracy] * scale[sane] + 1e-30).all()
+
+
+@by_name
+@pytest.mark.parametrize("at_once", [8, 40])
+@pytest.mark.parametrize("make, most", [(gaussian, 0.008), (outliers, 0.014)])
+def test_the_error_of_a_layer(kind, at_once, make, most, isa):
+    """Of the norm of what comes out."""
+    tensor, x = weight(kind, 96, 2048), make(40, 2048)
+    with cpu.Pool(2, isa):
+        w = cpu.bind(tensor, "fast")
+        y = np.concatenate([cpu.linear(x[t : t + at_once], w) for t in range(0, len(x), at_once)])
+    truth = reference.linear(x, tensor).astype(np.float64)
+    assert np.linalg.norm(y - truth) <= most * np.linalg.norm(truth)
 
 
 @both

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qtransformers import errors
+from qtransformers.archs import ALL
 from qtransformers.cli.command import VERBS
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,14 @@ def test_links_lead_somewhere():
     for page, folder in ((README, ROOT), (CLI, ROOT / "docs"), (ARCHITECTURE, ROOT / "docs")):
         for link in re.findall(r"\]\(([^)#:]+)\)", page):
             assert (folder / link).exists(), link
+
+
+def test_the_architectures_of_the_readme_are_those_of_the_registry():
+    listed = README.split("<!-- architectures, by tools/readme.py -->")[1].split("<!-- end -->")[0]
+    for kind, title in {"language": "Language models", "encoder": "Encoders"}.items():
+        line = next(line for line in listed.splitlines() if line.startswith(title))
+        assert re.findall(r"`([^`]+)`", line) == sorted(s.id for s in ALL if s.kind == kind), "run tools/readme.py"
+    assert listed.count("`") == 2 * len(ALL)
 
 
 def test_every_verb_and_exit_code_is_documented():

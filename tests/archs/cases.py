@@ -92,6 +92,22 @@ GPT_OSS_GAINS = {
 }
 
 QKV_BIASES = ("attn_q_bias", "attn_k_bias", "attn_v_bias")
+MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+MLA = {
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+    "kv_lora_rank": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+}
+MSCALE = {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}
+SHARED = Off(weights={"ffn_down_shexp": zeros})
 
 CASES = {
     "llama-linear": Case("llama", "Llama", {"rope_parameters": LINEAR}, {"linear": PLAIN_ROPE}, gains=SHARP),
@@ -121,4 +137,10 @@ CASES = {
     "stablelm-12b": Case("stablelm", "StableLm", {"use_qkv_bias": False, "qk_layernorm": True, "use_parallel_residual": True}, QK_NORMS),
     "gpt-oss": Case("gpt-oss", "GptOss", {**GPT_OSS, "rope_parameters": {**YARN, "beta_fast": 16.0, "truncate": True}}, GPT_OSS_FEATURES, gains=GPT_OSS_GAINS),
     "gpt-oss-unrounded": Case("gpt-oss", "GptOss", {**GPT_OSS, "rope_parameters": {**YARN, "beta_fast": 16.0, "truncate": False}}, {"between pairs": Off({"rope_unrounded": False})}, gains=GPT_OSS_GAINS, golden=False),
+    "mixtral": Case("llama", "Mixtral", {"num_local_experts": 8, "num_experts_per_tok": 3}, {"fewer experts": Off({"n_experts_used": 2})}),
+    "qwen2moe": Case("qwen2moe", "Qwen2Moe", {**MOE, "shared_expert_intermediate_size": 48, "norm_topk_prob": False}, {**without(*QKV_BIASES), "shared expert": SHARED, "its gate": Off(weights={"ffn_gate_inp_shexp": zeros}), "weights as they are": Off({"norm_weights": True})}, gains=SHARP),
+    "qwen3moe": Case("qwen3moe", "Qwen3Moe", {**MOE, "norm_topk_prob": True}, {**QK_NORMS, "weights sum to one": Off({"norm_weights": False})}),
+    "deepseek-v2-lite": Case("deepseek2", "DeepseekV2", {**MLA, "num_hidden_layers": 26, "q_lora_rank": None, "topk_method": "greedy", "routed_scaling_factor": 1.5, "rope_parameters": MSCALE}, {"shared experts": SHARED, "yarn": PLAIN_ROPE, "sharper scores": Off({"rope_log_multiplier": 1e-9}), **one("weights_scale")}),
+    "deepseek-v2": Case("deepseek2", "DeepseekV2", {**MLA, "q_lora_rank": 24, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 4.0, "rope_parameters": {**YARN, "mscale": 1.3, "mscale_all_dim": 0.7}}, {"shared experts": SHARED, "groups": Off({"n_groups": 1, "n_groups_used": 1}), "magnitude": Off({"rope_attn_factor": 1.0}), "q norm": Off(weights={"attn_q_a_norm": ones}), **one("weights_scale")}, golden=False),
+    "deepseek-v3": Case("deepseek2", "DeepseekV3", {**MLA, "q_lora_rank": 24, "n_group": 4, "topk_group": 2, "norm_topk_prob": True, "routed_scaling_factor": 2.5, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}}, {"shared experts": SHARED, "bias of the choice": Off(weights={"exp_probs_b": none}), "groups": Off({"n_groups": 1, "n_groups_used": 1}), "sigmoid": Off({"gating": 1}), "weights sum to one": Off({"norm_weights": False}), "yarn": PLAIN_ROPE, "kv norm": Off(weights={"attn_kv_a_norm": ones}), **one("weights_scale")}, gains={"embed": 0.5}),
 }  # fmt: skip

@@ -37,7 +37,7 @@ def test_specs_are_consistent(spec):
     names = {p.name for p in spec.hparams}
     assert len(names) == len(spec.hparams)
     assert {"n_layers", "context_length", "n_embd", "vocab_size"} <= names
-    sizes = dict.fromkeys(names, 12)
+    sizes = {**dict.fromkeys(names, 12), "rope_dim": 6}
     attrs = [t.attr for t in (*spec.tensors, *spec.layer_tensors)]
     assert len(attrs) == len(set(attrs))
     for t in (*spec.tensors, *spec.layer_tensors):

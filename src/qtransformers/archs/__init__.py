@@ -5,6 +5,7 @@ from __future__ import annotations
 from qtransformers.archs import (
     bert,
     command_r,
+    deepseek,
     gemma,
     glm,
     gpt2,
@@ -15,6 +16,7 @@ from qtransformers.archs import (
     olmo,
     phi,
     qwen,
+    qwen_moe,
     stablelm,
     starcoder,
 )
@@ -24,7 +26,9 @@ from qtransformers.errors import UnsupportedError
 ALL = (
     llama.SPEC,
     qwen.QWEN2,
+    qwen_moe.QWEN2MOE,
     qwen.QWEN3,
+    qwen_moe.QWEN3MOE,
     gemma.GEMMA2,
     gemma.GEMMA3,
     phi.SPEC,
@@ -39,6 +43,7 @@ ALL = (
     gpt_oss.SPEC,
     bert.BERT,
     bert.NOMIC_BERT,
+    deepseek.SPEC,
 )
 SPECS: dict[str, ArchSpec] = {name: spec for spec in ALL for name in (spec.id, *spec.aliases)}
 

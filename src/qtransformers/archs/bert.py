@@ -11,7 +11,7 @@ from typing import Any
 
 from qtransformers.archs import parts
 from qtransformers.archs.parts import SIZES, VOCAB_SIZE, layer_norm_eps
-from qtransformers.archs.rotary import ROPE_HPARAMS, rotation
+from qtransformers.archs.rotary import ROPE_HPARAMS, check_rope, rotation
 from qtransformers.archs.spec import ArchSpec, Bias, HParam, Problem, TensorSpec
 from qtransformers.cache import Batch
 from qtransformers.nn import Rotation, activate, attention, embedding, gated, layer_norm, linear, linears, rope
@@ -64,12 +64,13 @@ def check(h: Mapping[str, Any]) -> Iterator[Problem]:
             f"embedding_length is {h['n_embd']}, no multiple of attention.head_count, {h['n_heads']}. "
             "The file is damaged: convert the model again"
         )
+    yield from parts.check_heads(h)
 
 
 def check_rotated(h: Mapping[str, Any]) -> Iterator[Problem]:
     """The same, of an encoder with rope."""
     yield from check(h)
-    yield from parts.check(h)
+    yield from check_rope(h)
 
 
 def _tensor(attr: str, shape: tuple[str, ...], role: str, bias: Bias, hf: str, **more: Any) -> TensorSpec:

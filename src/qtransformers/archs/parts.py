@@ -8,6 +8,7 @@ from typing import Any
 from qtransformers.archs.rotary import check_rope
 from qtransformers.archs.spec import Absent, BadValue, Bias, HParam, Problem, TensorSpec, When
 from qtransformers.checks import shown
+from qtransformers.nn import gated, linear
 
 # The sizes of a decoder, as GGUF and config.json name them nearly everywhere.
 SIZES = (
@@ -134,6 +135,22 @@ def experts_ffn(
     )  # fmt: skip
 
 
+def shared_expert_rows(hf: str, n_ff: str, when: When | None = None) -> tuple[TensorSpec, ...]:
+    """Gate, up and down of the expert that every token goes to."""
+    shapes = {"gate": (n_ff, "n_embd"), "up": (n_ff, "n_embd"), "down": ("n_embd", n_ff)}
+    return tuple(
+        TensorSpec(
+            f"ffn_{k}_shexp", f"blk.{{i}}.ffn_{k}_shexp", shape, "shared_experts", hf=f"{hf}.{k}_proj", when=when
+        )
+        for k, shape in shapes.items()
+    )
+
+
+def shared_expert(x: Any, w: Any) -> Any:
+    """SwiGLU through the expert that every token goes to."""
+    return linear(gated(x, w.ffn_gate_shexp, w.ffn_up_shexp), w.ffn_down_shexp)
+
+
 def check_heads(h: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong between numbers of heads."""
     if h["n_heads"] % h["n_kv_heads"]:
@@ -152,3 +169,11 @@ def check(h: Mapping[str, Any]) -> Iterator[Problem]:
     """The checks of a decoder with rope."""
     yield from check_heads(h)
     yield from check_rope(h)
+
+
+def check_mixture(h: Mapping[str, Any]) -> Iterator[Problem]:
+    """The checks of a decoder with rope and experts everywhere."""
+    yield from check(h)
+    yield from check_experts(h)
+    if not h["n_experts"]:
+        yield Problem("expert_count is 0; expected at least 1")

@@ -168,7 +168,10 @@ class ArchSpec:
         layers = ((t, i) for i in range(n) for t in self.layer_tensors if t.when is None or t.when(hparams, i))
         for spec, layer in (*((t, None) for t in head), *layers, *((t, None) for t in tail)):
             yield Slot(spec, layer, "weight")
-            yield Slot(spec, layer, "bias")
+            if spec.suffix == ".weight" and (
+                spec.hf_suffix[0] != spec.hf_suffix[1]
+            ):  # else the weight has a bias's name
+                yield Slot(spec, layer, "bias")
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +256,7 @@ def read_hparams(
                 said = f" and config.json has no {p.hf[0]}" if config and p.hf else ""
                 problems.append(Problem(f"{file}: {key} is missing{said}; expected {_expected(p)}. {REMAKE}."))
             else:
-                values[p.name], origins[p.name] = default, "default"
+                values[p.name], origins[p.name] = checked(p, default) if callable(p.default) else default, "default"
         except KeyError:
             continue  # what it derives from is missing or wrong, and reported already
         except BadValue as e:
@@ -318,10 +321,10 @@ def _expected(p: HParam) -> str:
 def dimension(expression: str, hparams: Mapping[str, Any]) -> int:
     """The size a symbolic dimension stands for: sums of products and quotients, e.g. `n_heads*head_dim` or `rope_dim/2`."""
     total = 0
-    for term in expression.split("+"):
-        dividend, _, divisor = term.partition("/")
+    for term in expression.replace("-", "+-").split("+"):
+        dividend, _, divisor = term.removeprefix("-").partition("/")
         size = 1
         for factor in dividend.split("*"):
             size *= int(factor) if factor.isdigit() else int(hparams[factor])
-        total += size // int(divisor or 1)
+        total += size // int(divisor or 1) * (-1 if term.startswith("-") else 1)
     return total

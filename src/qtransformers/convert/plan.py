@@ -139,7 +139,7 @@ def _hparam_metadata(spec: ArchSpec, hparams: Hyperparameters) -> dict[str, Any]
     found = {}
     for p in spec.hparams:
         value = hparams.get(p.name)
-        off = not p.required and not callable(p.default) and p.default in (0, False, "none") and value == p.default
+        off = not p.required and value == p.default and (p.kind is bool or p.default in (0, "none"))
         if value is None or off or (p.applies and not p.applies(hparams)):
             continue
         found[f"{spec.id}.{p.key}"] = kinds[p.kind](value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qtransformers.nn.attention import attention
-from qtransformers.nn.linear import embedding, linear, linears
+from qtransformers.nn.linear import embedding, linear, linears, per_head
 from qtransformers.nn.mlp import activate, gated, softcap, swiglu
 from qtransformers.nn.moe import moe, route
 from qtransformers.nn.norm import head_norm, layer_norm, rms_norm
@@ -20,6 +20,7 @@ __all__ = [
     "linear",
     "linears",
     "moe",
+    "per_head",
     "rms_norm",
     "rope",
     "rope_frequencies",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from qtransformers.kernels import kernels_for
 
 
@@ -16,6 +18,11 @@ def linear(x: Any, w: Any, bias: Any = None) -> Any:
 def linears(x: Any, ws: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
     """`linear` of one `x [T, in]` by each weight, with its bias or None: as many `[T, out]`, for the price of reading x once."""
     return kernels_for(x).linears(x, ws, biases)
+
+
+def per_head(x: Any, ws: Sequence[Any]) -> Any:
+    """`x [T, H, in]`, each head times a weight `[out, in]` of its own: `[T, H, out]`."""
+    return np.stack([linear(np.ascontiguousarray(x[:, i]), w) for i, w in enumerate(ws)], axis=1)
 
 
 def embedding(tokens: Any, w: Any) -> Any:

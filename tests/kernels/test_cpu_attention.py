@@ -285,12 +285,12 @@ def put(at, value):
         (changed(tables=put((1, 0), 5)), "sequence 1: page 0 is number 5"),
         (changed(tables=lambda x: x[:, :0]), "lies beyond its 0 pages"),
         (changed(window=lambda x: -1), "window is -1"),
-        (changed(scale=lambda x: "big"), "found .*str"),
+        (changed(scale=lambda x: "big"), "found .*'big'"),
         (changed(softcap=lambda x: -1.0), "softcap is -1"),
         (changed(softcap=lambda x: np.nan), "softcap is nan"),
         (changed(softcap=lambda x: np.inf), "softcap is inf"),
         (changed(sinks=lambda x: np.zeros(3, np.float32)), r"sinks is \[3\]; expected \[4\]"),
-        (changed(sinks=lambda x: "all"), "found .*str"),
+        (changed(sinks=lambda x: "all"), "found .*'all'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(case, message):

@@ -181,7 +181,7 @@ def test_other_real_arrays_are_converted():
         ([[1.0] * 64], None, r"linear expects x \[T, in\] float32.*found list, Weight"),
         (None, None, "found None"),
         (np.full((2, 64), "a"), None, r"found <U1 \[2, 64\]"),
-        (np.ones((2, 64), np.float32), "bias", "found .*str"),
+        (np.ones((2, 64), np.float32), "bias", "found .*'bias'"),
     ],
 )
 def test_what_does_not_fit_is_refused(x, bias, message):

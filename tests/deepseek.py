@@ -7,9 +7,9 @@ N_LAYERS, N_DENSE, WIDTH, HEADS, EXPERTS = 61, 3, 7168, 128, 256
 KEYS = (
     ("general.architecture", "str", "deepseek2"), ("deepseek2.block_count", "u32", N_LAYERS), ("deepseek2.context_length", "u32", 163840),
     ("deepseek2.embedding_length", "u32", WIDTH), ("deepseek2.feed_forward_length", "u32", 18432), ("deepseek2.attention.head_count", "u32", HEADS),
-    ("deepseek2.attention.head_count_kv", "u32", HEADS), ("deepseek2.attention.layer_norm_rms_epsilon", "f32", 1e-6),
-    ("deepseek2.attention.q_lora_rank", "u32", 1536), ("deepseek2.attention.kv_lora_rank", "u32", 512), ("deepseek2.attention.key_length", "u32", 192),
-    ("deepseek2.attention.value_length", "u32", 128), ("deepseek2.rope.dimension_count", "u32", 64), ("deepseek2.rope.freq_base", "f32", 1e4),
+    ("deepseek2.attention.head_count_kv", "u32", 1), ("deepseek2.attention.layer_norm_rms_epsilon", "f32", 1e-6),
+    ("deepseek2.attention.q_lora_rank", "u32", 1536), ("deepseek2.attention.kv_lora_rank", "u32", 512), ("deepseek2.attention.key_length", "u32", 576),
+    ("deepseek2.attention.value_length", "u32", 512), ("deepseek2.attention.key_length_mla", "u32", 192), ("deepseek2.attention.value_length_mla", "u32", 128), ("deepseek2.rope.dimension_count", "u32", 64), ("deepseek2.rope.freq_base", "f32", 1e4),
     ("deepseek2.rope.scaling.type", "str", "yarn"), ("deepseek2.rope.scaling.factor", "f32", 40.0),
     ("deepseek2.rope.scaling.original_context_length", "u32", 4096), ("deepseek2.rope.scaling.yarn_log_multiplier", "f32", 0.1),
     ("deepseek2.leading_dense_block_count", "u32", N_DENSE), ("deepseek2.expert_count", "u32", EXPERTS), ("deepseek2.expert_used_count", "u32", 8),
@@ -27,7 +27,7 @@ def tensors():
         rows = [
             ("attn_norm", (WIDTH,), "F32"), ("attn_q_a", (1536, WIDTH), "Q5_K"), ("attn_q_a_norm", (1536,), "F32"),
             ("attn_q_b", (HEADS * 192, 1536), "Q5_K"), ("attn_kv_a_mqa", (576, WIDTH), "Q5_K"), ("attn_kv_a_norm", (512,), "F32"),
-            ("attn_kv_b", (HEADS * 256, 512), "Q5_K"), ("attn_output", (WIDTH, HEADS * 128), "Q5_K"), ("ffn_norm", (WIDTH,), "F32"),
+            ("attn_k_b", (HEADS, 512, 128), "Q8_0"), ("attn_v_b", (HEADS, 128, 512), "Q5_K"), ("attn_output", (WIDTH, HEADS * 128), "Q5_K"), ("ffn_norm", (WIDTH,), "F32"),
         ]  # fmt: skip
         if i < N_DENSE:
             rows += [("ffn_gate", (18432, WIDTH), "Q5_K"), ("ffn_up", (18432, WIDTH), "Q5_K"), ("ffn_down", (WIDTH, 18432), better)]  # fmt: skip

@@ -91,11 +91,17 @@ def test_weights_that_are_too_large(plan):
     assert fit(plan, Budget(3 * GIB, 3 * GIB), offers).remedies[0].text.startswith("another quantisation, a:Q4_K_M")
 
 
-def test_the_machine_it_needs(plan):
-    last = fit(plan, Budget(6 * GIB, 6 * GIB, said=True)).remedies[-1]
-    assert isinstance(last, Remedy)
-    enough = Budget(last.needs, 6 * GIB)
-    assert fit(plan, enough).verdict == "fits"
+@pytest.mark.parametrize("scale", [0.02, 1, 100])
+def test_the_machine_it_needs(plan, scale):
+    big = replace(plan.tensors[0], nbytes=int(4 * GIB * scale))
+    plan = replace(plan, tensors=(big,), weights_bytes=big.nbytes)
+    enough = fit(plan, Budget.of(None, 1 << 20)).remedies[-1]
+    assert isinstance(enough, Remedy) and enough.text.endswith("of memory")
+    assert fit(plan, Budget.of(None, enough.needs)).verdict == "fits"
+    assert fit(plan, Budget.of(None, int(enough.needs * 0.99) - (4 << 20))).verdict != "fits"
+    measured = fit(plan, Budget(1 << 20, 64 * GIB)).remedies[-1]
+    assert measured.text.endswith("of free memory")
+    assert fit(plan, Budget(measured.needs, 64 * GIB)).verdict == "fits"
 
 
 def test_budgets():

@@ -45,7 +45,8 @@ def test_does_a_443_gb_model_run_in_512_gb(giant):
     assert result.verdict == "fits"
     (host,) = result.needs
     assert host.weights == plan.weights_bytes, "a single copy"
-    assert plan.cache_bytes == 32768 * 61 * 576 * 2  # latent attention: 70 kB a token
+    assert plan.runnable and not found.problems
+    assert plan.cache_bytes == 32768 * 61 * (576 + 512) * 2  # latent attention: 133 kB a token
     assert host.model + host.system < 470 * GIB
     assert host.system > plan.weights_bytes // 512, "page tables count"
     assert fit(plan, Budget.of(None, "448GiB")).verdict != "fits"
@@ -53,7 +54,7 @@ def test_does_a_443_gb_model_run_in_512_gb(giant):
 
 def test_its_whole_context_in_512_gb(giant):
     plan = surveyed(giant).plan
-    assert plan.context_length == 163840 and plan.cache_bytes > 10 * GIB
+    assert plan.context_length == 163840 and plan.cache_bytes > 20 * GIB
     assert fit(plan, Budget.of(None, "512GiB")).verdict == "fits"
 
 

@@ -170,14 +170,14 @@ def _remedies(plan: LoadPlan, budget: Budget, host: Need, others: Mapping[str, i
             found.append(_with(plan, context, codec, needs))
     if not found:
         found += _smaller_weights(plan, host, have, others)
-    found.append(
-        Remedy(
-            f"a machine with {_gib(fixed + host.cache)} of free memory",
-            f"--ram {-(-(fixed + host.cache) >> 30)}GiB" if not budget.said else "",
-            fixed + host.cache,
-        )
-    )
+    enough = _enough(fixed - budget.spare + host.cache) if budget.said else fixed + host.cache
+    found.append(Remedy(f"a machine with {_gib(enough)} of {'memory' if budget.said else 'free memory'}", "", enough))
     return found
+
+
+def _enough(model: int) -> int:
+    """Memory of a machine on which so many bytes leave its spare part free."""
+    return min(model + SPARE_MOST, max(model + SPARE_LEAST, -(-model * SPARE_SHARE // (SPARE_SHARE - 1)) + 1))
 
 
 def _with(plan: LoadPlan, context: int, codec: str, needs: Callable[[int, str], int]) -> Remedy:

@@ -118,9 +118,7 @@ def _numbers(arch: str, metadata: Mapping[str, Any]) -> Any:
 
 
 def _cache_shape(get: Any, n_layers: int, width: int) -> CacheShape:
-    """Keys and values of a layer; with latent attention one shared head, from which both are read."""
-    if latent := get("attention.kv_lora_rank", 0):
-        return CacheShape(n_layers, 1, latent + get("rope.dimension_count", 0), 0)
+    """Keys and values of a layer."""
     heads = get("attention.head_count", 1)
     dim = get("attention.key_length", width // max(1, heads))
     return CacheShape(n_layers, get("attention.head_count_kv", heads), dim, get("attention.value_length", dim))

@@ -221,13 +221,13 @@ def kernel_of(slot: Slot, type: QuantType) -> tuple[str, str]:
 def products(planned: Iterable[PlannedTensor], used_experts: int) -> Iterator[Product]:
     """What each token of a batch is multiplied with in the layers."""
     for t in planned:
-        if (
-            t.slot.layer is not None
-            and t.slot.part == "weight"
-            and len(t.shape) in (2, 3)
-            and t.role not in DECODED_ROLES
-        ):
-            yield Product(t.role, t.slot.layer, t.type, t.shape[-2], t.shape[-1], used_experts if len(t.shape) == 3 else 0)  # fmt: skip
+        if t.slot.layer is None or t.slot.part == "bias" or len(t.shape) not in (2, 3) or t.role in DECODED_ROLES:
+            continue
+        *stack, out, columns = t.shape
+        if t.role == "experts":
+            yield Product(t.role, t.slot.layer, t.type, out, columns, used_experts)
+        else:  # a matrix for each head, whose rows or columns are heads of the cache
+            yield Product(t.role, t.slot.layer, t.type, stack[0] * max(out, columns) if stack else out, columns)
 
 
 def _context(spec: ArchSpec, wanted: int | None, trained: int) -> int:

@@ -30,5 +30,6 @@ struct Kernels {
     double (*multiply_all)(size_t rounds);
 };
 
+const char* isa_name(size_t i);                // the i-th that this machine can run, best first; null past the last
 const Kernels& kernels(std::string_view isa);  // "" is the best this machine has; throws std::invalid_argument otherwise
 }  // namespace qt

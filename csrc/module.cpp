@@ -2,6 +2,9 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include <stdexcept>
+
+#include "arrays.h"
 #include "isa.h"
 
 namespace nb = nanobind;
@@ -19,8 +22,18 @@ void bind_quants(nb::module_& m);
 
 NB_MODULE(_native, m) {
     m.doc() = "C++ kernels of qtransformers";
-    m.def("isa", [](const std::string& isa) { return std::string(qt::kernels(isa).name); }, nb::arg("isa") = "",
-          "The instruction set that `isa` selects (empty: the best here).");
+    m.def("isa", [](const std::string& isa) {
+        try {
+            return std::string(qt::kernels(isa).name);
+        } catch (const std::invalid_argument& e) {
+            qt::refuse(e.what());
+        }
+    }, nb::arg("isa") = "", "The instruction set that `isa` selects (empty: the best here). ConfigError where there is none such.");
+    m.def("isas", [] {
+        nb::list names;
+        for (size_t i = 0; qt::isa_name(i); i++) names.append(qt::isa_name(i));
+        return names;
+    }, "The instruction sets that this machine can run, best first.");
     qt::bind_gguf(m);
     qt::bind_quants(m);
     qt::bind_pool(m);

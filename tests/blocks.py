@@ -1,6 +1,5 @@
 """Valid blocks of every type, made from the rows of the type table, for tests and benchmarks."""
 
-import contextlib
 import hashlib
 
 import numpy as np
@@ -102,8 +101,4 @@ def usable_isas() -> list[str]:
     """The instruction sets that this machine can run, the best last."""
     from qtransformers.native import lib  # the golden scripts make do without the extension
 
-    isas = []
-    for isa in ("generic", "avx2", "avx512"):
-        with contextlib.suppress(ValueError):
-            isas.append(lib.isa(isa))
-    return isas
+    return lib.isas()[::-1]

@@ -5,9 +5,6 @@ import pytest
 from qtransformers.native import lib
 
 
-@pytest.fixture(params=["generic", "avx2", "avx512"])
+@pytest.fixture(params=reversed(lib.isas()))
 def isa(request):
-    try:
-        return lib.isa(request.param)
-    except ValueError as e:
-        pytest.skip(str(e))
+    return request.param

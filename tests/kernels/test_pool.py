@@ -31,7 +31,8 @@ def product():
 def test_it_says_what_it_is():
     pool = cpu.Pool(3)
     assert (pool.threads, pool.isa) == (3, lib.isa())
-    assert cpu.Pool(1, "generic").isa == "generic"
+    assert [cpu.Pool(1, isa).isa for isa in lib.isas()] == lib.isas()
+    assert (lib.isas()[0], lib.isas()[-1]) == (lib.isa(), "generic")
 
 
 def test_blocks_nest_and_end(product):

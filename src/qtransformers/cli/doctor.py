@@ -15,7 +15,7 @@ from typing import Literal
 from qtransformers import __version__, machine
 from qtransformers.cli.flags import add_flags
 from qtransformers.cli.terminal import painter, printable, table
-from qtransformers.errors import QTransformersError
+from qtransformers.errors import ConfigError, QTransformersError
 from qtransformers.settings import Settings
 
 QUESTION, ANSWER = "What is 7 plus 5?", "7 plus 5 is 12."
@@ -101,7 +101,11 @@ def _memory(threads: int | None) -> Iterator[Finding]:
 def _extension(threads: int | None) -> Iterator[Finding]:
     from qtransformers.native import lib
 
-    yield Finding("extension", f"{Path(lib.__file__).name}, instruction set {lib.isa(Settings.from_env().isa or '')}")
+    wanted, has = Settings.from_env().isa or "", ", ".join(lib.isas())
+    try:
+        yield Finding("extension", f"{Path(lib.__file__).name}, instruction set {lib.isa(wanted)} of {has}")
+    except ConfigError as e:
+        raise ConfigError(f"QTRANSFORMERS_ISA: {e} Correct or unset it.") from None
 
 
 def _extras(threads: int | None) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 BUILD := "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
 SOURCES := $(shell find src csrc -type f -not -name '*.so' -not -path '*/__pycache__/*') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint format fuzz wheel demo-model native clean
+.PHONY: demo test test-arm lint format fuzz wheel demo-model native clean
 
 demo: $(VENV)/.package
 	$(BIN)/qtransformers run demo "Tell me a story about a brave fox." </dev/null
@@ -28,6 +28,10 @@ format: $(VENV)/.dev
 # Minutes long: what every change need not wait for.
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -rP
+
+# The kernels of 64-bit ARM, cross-compiled and run under qemu: for Debian, minutes long (PYTHON must have nanobind, cmake and ninja).
+test-arm:
+	PYTHON=$(PYTHON) tools/test_arm.sh
 
 # The packages as they would be published, in dist/.
 wheel: $(VENV)/.build

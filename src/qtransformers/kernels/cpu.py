@@ -52,7 +52,7 @@ def bind(tensor: QTensor, accuracy: str = "exact") -> Any:
 
     A tensor `[n_experts, out, in]` becomes `Experts`, for `moe`.
 
-    `accuracy` says how activations enter a product, where this machine has integer kernels (AVX-512 with VNNI): `exact`
+    `accuracy` says how activations enter a product with quantised weights: `exact`
     as floats; `fast` as int8 with a power of two per 32 columns, off by about 1e-2 of the norms; `high` as two such planes,
     the second what the first one's rounding lost, off by about 3e-5. A token is rounded alike however many share a product.
     UnsupportedError for a type that holds no floats, ConfigError for a tensor that is neither.

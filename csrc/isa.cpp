@@ -68,14 +68,14 @@ const char* isa_name(size_t i) {
 const Kernels& kernels(std::string_view isa) {
     int n;
     const Choice* list = choices(n);
-    const char* why = "is none that this build knows";
+    const char* why = "";
     for (int i = 0; i < n; i++) {
         if (!isa.empty() && isa != list[i].table->name) continue;
         if (list[i].usable) return *list[i].table;
-        if (!isa.empty()) why = "needs instructions that this processor lacks";
+        if (!isa.empty()) why = ", for this processor lacks its instructions";
     }
     std::string usable;
     for (size_t i = 0; isa_name(i); i++) usable += (i ? ", " : "") + std::string(isa_name(i));
-    throw std::invalid_argument("instruction set '" + std::string(isa.substr(0, 60)) + "' " + why + "; expected one of " + usable + ".");
+    throw std::invalid_argument("instruction set '" + std::string(isa.substr(0, 60)) + "' is not available here" + why + "; expected one of " + usable + ".");
 }
 }  // namespace qt

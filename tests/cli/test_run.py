@@ -247,4 +247,4 @@ def test_doctor_goes_on_after_a_check_that_breaks(monkeypatch, capsys):
     assert main(["doctor"]) == 1
     out, _ = capsys.readouterr()
     assert "failed  extension" in out and "ok      hub cache" in out
-    assert "QTRANSFORMERS_ISA: instruction set 'sse9' is none that this build knows; expected one of " in out
+    assert "QTRANSFORMERS_ISA: instruction set 'sse9' is not available here; expected one of " in out

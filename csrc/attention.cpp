@@ -14,7 +14,7 @@
 
 namespace qt {
 namespace {
-using Pages = nb::ndarray<nb::ndim<4>, nb::c_contig, nb::device::cpu>;  // writable f32 or f16
+using Pages = nb::ndarray<uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;  // writable
 
 // A tile of query rows of one sequence and KV head, and where the partial results of its segments of keys go.
 struct Tile {
@@ -29,11 +29,12 @@ struct Call {
     std::vector<Tile> tiles;
 };
 
-// The type id of what the pages hold.
-int page_type(const char* what, const Pages& pages) {
-    if (pages.dtype() == nb::dtype<float>()) return id::F32;
-    if (pages.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) && pages.dtype().bits == 16) return id::F16;
-    refuse(std::string(what) + " are neither float32 nor float16. Choose another cache codec.");
+const KvKind& kind(const char* what, int id, size_t d) {
+    if (id < 0 || id >= n_kv_kinds) refuse(std::string(what) + " of the cache are of kind " + std::to_string(id) + "; expected 0 to " + std::to_string(n_kv_kinds - 1) + ".");
+    const KvKind& k = kv_kinds[id];
+    if (!d) refuse(std::string(what) + " have heads of 0 values; expected at least 1.");
+    if (k.coded() && d % 8) refuse(std::string(what) + " have heads of " + std::to_string(d) + " values, and a cache type of " + k.name + " needs a multiple of 8. Choose f16.");
+    return k;
 }
 
 void check_starts(const int32_t* starts, size_t n, size_t T) {
@@ -49,11 +50,11 @@ void check_sequence(size_t s, const AttendJob& job, size_t n, size_t table, size
     for (size_t t = 0; t < n; t++)
         if (job.positions[t] < 0 || (t && job.positions[t] <= job.positions[t - 1]))
             refuse("positions must rise from 0 or more, found " + std::to_string(job.positions[t]) + " at its row " + std::to_string(t) + ".");
-    const size_t last = (job.end(n - 1) - 1) / job.page_tokens;
+    const size_t last = (job.end(n - 1) - 1) / page_tokens;
     if (last >= table) refuse("position " + std::to_string(job.positions[n - 1]) + " lies beyond its " + std::to_string(table) + " pages.");
-    for (size_t p = job.begin(0) / job.page_tokens; p <= last; p++)
-        if (job.pages[p] < 0 || size_t(job.pages[p]) >= n_pages)
-            refuse("page " + std::to_string(p) + " is number " + std::to_string(job.pages[p]) + "; the cache has pages 0 to " + std::to_string(int64_t(n_pages) - 1) + ".");
+    for (size_t p = job.begin(0) / page_tokens; p <= last; p++)
+        if (job.table[p] < 0 || size_t(job.table[p]) >= n_pages)
+            refuse("page " + std::to_string(p) + " is number " + std::to_string(job.table[p]) + "; the cache has pages 0 to " + std::to_string(int64_t(n_pages) - 1) + ".");
 }
 
 void cut(Call& call, size_t s, size_t n_tokens) {
@@ -67,11 +68,23 @@ void cut(Call& call, size_t s, size_t n_tokens) {
     }
 }
 
-// One token's keys or values into its page.
-void store(const AttendJob& job, const float* from, uint8_t* pages, size_t dim, size_t t, Encode encode) {
-    const size_t position = size_t(job.positions[t]), page = size_t(job.pages[position / job.page_tokens]), slot = position % job.page_tokens;
-    for (size_t h = 0; h < job.n_kv_heads; h++)
-        encode(from + (t * job.n_kv_heads + h) * dim, pages + ((page * job.n_kv_heads + h) * job.page_tokens + slot) * dim * job.value_bytes, dim);
+// Keys and values of a sequence's tokens into their slots. Neighbours share words, so 128 positions stay in one thread.
+void store(const AttendJob& job, size_t n, const float* k, const float* v, const Kernels& kernels) {
+    constexpr size_t together = 128;  // the block of two-bit codes
+    auto snap = [&](size_t t) {
+        while (t && t < n && job.positions[t] / together == job.positions[t - 1] / together) t++;
+        return t;
+    };
+    parallel(n * job.n_kv_heads, 64, double(n) * job.n_kv_heads * (job.d + job.dv), [&](size_t begin, size_t end) {
+        float* room = scratch(kv_store_scratch(job.d, job.dv));
+        for (size_t h = begin / n; h * n < end; h++) {
+            const size_t t0 = snap(begin > h * n ? begin - h * n : 0), t1 = snap(std::min(n, end - h * n));
+            for (size_t t = t0; t < t1; t++) {
+                const size_t at = t * job.n_kv_heads + h;
+                kernels.kv_store(job, h, size_t(job.positions[t]), k + at * job.d, v + at * job.dv, room);
+            }
+        }
+    });
 }
 
 // Adds the partial result `b` of later keys to `a`: [n] rows of output, largest score, sum.
@@ -87,20 +100,6 @@ void merge(float* a, const float* b, size_t n, size_t dv, size_t ld) {
         for (size_t i = 0; i < dv; i++) a[i] = a[i] * up + b[i] * other;
         total = total * up + b[ld - 1] * other;
         top = most;
-    }
-}
-
-void finish(const AttendJob& job, const Tile& tile, const float* state, float* out) {
-    for (size_t r = 0; r < tile.n; r++, state += job.state_floats()) {
-        const size_t token = (tile.row + r) / job.group(), head = tile.kv_head * job.group() + (tile.row + r) % job.group();
-        float* to = out + (token * job.n_heads + head) * job.dv;
-        const float top = state[job.state_floats() - 2], total = state[job.state_floats() - 1];
-        if (!job.sinks) {
-            for (size_t i = 0; i < job.dv; i++) to[i] = state[i] / total;
-            continue;
-        }
-        const float most = std::max(top, job.sinks[head]), up = std::exp(top - most), all = total * up + std::exp(job.sinks[head] - most);
-        for (size_t i = 0; i < job.dv; i++) to[i] = state[i] * up / all;
     }
 }
 
@@ -129,7 +128,7 @@ void attend(Call& call, const Kernels& kernels, float* out) {
                     kernels.attend(job(tile), tile.kv_head, tile.row, tile.n, tile.first_segment + s, s ? next : state, room);
                     if (s) merge(state, next, tile.n, any.dv, ld);
                 }
-                finish(job(tile), tile, state, to(tile));
+                kernels.attend_finish(job(tile), tile.kv_head, tile.row, tile.n, state, to(tile));
             }
         });
         return;
@@ -149,33 +148,30 @@ void attend(Call& call, const Kernels& kernels, float* out) {
     for (const Tile& tile : call.tiles) {
         float* state = partial.data() + tile.state;
         for (size_t s = 1; s < tile.n_segments; s++) merge(state, state + s * tile.n * ld, tile.n, any.dv, ld);
-        finish(job(tile), tile, state, to(tile));
+        kernels.attend_finish(job(tile), tile.kv_head, tile.row, tile.n, state, to(tile));
     }
 }
 
-Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints positions, Ints starts, Ints tables, float scale, int64_t window, float softcap,
+Out attention(Floats q, Floats k, Floats v, Pages pages, int keys, int values, Ints positions, Ints starts, Ints tables, float scale, int64_t window, float softcap,
               std::optional<Floats> sinks, bool causal) {
     expect("q", q, {-1, -1, -1});
     const size_t T = q.shape(0), n_heads = q.shape(1), d = q.shape(2);
     expect("k", k, {int64_t(T), -1, int64_t(d)});
     const size_t n_kv = k.shape(1);
     expect("v", v, {int64_t(T), int64_t(n_kv), -1});
-    const size_t dv = v.shape(2), n_pages = k_pages.shape(0), page_tokens = k_pages.shape(2);
-    expect("k_pages", k_pages, {-1, int64_t(n_kv), -1, int64_t(d)});
-    expect("v_pages", v_pages, {int64_t(n_pages), int64_t(n_kv), int64_t(page_tokens), int64_t(dv)});
+    const size_t dv = v.shape(2), n_pages = pages.shape(0);
+    const KvKind &key_kind = kind("keys", keys, d), &value_kind = kind("values", values, dv);
+    const size_t of_keys = key_bytes(key_kind, d), of_head = of_keys + value_bytes(value_kind, dv);
+    expect("pages", pages, {-1, int64_t(n_kv), int64_t(of_head)});
     expect("positions", positions, {int64_t(T)});
     expect("starts", starts, {-1});
     expect("page_tables", tables, {int64_t(std::max<size_t>(starts.size(), 1)) - 1, -1});
     if (!n_kv || !n_heads || n_heads % n_kv) refuse("q has " + std::to_string(n_heads) + " heads; expected a multiple of the " + std::to_string(n_kv) + " of k.");
-    if (!page_tokens || !d || !dv) refuse("k_pages is " + shape_of(k_pages) + ", v_pages " + shape_of(v_pages) + "; expected no empty dimension.");
     if (window < 0) refuse("window is " + std::to_string(window) + "; expected 0 or more tokens.");
     if (!(softcap >= 0) || std::isinf(softcap)) refuse("softcap is " + std::to_string(softcap) + "; expected 0 (none) or more.");
     if (sinks) expect("sinks", *sinks, {int64_t(n_heads)});
     constexpr size_t everything = std::numeric_limits<int32_t>::max();
     const size_t before = !window ? everything : causal ? window - 1 : window / 2, after = causal ? 0 : window ? window / 2 : everything;
-    const int type = page_type("k_pages", k_pages);
-    if (type != page_type("v_pages", v_pages)) refuse("k_pages and v_pages are of different types; expected one.");
-
     Call call;
     const Kernels& kernels = current_kernels();
     const int32_t* s0 = starts.data();
@@ -183,9 +179,8 @@ Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints p
     for (size_t s = 0; s + 1 < starts.size(); s++) {
         if (s0[s + 1] == s0[s]) continue;
         const size_t first = s0[s];
-        call.jobs.push_back({q.data() + first * n_heads * d, n_heads, n_kv, d, dv, static_cast<const uint8_t*>(k_pages.data()), static_cast<const uint8_t*>(v_pages.data()),
-                             page_tokens, formats.of[type].block_bytes, kernels.decode[type], tables.data() + s * tables.shape(1), positions.data() + first, scale, before, after, size_t(positions.data()[s0[s + 1] - 1]) + 1, softcap,
-                             sinks ? sinks->data() : nullptr});
+        call.jobs.push_back({q.data() + first * n_heads * d, n_heads, n_kv, d, dv, pages.data(), of_keys, of_head, keys, values, tables.data() + s * tables.shape(1),
+                             positions.data() + first, scale, before, after, size_t(positions.data()[s0[s + 1] - 1]) + 1, softcap, sinks ? sinks->data() : nullptr});
         call.first.push_back(first);
         check_sequence(s, call.jobs.back(), s0[s + 1] - first, tables.shape(1), n_pages);
         cut(call, call.jobs.size() - 1, s0[s + 1] - first);
@@ -195,12 +190,7 @@ Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints p
     for (size_t s = 0; s < call.jobs.size(); s++) {
         const AttendJob& job = call.jobs[s];
         const size_t first = call.first[s], n = (s + 1 < call.jobs.size() ? call.first[s + 1] : T) - first;
-        parallel(n, 16, double(n) * n_kv * (d + dv), [&](size_t begin, size_t end) {
-            for (size_t t = begin; t < end; t++) {
-                store(job, k.data() + first * n_kv * d, static_cast<uint8_t*>(k_pages.data()), d, t, kernels.encode[type]);
-                store(job, v.data() + first * n_kv * dv, static_cast<uint8_t*>(v_pages.data()), dv, t, kernels.encode[type]);
-            }
-        });
+        store(job, n, k.data() + first * n_kv * d, v.data() + first * n_kv * dv, kernels);
     }
     if (!call.jobs.empty()) attend(call, kernels, out.data);
     return out.array;
@@ -208,7 +198,7 @@ Out attention(Floats q, Floats k, Floats v, Pages k_pages, Pages v_pages, Ints p
 }  // namespace
 
 void bind_attention(nb::module_& m) {
-    m.def("attention", &attention, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("k_pages").noconvert(), nb::arg("v_pages").noconvert(), nb::arg("positions").noconvert(),
+    m.def("attention", &attention, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("pages").noconvert(), nb::arg("keys"), nb::arg("values"), nb::arg("positions").noconvert(),
           nb::arg("starts").noconvert(), nb::arg("page_tables").noconvert(), nb::arg("scale"), nb::arg("window") = 0, nb::arg("softcap") = 0.f, nb::arg("sinks") = nb::none(), nb::arg("causal") = true,
           "Store k and v in the pages, then grouped-query attention: [T, n_heads * D_v].");
 }

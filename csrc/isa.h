@@ -26,6 +26,8 @@ struct Kernels {
     Activate activate;
     Rope rope;
     Attend attend;
+    AttendFinish attend_finish;
+    KvStore kv_store;
     uint64_t (*read_all)(const uint8_t* p, size_t n);  // limits.cpp
     double (*multiply_all)(size_t rounds);
 };

@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace qt {
-#define QT_ALWAYS_INLINE inline __attribute__((always_inline))  // never a copy for the linker to choose from, see isa.h
+#include "kv.h"
 
+namespace qt {
 using Decode = void (*)(const uint8_t* blocks, float* out, size_t n_blocks);
 using Encode = size_t (*)(const float* x, uint8_t* blocks, size_t n_blocks);  // blocks written before one that the type cannot hold
 
@@ -68,10 +68,10 @@ using Rope = void (*)(const RopeJob&, size_t t0, size_t t1, float* turns);  // t
 struct AttendJob {
     const float* q;  // [tokens][n_heads][d]
     size_t n_heads, n_kv_heads, d, dv;
-    const uint8_t *k_pages, *v_pages;  // [n_pages][n_kv_heads][page_tokens][d or dv]
-    size_t page_tokens, value_bytes;
-    Decode decode;  // of a stored value
-    const int32_t* pages;      // pages of the sequence, in order
+    uint8_t* pages;  // [n_pages][n_kv_heads][head_bytes]: keys, then values
+    size_t key_bytes, head_bytes;
+    int keys, values;          // kinds
+    const int32_t* table;      // pages of the sequence, in order
     const int32_t* positions;  // [tokens]
     float scale;
     size_t before, after;  // how many positions a token sees on either side of its own
@@ -83,12 +83,19 @@ struct AttendJob {
     QT_ALWAYS_INLINE size_t end(size_t token) const { return length - positions[token] > after ? positions[token] + after + 1 : length; }
     QT_ALWAYS_INLINE size_t begin(size_t token) const { return size_t(positions[token]) > before ? positions[token] - before : 0; }
     QT_ALWAYS_INLINE size_t state_floats() const { return padded(dv) + 2; }  // of a row: unnormalised output, largest score, sum
+    QT_ALWAYS_INLINE uint8_t* head(size_t page, size_t kv_head) const { return pages + (size_t(table[page]) * n_kv_heads + kv_head) * head_bytes; }
 };
-inline constexpr size_t attend_rows = 32, attend_keys = 64;
+inline constexpr size_t attend_rows = 32, attend_block = 64;  // keys that are decoded to floats at a time
 inline constexpr size_t attend_segment = 1024;  // keys; partial results of segments are merged in order, in any batch
 QT_ALWAYS_INLINE size_t attend_scratch(size_t d, size_t dv) {  // floats
-    return attend_rows * (padded(d) + attend_keys) + attend_keys * (padded(d) + padded(dv));
+    const size_t widest = padded(d) > padded(dv) ? padded(d) : padded(dv);
+    return attend_rows * (2 * padded(d) + page_tokens) + 2 * 8 * page_tokens + attend_block * widest;
 }
 // Rows [row, row + n) of a KV head over the keys of one segment, into `state` [n][state_floats()].
 using Attend = void (*)(const AttendJob&, size_t kv_head, size_t row, size_t n, size_t segment, float* state, float* scratch);
+// The output of such rows, from the merged states of all segments, for `out` [tokens][n_heads][dv].
+using AttendFinish = void (*)(const AttendJob&, size_t kv_head, size_t row, size_t n, const float* state, float* out);
+// Keys [d] and values [dv] of one KV head and position into their slot.
+using KvStore = void (*)(const AttendJob&, size_t kv_head, size_t position, const float* k, const float* v, float* scratch);
+QT_ALWAYS_INLINE size_t kv_store_scratch(size_t d, size_t dv) { return 2 * (padded(d) > padded(dv) ? padded(d) : padded(dv)) + 64; }  // floats
 }  // namespace qt

@@ -20,6 +20,8 @@ void layer_norm(const float* x, const float* weight, const float* bias, double e
 void activate(int kind, const float* x, const float* up, float* out, size_t n);
 void rope(const RopeJob&, size_t t0, size_t t1, float* turns);
 void attend(const AttendJob&, size_t kv_head, size_t row, size_t n, size_t segment, float* state, float* scratch);
+void attend_finish(const AttendJob&, size_t kv_head, size_t row, size_t n, const float* state, float* out);
+void kv_store(const AttendJob&, size_t kv_head, size_t position, const float* k, const float* v, float* scratch);
 uint64_t read_all(const uint8_t* p, size_t n);
 double multiply_all(size_t rounds);
 extern const GemvTable gemv_table;

@@ -21,6 +21,8 @@ constexpr int VL = 4;
 typedef float V __attribute__((vector_size(4 * VL)));
 typedef int32_t I __attribute__((vector_size(4 * VL)));
 typedef float Half __attribute__((vector_size(2 * VL)));
+typedef uint16_t W __attribute__((vector_size(2 * VL)));
+typedef uint8_t B __attribute__((vector_size(VL)));
 typedef double D __attribute__((vector_size(4 * VL)));
 typedef float F4 __attribute__((vector_size(16)));
 
@@ -35,6 +37,20 @@ QT_INLINE void put(void* p, T v) {
     __builtin_memcpy(p, &v, sizeof v);
 }
 QT_INLINE V load(const float* p) { return get<V>(p); }
+// Halves to floats.
+QT_INLINE V load_halves(const void* p) {
+#if defined(__AVX512F__)
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__)
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__aarch64__)
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t*)p)));
+#else
+    const I x = __builtin_convertvector(get<W>(p), I), magnitude = (x & 0x7fff) << 13;
+    const I y = (I)((V)magnitude * 0x1p112f) | ((magnitude >= 0x0f800000) & 0x7f800000);  // see widen() in decode.h
+    return (V)(y | (x & 0x8000) << 16);
+#endif
+}
 QT_INLINE void store(float* p, V v) { put(p, v); }
 QT_INLINE V all(float x) { return x - V{}; }
 
@@ -78,6 +94,22 @@ QT_INLINE V swap_pairs(V x) {
     return _mm_shuffle_ps(x, x, 0xb1);
 #else
     return V{x[1], x[0], x[3], x[2]};
+#endif
+}
+// Lane i gets lane i ^ h.
+template <int h>
+QT_INLINE V swap_lanes(V x) {
+    static_assert(h == 1 || h == 2 || h == 4 || h == 8);
+    if constexpr (h == 1) return swap_pairs(x);
+#if defined(__AVX512F__)
+    else if constexpr (h == 2) return _mm512_permute_ps(x, 0x4e);
+    else if constexpr (h == 4) return _mm512_shuffle_f32x4(x, x, 0xb1);
+    else return _mm512_shuffle_f32x4(x, x, 0x4e);
+#elif defined(__AVX2__)
+    else if constexpr (h == 2) return _mm256_permute_ps(x, 0x4e);
+    else return _mm256_permute2f128_ps(x, x, 1);
+#else
+    else return V{x[2], x[3], x[0], x[1]};
 #endif
 }
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from qtransformers.cache import PAGE_TOKENS, PagedCache
+from qtransformers.cache import PAGE_TOKENS, PagedCache, bytes_per_token
 from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransformersError
 
 
@@ -12,9 +12,28 @@ def small(n_tokens=1000, **given):
 def test_sizes():
     cache = small(codec="f32")
     assert PAGE_TOKENS == 256 and cache.n_pages == 4
-    assert cache.k.shape == (2, 4, 3, 256, 8) and cache.v.shape == (2, 4, 3, 256, 4)
-    assert cache.nbytes == 2 * 4 * 3 * 256 * 12 * 4
-    assert small().k.dtype == np.float16
+    assert cache.pages.shape == (2, 4, 3, 256 * (8 + 16) * 4) and cache.codec == "f32"  # values are padded to 16
+    assert cache.nbytes == 2 * 4 * 3 * 256 * (8 + 16) * 4
+    assert small().nbytes == cache.nbytes // 2
+    assert not cache.pages.any() and cache.pages.ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize(
+    "codec, bits", [("f32", 32), ("f16", 16), ("q8", 8.5), ("q6", 6.5), ("q4", 4.5), ("k8v4", (8.5 + 4.5) / 2)]
+)
+def test_true_bits(codec, bits):
+    """Codes and a half for every 32 of them, not a bit more."""
+    assert bytes_per_token(codec, 8, 128, 64) * 8 == pytest.approx(8 * (128 + 64) * bits, rel=0 if codec != "k8v4" else 0.2)
+    assert bytes_per_token(codec, 8, 128, 128) * 8 == 8 * 256 * bits
+    cache = PagedCache.allocate(3, 8, 128, 128, 5000, codec)
+    assert cache.nbytes == 3 * 5120 * bytes_per_token(codec, 8, 128, 128)
+
+
+def test_heads_that_codes_cannot_hold():
+    with pytest.raises(ConfigError, match=r"cache='q8': heads of 12 keys cannot be kept in q8, .* multiple of 8\. Take f16"):
+        PagedCache.allocate(1, 1, 12, 16, 256, "q8")
+    with pytest.raises(ConfigError, match="heads of 4 values"):
+        PagedCache.allocate(1, 1, 16, 4, 256, "k8v4")
 
 
 def test_pages_are_taken_and_given_back():
@@ -49,7 +68,7 @@ def test_giving_back_twice_is_an_error():
 
 @pytest.mark.parametrize("codec", ["f17", "", None, 16, "F16"])
 def test_an_unknown_codec_is_refused(codec):
-    with pytest.raises(ConfigError, match=r"^cache=.*expected one of f32, f16"):
+    with pytest.raises(ConfigError, match=r"^cache=.*expected one of f32, f16, q8, q6, q4, k8v4"):
         small(codec=codec)
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from blocks import random_blocks
 from qtransformers.kernels import reference
+from qtransformers.kernels.kv import head_bytes
 from qtransformers.tensor import QTensor
 from qtransformers.types import BY_NAME
 
@@ -62,13 +63,13 @@ def test_rope(interleaved, pairs):
 
 @pytest.mark.parametrize("window", [0, 3])
 def test_attention(window):
-    T, past, heads, kv, d, dv = 6, 5, 4, 2, 8, 7
+    T, past, heads, kv, d, dv = 6, 300, 4, 2, 8, 7
     q, k, v = floats(T + past, heads, d), floats(T + past, kv, d, seed=1), floats(T + past, kv, dv, seed=2)
-    k_pages, v_pages = np.zeros((5, kv, 4, d), np.float32), np.zeros((5, kv, 4, dv), np.float32)
+    pages = np.zeros((5, kv, head_bytes("f32", d, dv)), np.uint8)
     tables = np.array([[2, 0, 4, -1]], np.int32)
     for rows in (slice(0, past), slice(past, None)):
         positions = np.arange(T + past, dtype=np.int32)[rows]
-        y = reference.attention(q[rows], k[rows], v[rows], k_pages, v_pages, positions, np.array([0, len(positions)]), tables, 0.3, window)  # fmt: skip
+        y = reference.attention(q[rows], k[rows], v[rows], pages, "f32", positions, np.array([0, len(positions)]), tables, 0.3, window)  # fmt: skip
     ahead = np.arange(past, T + past)[:, None] - np.arange(T + past)
     mask = torch.tensor((ahead >= 0) & ((ahead < window) | (window == 0)))
     q, k, v = (torch.tensor(x).transpose(0, 1) for x in (q[past:], k, v))

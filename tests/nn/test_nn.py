@@ -39,7 +39,7 @@ def test_attention_over_a_batch():
     p = np.exp(np.where(np.tri(n, dtype=bool), scores, -np.inf))
     truth = np.einsum("hts,shd->thd", p / p.sum(-1, keepdims=True), v.repeat(2, 1)).reshape(n, -1)
     np.testing.assert_allclose(np.concatenate(parts), truth, atol=2e-6)
-    assert not cache.k[0].any()
+    assert not cache.pages[0].any()
 
 
 @pytest.mark.parametrize("window", [0, 11])

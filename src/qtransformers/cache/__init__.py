@@ -1,6 +1,7 @@
 """The batch of a forward pass and the paged key-value cache it reads and writes."""
 
 from qtransformers.cache.batch import Batch
-from qtransformers.cache.pages import PAGE_TOKENS, PagedCache
+from qtransformers.cache.pages import PagedCache
+from qtransformers.kernels.kv import CODECS, PAGE_TOKENS, bytes_per_token
 
-__all__ = ["PAGE_TOKENS", "Batch", "PagedCache"]
+__all__ = ["CODECS", "PAGE_TOKENS", "Batch", "PagedCache", "bytes_per_token"]

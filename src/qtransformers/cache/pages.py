@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,37 +13,36 @@ from numpy.typing import NDArray
 from qtransformers.cache.batch import Batch
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransformersError
-
-PAGE_TOKENS = 256
-CODECS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+from qtransformers.kernels.kv import CODECS, PAGE_TOKENS, head_bytes, why_not
 
 
 @dataclass(frozen=True, eq=False)
 class PagedCache:
     """Keys and values of all layers. Memory is claimed by the system only when a page is first written."""
 
-    k: NDArray[np.floating]  # [n_layers, n_pages, n_kv_heads, PAGE_TOKENS, head_dim_k]
-    v: NDArray[np.floating]  # [n_layers, n_pages, n_kv_heads, PAGE_TOKENS, head_dim_v]
+    pages: NDArray[np.uint8]  # [n_layers, n_pages, n_kv_heads, head_bytes], see kernels.kv
+    codec: str
     free: list[int]  # page numbers nobody holds
 
     @classmethod
     def allocate(
         cls, n_layers: int, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_tokens: int, codec: str = "f16"
     ) -> PagedCache:
-        """Room for `n_tokens` tokens, rounded up to whole pages; ConfigError for an unknown codec, InsufficientMemoryError."""
-        check_codec(codec)
+        """Room for `n_tokens` tokens, rounded up to whole pages.
+
+        ConfigError for an unknown codec, or one that cannot hold heads of this size; InsufficientMemoryError.
+        """
+        check_codec(codec, head_dim_k, head_dim_v)
         n_pages = -(-n_tokens // PAGE_TOKENS)
-        shape = (n_layers, n_pages, n_kv_heads, PAGE_TOKENS)
+        shape = n_layers, n_pages, n_kv_heads, head_bytes(codec, head_dim_k, head_dim_v)
         try:
-            k = np.zeros((*shape, head_dim_k), CODECS[codec])
-            v = np.zeros((*shape, head_dim_v), CODECS[codec])
-        except (MemoryError, ValueError):  # ValueError: more bytes than an address has bits for
-            values = n_layers * n_pages * PAGE_TOKENS * n_kv_heads * (head_dim_k + head_dim_v)
+            pages = _zeros(prod(shape)).reshape(shape)
+        except (MemoryError, OSError, OverflowError, ValueError):  # all but the first: more bytes than can be addressed
             raise InsufficientMemoryError(
-                f"keys and values in {codec} of {n_tokens:,} tokens take {values * CODECS[codec].itemsize / 2**30:,.1f} GiB, "
+                f"keys and values in {codec} of {n_tokens:,} tokens take {prod(shape) / 2**30:,.1f} GiB, "
                 "which the system refuses. Lower context_length, or take a smaller cache type."
             ) from None
-        return cls(k, v, list(range(n_pages))[::-1])
+        return cls(pages, codec, list(range(n_pages))[::-1])
 
     @classmethod
     def for_batch(cls, batch: Batch, n_kv_heads: int, head_dim_k: int, head_dim_v: int) -> tuple[PagedCache, Batch]:
@@ -58,12 +59,12 @@ class PagedCache:
     @property
     def nbytes(self) -> int:
         """Bytes when every page is in use."""
-        return self.k.nbytes + self.v.nbytes
+        return self.pages.nbytes
 
     @property
     def n_pages(self) -> int:
         """Pages, free and held."""
-        return self.k.shape[1]
+        return self.pages.shape[1]
 
     def take(self, n: int) -> list[int]:
         """Claim `n` pages; InsufficientMemoryError when fewer are free."""
@@ -81,8 +82,21 @@ class PagedCache:
         self.free.extend(pages)
 
 
-def check_codec(codec: Any) -> str:
-    """`codec` if there is such a cache type; ConfigError listing what there is."""
+def check_codec(codec: Any, head_dim_k: int = 0, head_dim_v: int = 0) -> str:
+    """`codec` if there is such a cache type and heads of these sizes fit; ConfigError listing what there is."""
     if not isinstance(codec, str) or codec not in CODECS:
         raise ConfigError(f"cache={shown(codec)}; expected one of {', '.join(CODECS)}.")
+    reason = why_not(codec, head_dim_k, head_dim_v)
+    if reason:
+        raise ConfigError(f"cache={shown(codec)}: {reason}. Take f16.")
     return codec
+
+
+def _zeros(n: int) -> NDArray[np.uint8]:
+    """Bytes on a page boundary, in huge pages where the system has them: kernels read whole cache lines."""
+    if n < mmap.PAGESIZE:
+        return np.zeros(n, np.uint8)
+    memory = mmap.mmap(-1, n)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)

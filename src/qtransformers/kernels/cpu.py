@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.errors import ConfigError
+from qtransformers.kernels.kv import CODECS
 from qtransformers.kernels.reference import F32, Ints
 from qtransformers.kernels.table import ACCURACIES, FUNCTIONS, check, check_accuracy
 from qtransformers.native import lib
@@ -192,25 +193,28 @@ def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool,
 
 
 def attention(
-    q: F32, k: F32, v: F32, k_pages: NDArray[np.floating], v_pages: NDArray[np.floating],
+    q: F32, k: F32, v: F32, pages: NDArray[np.uint8], codec: str,
     positions: Ints, starts: Ints, page_tables: Ints, scale: float, window: int = 0,
     softcap: float = 0.0, sinks: F32 | None = None, causal: bool = True,
 ) -> F32:  # fmt: skip
-    """Store k, v in the layer's pages `[n_pages, n_kv_heads, 256, D]`, then grouped-query attention as `nn.attention` says.
+    """Store k, v in the layer's pages `[n_pages, n_kv_heads, head_bytes]`, then grouped-query attention as `nn.attention` says.
 
+    `codec` is a cache type of `kernels.kv`. Keys and values in codes meet queries that are rounded to 15 bits of their
+    group's largest (q8) or to 7 (q6, q4), and probabilities rounded to 15; both are far below the cache's own error.
     ConfigError where shapes differ, positions do not rise, or a page that is needed does not exist.
     """
     try:
         return lib.attention(
-            q, k, v, k_pages, v_pages, positions, starts, page_tables, scale, window, softcap, sinks, causal
-        )
+            q, k, v, pages, *(kind.id for kind in CODECS[codec]),
+            positions, starts, page_tables, scale, window, softcap, sinks, causal,
+        )  # fmt: skip
     except TypeError:
         expected = (
-            "q [T, H, D], k [T, Hk, D], v [T, Hk, Dv] float32; k_pages, v_pages [n, Hk, tokens, D] float32 or float16, "
-            "writable and contiguous; positions [T], starts [S + 1], page_tables [S, P] int32; scale float, window int, "
+            "q [T, H, D], k [T, Hk, D], v [T, Hk, Dv] float32; pages [n, Hk, head_bytes] uint8, "
+            "writable and contiguous; codec str; positions [T], starts [S + 1], page_tables [S, P] int32; scale float, window int, "
             "softcap float, sinks [H] float32 or None, causal bool"
         )
-        found = (q, k, v, k_pages, v_pages, positions, starts, page_tables, scale, window, softcap, sinks, causal)
+        found = (q, k, v, pages, codec, positions, starts, page_tables, scale, window, softcap, sinks, causal)
         raise _refusal("attention", expected, *found) from None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.kernels import kv
 from qtransformers.tensor import QTensor
 
 F32 = NDArray[np.float32]
@@ -164,31 +165,47 @@ def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool,
 
 
 def attention(
-    q: F32, k: F32, v: F32, k_pages: NDArray[np.floating], v_pages: NDArray[np.floating],
+    q: F32, k: F32, v: F32, pages: NDArray[np.uint8], codec: str,
     positions: Ints, starts: Ints, page_tables: Ints, scale: float, window: int = 0,
     softcap: float = 0.0, sinks: F32 | None = None, causal: bool = True,
 ) -> F32:  # fmt: skip
-    """Store k, v in the layer's pages `[n_pages, n_kv_heads, 256, D]`, then grouped-query attention as `nn.attention` says."""
-    out = np.empty((q.shape[0], q.shape[1], v.shape[2]), np.float32)
+    """Store k, v in the layer's pages `[n_pages, n_kv_heads, head_bytes]`, then grouped-query attention as `nn.attention` says."""
+    keys_kind, values_kind = kv.CODECS[codec]
+    d, dv = k.shape[2], v.shape[2]
+    cut = kv.key_bytes(keys_kind, d)
+    out = np.empty((q.shape[0], q.shape[1], dv), np.float32)
+    q = q * np.float32(scale)
+    if keys_kind.planes:
+        q = kv.quantise_query(kv.rotate(q, kv.group(d)), keys_kind.query)
     group = q.shape[1] // k.shape[1]
-    page_tokens = k_pages.shape[2]
     for s in range(len(starts) - 1):
-        rows = range(starts[s], starts[s + 1])
+        rows = np.arange(starts[s], starts[s + 1])
+        if not len(rows):
+            continue
+        for page in np.unique(positions[rows] // kv.PAGE_TOKENS):
+            here = rows[positions[rows] // kv.PAGE_TOKENS == page]
+            slots = positions[here] % kv.PAGE_TOKENS
+            for h in range(k.shape[1]):
+                head = pages[page_tables[s, page], h]
+                kv.store(head[:cut], keys_kind, True, slots, k[here, h])
+                kv.store(head[cut:], values_kind, False, slots, v[here, h])
+        length = positions[rows[-1]] + 1
+        first = _seen(positions[rows[0]], length, window, causal)[0] // kv.PAGE_TOKENS
+        held = pages[page_tables[s, first : (length - 1) // kv.PAGE_TOKENS + 1]]  # [n, n_kv_heads, head_bytes]
+        all_keys = kv.decode_page(held[..., :cut], keys_kind, True, d).swapaxes(1, 2)  # [n, 256, n_kv_heads, d]
+        all_values = kv.decode_page(held[..., cut:], values_kind, False, dv).swapaxes(1, 2)
         for t in rows:
-            page, slot = page_tables[s, positions[t] // page_tokens], positions[t] % page_tokens
-            k_pages[page, :, slot], v_pages[page, :, slot] = k[t], v[t]
-        for t in rows:
-            seen = np.arange(*_seen(positions[t], positions[rows[-1]] + 1, window, causal))
-            pages, slots = page_tables[s, seen // page_tokens], seen % page_tokens
-            keys = k_pages[pages, :, slots].astype(np.float64).repeat(group, 1)  # [n, n_heads, D]
-            values = v_pages[pages, :, slots].astype(np.float64).repeat(group, 1)
-            scores = np.einsum("hd,nhd->hn", q[t].astype(np.float64), keys) * scale
+            seen = slice(*(x - first * kv.PAGE_TOKENS for x in _seen(positions[t], length, window, causal)))
+            keys = all_keys.reshape(-1, *all_keys.shape[2:])[seen].astype(np.float64).repeat(group, 1)
+            values = all_values.reshape(-1, *all_values.shape[2:])[seen].astype(np.float64).repeat(group, 1)
+            scores = np.einsum("hd,nhd->hn", q[t].astype(np.float64), keys)
             if softcap:
                 scores = softcap * np.tanh(scores / softcap)
             sink = np.full(len(scores), -np.inf) if sinks is None else sinks.astype(np.float64)
             top = np.maximum(scores.max(-1), sink)
             p = np.exp(scores - top[:, None])
-            out[t] = np.einsum("hn,nhd->hd", p / (p.sum(-1) + np.exp(sink - top))[:, None], values)
+            y = np.einsum("hn,nhd->hd", p / (p.sum(-1) + np.exp(sink - top))[:, None], values)
+            out[t] = kv.rotate(y, kv.group(dv)) if values_kind.planes else y
     return out.reshape(len(out), -1)
 
 

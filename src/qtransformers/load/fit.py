@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qtransformers.cache.pages import CODECS, PAGE_TOKENS
+from qtransformers.cache import CODECS, PAGE_TOKENS
+from qtransformers.kernels.kv import why_not
 from qtransformers.checks import size
 from qtransformers.load.footprint import page_tables
 from qtransformers.load.plan import LoadPlan
@@ -154,7 +155,9 @@ def _remedies(plan: LoadPlan, budget: Budget, host: Need, others: Mapping[str, i
     """Smaller caches, a shorter context, both, a smaller quantisation: whichever of them is enough, by computation."""
     have = host.have or 0
     fixed = host.model - host.cache + host.system
-    codecs = sorted(CODECS, key=lambda c: -plan.cache_shape.bytes(PAGE_TOKENS, c))
+    shape = plan.cache_shape
+    usable = [c for c in CODECS if not why_not(c, shape.head_dim_k, shape.head_dim_v)]
+    codecs = sorted(usable, key=lambda c: -plan.cache_shape.bytes(PAGE_TOKENS, c))
     smaller = codecs[codecs.index(plan.cache) + 1 :]
 
     def needs(context: int, codec: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qtransformers.cache.pages import CODECS, PAGE_TOKENS
+from qtransformers.cache import PAGE_TOKENS, bytes_per_token
 from qtransformers.types import QuantType
 
 PROGRAM_BYTES = 46 << 20  # the interpreter with NumPy, the extension and this library; benchmarks/memory.py
@@ -52,7 +52,8 @@ class CacheShape:
     def bytes(self, tokens: int, codec: str) -> int:
         """Of all layers for `tokens` tokens, in whole pages."""
         rounded = -(-tokens // PAGE_TOKENS) * PAGE_TOKENS
-        return rounded * self.n_layers * self.n_kv_heads * (self.head_dim_k + self.head_dim_v) * CODECS[codec].itemsize
+        per_layer = bytes_per_token(codec, self.n_kv_heads, self.head_dim_k, self.head_dim_v)
+        return rounded * self.n_layers * per_layer
 
 
 def cache_bytes(hparams: Mapping[str, int], context_length: int, codec: str) -> int:

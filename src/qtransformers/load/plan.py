@@ -132,7 +132,7 @@ def make_plan(
     `vocabulary` counts tokens and merges of the tokenizer. With an error among the problems the plan is not fit to be carried out. ConfigError for a bad argument.
     """
     context = _context(spec, context_length, hparams["context_length"])
-    check_codec(cache)
+    check_codec(cache, hparams.get("head_dim", 0), hparams.get("head_dim_v", 0))
     check_accuracy(accuracy)
     planned, ties, problems = match_tensors(spec, hparams, tensors)
     warnings = [*notes, *(p.text for p in problems if p.grade == "warning")]

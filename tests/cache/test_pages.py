@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from qtransformers.cache import PAGE_TOKENS, PagedCache, bytes_per_token
@@ -23,14 +22,18 @@ def test_sizes():
 )
 def test_true_bits(codec, bits):
     """Codes and a half for every 32 of them, not a bit more."""
-    assert bytes_per_token(codec, 8, 128, 64) * 8 == pytest.approx(8 * (128 + 64) * bits, rel=0 if codec != "k8v4" else 0.2)
+    assert bytes_per_token(codec, 8, 128, 64) * 8 == pytest.approx(
+        8 * (128 + 64) * bits, rel=0 if codec != "k8v4" else 0.2
+    )
     assert bytes_per_token(codec, 8, 128, 128) * 8 == 8 * 256 * bits
     cache = PagedCache.allocate(3, 8, 128, 128, 5000, codec)
     assert cache.nbytes == 3 * 5120 * bytes_per_token(codec, 8, 128, 128)
 
 
 def test_heads_that_codes_cannot_hold():
-    with pytest.raises(ConfigError, match=r"cache='q8': heads of 12 keys cannot be kept in q8, .* multiple of 8\. Take f16"):
+    with pytest.raises(
+        ConfigError, match=r"cache='q8': heads of 12 keys cannot be kept in q8, .* multiple of 8\. Take f16"
+    ):
         PagedCache.allocate(1, 1, 12, 16, 256, "q8")
     with pytest.raises(ConfigError, match="heads of 4 values"):
         PagedCache.allocate(1, 1, 16, 4, 256, "k8v4")

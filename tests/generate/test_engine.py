@@ -223,8 +223,8 @@ def test_two_streams_interleave_and_neither_sees_the_other():
             """The next token follows the page's first write: each sequence has its own text."""
             page = batch.page_tables[0, 0]
             if batch.positions[0] == 0:
-                cache.k[0, page, 0, 0, 0] = batch.tokens[0]
-            self.text = {1: b"first\0", 9: b"other\0"}[int(cache.k[0, page, 0, 0, 0])]
+                cache.pages[0, page, 0, 0] = batch.tokens[0]
+            self.text = {1: b"first\0", 9: b"other\0"}[int(cache.pages[0, page, 0, 0])]
             return super().__call__(batch, cache)
 
     e = engine(PerSequence("", 3))

@@ -10,7 +10,7 @@ import pytest
 
 from qtransformers.archs.llama import SPEC
 from qtransformers.archs.spec import Slot
-from qtransformers.cache import PagedCache
+from qtransformers.cache import CODECS, PagedCache
 from qtransformers.errors import ConfigError, LoadError, QTransformersError, UnsupportedError
 from qtransformers.gguf import GGUFFile
 from qtransformers.load import prepare, resolve
@@ -49,7 +49,7 @@ def test_a_good_file(demo):
 
 def test_the_cache_is_counted_to_the_byte(demo):
     for tokens in (1, 256, 257, 1024):
-        for codec in ("f16", "f32"):
+        for codec in CODECS:
             assert cache_bytes(prepared(demo).hparams, tokens, codec) == PagedCache.allocate(4, 2, 64, 64, tokens, codec).nbytes  # fmt: skip
 
 

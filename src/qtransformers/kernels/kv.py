@@ -133,7 +133,9 @@ def encode_page(x: NDArray[np.float32], kind: Kind, is_key: bool) -> Bytes:
         wide = np.pad(narrow, ((0, 0), (0, _up(d, 4 if is_key else TILE) - d)))
         return _by_tile(wide) if is_key else wide.ravel().view(np.uint8)
     codes, scales = quantise(rotate(x, group(d)), kind.bits)
-    planes = [lay(codes >> sum(kind.planes[:i]) & ((1 << b) - 1), b) for i, b in enumerate(kind.planes)]
+    planes = [
+        lay(codes >> np.uint8(sum(kind.planes[:i])) & np.uint8((1 << b) - 1), b) for i, b in enumerate(kind.planes)
+    ]
     return np.concatenate([*planes, _by_tile(scales) if is_key else scales.T.ravel().view(np.uint8)])
 
 

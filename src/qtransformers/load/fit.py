@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qtransformers.cache import CODECS, PAGE_TOKENS
-from qtransformers.kernels.kv import why_not
 from qtransformers.checks import size
+from qtransformers.kernels.kv import why_not
 from qtransformers.load.footprint import page_tables
 from qtransformers.load.plan import LoadPlan
 from qtransformers.machine import Memory
@@ -155,9 +155,7 @@ def _remedies(plan: LoadPlan, budget: Budget, host: Need, others: Mapping[str, i
     """Smaller caches, a shorter context, both, a smaller quantisation: whichever of them is enough, by computation."""
     have = host.have or 0
     fixed = host.model - host.cache + host.system
-    shape = plan.cache_shape
-    usable = [c for c in CODECS if not why_not(c, shape.head_dim_k, shape.head_dim_v)]
-    codecs = sorted(usable, key=lambda c: -plan.cache_shape.bytes(PAGE_TOKENS, c))
+    codecs = _codecs(plan)
     smaller = codecs[codecs.index(plan.cache) + 1 :]
 
     def needs(context: int, codec: str) -> int:
@@ -183,6 +181,13 @@ def _enough(model: int) -> int:
     return min(model + SPARE_MOST, max(model + SPARE_LEAST, -(-model * SPARE_SHARE // (SPARE_SHARE - 1)) + 1))
 
 
+def _codecs(plan: LoadPlan) -> list[str]:
+    """Cache types that can hold heads of this size, the largest first."""
+    shape = plan.cache_shape
+    usable = [c for c in CODECS if c == plan.cache or not why_not(c, shape.head_dim_k, shape.head_dim_v)]
+    return sorted(usable, key=lambda c: -shape.bytes(PAGE_TOKENS, c))
+
+
 def _with(plan: LoadPlan, context: int, codec: str, needs: Callable[[int, str], int]) -> Remedy:
     flags = [f"--cache {codec}"] * (codec != plan.cache) + [f"--ctx-size {context}"] * (context != plan.context_length)
     n = needs(context, codec)
@@ -201,7 +206,7 @@ def _longest(plan: LoadPlan, fits: Callable[[int], bool]) -> int:
 
 def _smaller_weights(plan: LoadPlan, host: Need, have: int, others: Mapping[str, int]) -> list[Remedy]:
     """What size of weights would fit beside a short context in the smallest cache."""
-    smallest = min(CODECS, key=lambda c: plan.cache_shape.bytes(PAGE_TOKENS, c))
+    smallest = _codecs(plan)[-1]
     rest = host.model - host.weights - host.cache + host.system + plan.cache_shape.bytes(FEWEST_TOKENS, smallest)
     room = have - rest
     enough = {name: n for name, n in others.items() if n <= room}

@@ -109,7 +109,7 @@ static float soften(float* scores, size_t begin, size_t end, float& top, float& 
         store(scores + j, p);
         part += p;
     }
-    const float shrink = exp_negative(all(top - most))[0];
+    const float shrink = top == most ? 1 : exp_negative(all(top - most))[0];
     total = total * shrink + sum(part);
     top = most;
     return shrink;

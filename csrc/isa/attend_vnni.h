@@ -85,27 +85,29 @@ struct Weighing {
     float step;
 };
 
-// `scales` [page_tokens] of the group, tokens [begin, end) a multiple of 32.
-QT_INLINE void weigh(const float* p, const float* scales, size_t begin, size_t end, Weighing& w) {
-    alignas(64) float x[page_tokens];
+// Vectors of 16 probabilities times scales, from token `begin` on: rounded relative to the largest of them.
+template <int vectors>
+QT_INLINE void weigh(const float* p, const float* scales, bool finite, size_t begin, Weighing& w) {
+    V x[vectors];
     Z top = _mm512_setzero_si512(), sum = top;
-    for (size_t t = begin; t < end; t += 16) {
+    for (int i = 0; i < vectors; i++) {
+        const V seen = load(p + begin + 16 * i), scale = load(scales + begin + 16 * i);
         // A scale that is not seen may be NaN.
-        const V seen = load(p + t), y = _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(seen, V{}, _CMP_NEQ_UQ), seen, load(scales + t));
-        top = _mm512_max_epu32(top, (Z)magnitude(y));
-        store(x + t, y);
+        x[i] = finite ? seen * scale : (V)_mm512_maskz_mul_ps(_mm512_cmp_ps_mask(seen, V{}, _CMP_NEQ_UQ), seen, scale);
+        top = _mm512_max_epu32(top, (Z)magnitude(x[i]));
     }
     const uint32_t bits = _mm512_reduce_max_epu32(top);
     float largest;
     __builtin_memcpy(&largest, &bits, 4);
-    const V scale = all(32767 / (largest > 1e-30f ? largest : 1e-30f));
-    for (size_t t = begin; t < end; t += 32) {
-        const Z a = _mm512_cvtps_epi32(load(x + t) * scale), b = _mm512_cvtps_epi32(load(x + t + 16) * scale);
-        put(w.pairs + t / 2, _mm512_mask_blend_epi16(0xaaaaaaaa, a, _mm512_slli_epi32(b, 16)));
+    largest = largest > 1e-30f ? largest : 1e-30f;
+    const V scale = all(32767 / largest);
+    for (int i = 0; i < vectors; i += 2) {
+        const Z a = _mm512_cvtps_epi32(x[i] * scale), b = _mm512_cvtps_epi32(x[i + 1] * scale);
+        put(w.pairs + begin / 2 + 8 * i, _mm512_mask_blend_epi16(0xaaaaaaaa, a, _mm512_slli_epi32(b, 16)));
         sum = _mm512_add_epi32(sum, _mm512_add_epi32(a, b));
     }
     w.sum = _mm512_reduce_add_epi32(sum);
-    w.step = bits >= 0x7f800000 ? __builtin_nanf("") : (largest > 1e-30f ? largest : 1e-30f) / 32767;
+    w.step = bits >= 0x7f800000 ? __builtin_nanf("") : largest / 32767;
 }
 
 // Codes of 16 dimensions of two, or four, times two tokens: word `i` of a block of 32 or 64.
@@ -171,19 +173,25 @@ static void blend_codes(const float* p, size_t d, const uint8_t* values, const R
     const uint8_t *low = values, *high = low + value_plane(k.planes[0], d), *halves = high + (k.planes[1] ? value_plane(k.planes[1], d) : 0);
     float* scales = room;
     Weighing *w = reinterpret_cast<Weighing*>(room + page_tokens), *other = w + 8;
-    auto scales_of = [&](size_t g) {
-        for (size_t t = begin; t < end; t += 16) store(scales + t, load_halves(halves + (g * page_tokens + t) * 2));
+    // Weights of a group for R rows. Always of the whole page: where nothing is seen they are 0.
+    auto weigh_rows = [&]<int R>(size_t g, size_t row, Weighing* to) {
+        V bad{};
+        for (size_t t = 0; t < page_tokens; t += 16) {
+            const V s = load_halves(halves + (g * page_tokens + t) * 2);
+            store(scales + t, s);
+            bad += s * all(0.f);
+        }
+        const bool finite = sum(bad) == 0;
+        for (int r = 0; r < R; r++) weigh<16>(p + (row + r) * page_tokens, scales, finite, 0, to[r]);
     };
     const size_t step = n == 32 ? 32 : 16;
     for (size_t i = 0; i < d; i += step)
         by_rows(rows.n, [&]<int R>(size_t r) {
-            scales_of(i / n);
-            for (int j = 0; j < R; j++) weigh(p + (r + j) * page_tokens, scales, begin, end, w[j]);
+            weigh_rows.template operator()<R>(i / n, r, w);
             float* out = state + r * ld + i;
             if (n == 32) return blend_vectors<kind, R, 2>(w, nullptr, low + 2 * i, high + 2 * i, width, begin, end, out, ld, next);
             if (n == 16) return blend_vectors<kind, R, 1>(w, nullptr, low + 2 * i, high + 2 * i, width, begin, end, out, ld, next);
-            if (i + 8 < d) scales_of(i / 8 + 1);
-            for (int j = 0; j < R; j++) weigh(p + (r + j) * page_tokens, scales, begin, end, other[j]);
+            weigh_rows.template operator()<R>(i + 8 < d ? i / 8 + 1 : i / 8, r, other);
             blend_vectors<kind, R, 1>(w, other, low + 2 * i, high + 2 * i, width, begin, end, out, ld, next);
         });
 }

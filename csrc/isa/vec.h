@@ -135,6 +135,9 @@ QT_INLINE F4 sums(V a, V b, V c, V d) {
 }
 QT_INLINE float sum(V a) { return sums(a, V{}, V{}, V{})[0]; }
 QT_INLINE float largest(V a) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(a);
+#endif
     float x[VL], m;
     store(x, a);
     m = x[0];
@@ -161,6 +164,9 @@ QT_INLINE V exp_negative(V x) {
     p = fma(p, r, all(.5f));
     p = fma(p, r, all(1.f));
     p = fma(p, r, all(1.f));
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(p, whole);  // the same bits, one rounding at most
+#endif
     I n = (I)t - (I)magic, first = n >> 1, second = n - first;  // two steps, as 2^n may be no normal number
     return p * (V)((first + 127) << 23) * (V)((second + 127) << 23);
 }

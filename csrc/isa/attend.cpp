@@ -132,7 +132,7 @@ void attend(const AttendJob& a, size_t kv_head, size_t row, size_t n, size_t seg
         if (first + page_tokens <= begin) continue;
         const Rows rows = look(a, row, n, first);
         const uint8_t *keys = a.head(page, kv_head), *values = keys + a.key_bytes;
-        Ahead those(values, lines, 2 * a.d);
+        Ahead those(values, lines);
         passes[a.keys].score(q, a.d, keys, rows, scores, room, those);
         for (size_t i = 0; i < rows.tokens; i++)
             for (size_t r = rows.first[i]; r < rows.first[i + 1]; r++) {
@@ -143,7 +143,7 @@ void attend(const AttendJob& a, size_t kv_head, size_t row, size_t n, size_t seg
                     for (size_t j = 0; j < vp; j += VL) store(o + j, load(o + j) * all(shrink));
             }
         const bool more = first + page_tokens < end;
-        Ahead next(more ? a.head(page + 1, kv_head) : keys, more ? a.key_bytes : 0, kv_kinds[a.values].coded() ? 32 : page_tokens);
+        Ahead next(more ? a.head(page + 1, kv_head) : keys, more ? a.key_bytes : 0);
         passes[a.values].blend(scores, a.dv, values, rows, state, ld, room, next);
     }
 }

@@ -52,7 +52,8 @@ static void expand_values(const uint8_t* values, size_t d, size_t begin, size_t 
 
 template <int kind>
 static void score_expanded(const Queries& q, size_t d, const uint8_t* keys, const Rows& rows, float* scores, float* room, Ahead& next) {
-    Ahead none(nullptr, 0, 1);
+    Ahead none(nullptr, 0);
+    next.pace(page_tokens / VL * d / 8);
     for (size_t b = rows.any_begin / attend_block * attend_block; b < rows.any_end; b += attend_block) {
         expand_keys<kind>(keys, d, b, room, next);
         score_block<F32>(q, d, reinterpret_cast<const uint8_t*>(room), rows.any_end - b < attend_block ? rows.any_end - b : attend_block, scores + b, none);
@@ -61,7 +62,8 @@ static void score_expanded(const Queries& q, size_t d, const uint8_t* keys, cons
 
 template <int kind>
 static void blend_expanded(const float* p, size_t d, const uint8_t* values, const Rows& rows, float* state, size_t ld, float* room, Ahead& next) {
-    Ahead none(nullptr, 0, 1);
+    Ahead none(nullptr, 0);
+    next.pace(page_tokens);
     for (size_t b = rows.any_begin, e; b < rows.any_end; b = e) {
         e = b / attend_block * attend_block + attend_block;
         if (e > rows.any_end) e = rows.any_end;

@@ -68,12 +68,17 @@ QT_INLINE void score_tiles(const Queries& q, size_t row, size_t d, const uint8_t
         for (int t = 0; t < T; t++) store(scores + (row + r) * page_tokens + (tile + t) * tile_tokens, s[r][t]);
 }
 
+constexpr int tiles_of(int rows) { return rows >= 8 ? 1 : rows >= 3 ? 2 : 4; }
+
 template <int kind>
 static void score_codes(const Queries& q, size_t d, const uint8_t* keys, const Rows& rows, float* scores, float*, Ahead& next) {
+    size_t steps = 0;
+    by_rows(q.n, [&]<int R>(size_t) { steps += tile_tokens / tiles_of(R) * d / 8; });
+    next.pace(steps);
     // Four tiles, so that all rows find them in L1; tiles beyond the last token are read, their scores are not.
     for (size_t b = rows.any_begin / 64 * 4; b * tile_tokens < rows.any_end; b += 4)
         by_rows(q.n, [&]<int R>(size_t r) {
-            constexpr int T = R >= 8 ? 1 : R >= 3 ? 2 : 4;
+            constexpr int T = tiles_of(R);
             for (size_t t = b; t < b + 4; t += T) score_tiles<kind, R, T>(q, r, d, keys, t, scores, next);
         });
 }
@@ -185,6 +190,9 @@ static void blend_codes(const float* p, size_t d, const uint8_t* values, const R
         for (int r = 0; r < R; r++) weigh<16>(p + (row + r) * page_tokens, scales, finite, 0, to[r]);
     };
     const size_t step = n == 32 ? 32 : 16;
+    size_t blocks = 0;
+    by_rows(rows.n, [&]<int R>(size_t) { blocks++; });
+    next.pace(blocks * ((d + step - 1) / step) * ((end - begin) / block * 8));
     for (size_t i = 0; i < d; i += step)
         by_rows(rows.n, [&]<int R>(size_t r) {
             weigh_rows.template operator()<R>(i / n, r, w);

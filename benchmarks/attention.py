@@ -1,6 +1,6 @@
 """Attention over the paged cache against this machine's limits: decoding against a plain read of the cache, prefill against its float peak.
 
-    python benchmarks/attention.py [--threads 2] [--rounds 7] [--no-publish]
+python benchmarks/attention.py [--threads 2] [--rounds 7] [--no-publish]
 """
 
 import argparse
@@ -8,6 +8,7 @@ import statistics
 import time
 
 import numpy as np
+import results
 
 from qtransformers.cache import CODECS, Batch, PagedCache
 from qtransformers.kernels import cpu
@@ -31,21 +32,20 @@ def floats(*shape, seed=0):
 
 
 def filled(codec, d, depth, layers):
-    """A cache whose first layer holds `depth` tokens, copied to the others; and a batch of the next token."""
-    cache = PagedCache.allocate(layers, KV_HEADS, d, d, depth + 256, codec)
-    np.random.default_rng(0).shuffle(cache.free)  # pages are scattered
-    pages = cache.take(depth // 256 + 1)
+    """A cache with `depth` tokens in every layer, in scattered pages; and a batch of the last of them."""
+    cache = PagedCache.allocate(layers, KV_HEADS, d, d, depth, codec)
+    np.random.default_rng(0).shuffle(cache.free)
+    pages = cache.take(depth // 256)
     batch = Batch.single(np.zeros(depth, np.int32), 0, pages)
-    attend(floats(depth, HEADS, d), floats(depth, KV_HEADS, d), floats(depth, KV_HEADS, d), cache, 0, batch)
+    attend(floats(depth, HEADS, d), floats(depth, KV_HEADS, d), floats(depth, KV_HEADS, d, seed=1), cache, 0, batch, 1)
     cache.pages[1:] = cache.pages[0]
     return cache, Batch.single([0], depth - 1, pages)
 
 
-def attend(q, k, v, cache, layer, batch):
+def attend(q, k, v, cache, layer, batch, window=0):
     """One layer."""
-    return cpu.attention(
-        q, k, v, cache.pages[layer], cache.codec, batch.positions, batch.starts, batch.page_tables, q.shape[-1] ** -0.5
-    )
+    at = batch.positions, batch.starts, batch.page_tables
+    return cpu.attention(q, k, v, cache.pages[layer], cache.codec, *at, q.shape[-1] ** -0.5, window)
 
 
 def decode(codec, d, depth, rounds):
@@ -53,9 +53,8 @@ def decode(codec, d, depth, rounds):
     layers = max(LAYERS, -(-(96 << 20) // (depth * KV_HEADS * d * 4)))  # beyond what caches of the machine hold
     cache, batch = filled(codec, d, depth, layers)
     q, k, v = floats(1, HEADS, d), floats(1, KV_HEADS, d), floats(1, KV_HEADS, d)
-    held = np.unique(batch.page_tables[batch.page_tables >= 0])[: depth // 256]
-    n_bytes = layers * len(held) * cache.pages[0, 0].nbytes
-    plain = cache.pages.reshape(-1)[:n_bytes]
+    n_bytes = cache.nbytes
+    plain = cache.pages.reshape(-1)
 
     def token():
         for layer in range(layers):
@@ -72,29 +71,54 @@ def decode(codec, d, depth, rounds):
 
 
 def prefill(codec, d, n, rounds):
-    """Most GFLOPS in a prompt of `n` tokens: products of what is seen, not of what is masked."""
+    """GFLOPS of a prompt of `n` tokens, the best of `rounds`: products of what is seen, not of what is masked."""
     cache = PagedCache.allocate(1, KV_HEADS, d, d, n, codec)
     batch = Batch.single(np.zeros(n, np.int32), 0, cache.take(-(-n // 256)))
-    q, k, v = floats(n, HEADS, d), floats(n, KV_HEADS, d), floats(n, KV_HEADS, d)
-    attend(q, k, v, cache, 0, batch)
+    q, k, v = floats(n, HEADS, d), floats(n, KV_HEADS, d), floats(n, KV_HEADS, d, seed=1)
     best = min(seconds(attend, q, k, v, cache, 0, batch) for _ in range(rounds))
     return 4 * HEADS * d * n * (n + 1) / 2 / best * 1e-9
+
+
+def peak():
+    """GFLOPS in float32. AVX-512 has its integer products as often, with four times the multiplications in each."""
+    return lib.multiply_speed(100000) * 1e-9 / (4 if cpu.Pool(1).isa == "avx512" else 1)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--depths", type=int, nargs="*", default=[1024, 8192])
-    parser.add_argument("--prompts", type=int, nargs="*", default=[256, 1024, 4096])
+    parser.add_argument("--prompts", type=int, nargs="*", default=[256, 2048, 8192])
     parser.add_argument("--dims", type=int, nargs="*", default=[64, 128])
-    parser.add_argument("--codecs", nargs="*", default=list(CODEC_NAMES), choices=list(CODECS))
+    parser.add_argument("--codecs", nargs="*", default=["f16", "q8", "q6", "q4", "k8v4"], choices=list(CODECS))
+    parser.add_argument("--print-only", action="store_true")
     args = parser.parse_args()
+    decoded, prompts = [], []
     with cpu.Pool(args.threads):
         for d in args.dims:
-            for depth in args.depths:
-                for codec in args.codecs:
-                    t, b, r, ratio = decode(codec, d, depth, args.rounds)
-                    print(f"D={d} depth {depth} {codec:5} {t * 1e3:6.2f} ms {b / t * 1e-9:5.1f} GB/s, plain {b / r * 1e-9:5.1f} GB/s, ratio {ratio:.2f}", flush=True)
-            for n in args.prompts:
-                print(f"D={d} prefill {n}: " + ", ".join(f"{codec} {prefill(codec, d, n, 2):.0f}" for codec in args.codecs), flush=True)
+            for codec in args.codecs:
+                row = []
+                for depth in args.depths:
+                    t, n_bytes, plain, ratio = decode(codec, d, depth, args.rounds)
+                    row += [
+                        f"{t * 1e3:.2f}",
+                        f"{n_bytes / t * 1e-9:.1f}",
+                        f"{n_bytes / plain * 1e-9:.1f}",
+                        f"**{ratio:.2f}**",
+                    ]
+                decoded.append((f"{codec}, heads of {d}", *row))
+            for codec in args.codecs:
+                speeds = [prefill(codec, d, n, 3 if n < 4096 else 1) for n in args.prompts]
+                prompts.append((f"{codec}, heads of {d}", *(f"{x:.0f}" for x in speeds)))
+        limit = peak()
+    head = ("cache", *(f"{what}, {depth:,}" for depth in args.depths for what in ("ms a token", "GB/s", "plain read", "ratio")))  # fmt: skip
+    body = (
+        f"{HEADS} query heads over {KV_HEADS} KV heads, {LAYERS} layers, {args.threads} threads, pages scattered. Plain reads of the same bytes take turns with the tokens; the ratio is the median of\n"
+        f"theirs.\n\n{results.table(head, decoded)}\n\nPrompts: GFLOPS of what is seen (causal); the float32 peak was {limit:.0f}.\n\n"
+        + results.table(("cache", *(f"{n:,} tokens" for n in args.prompts)), prompts)
+    )
+    if args.print_only:
+        print(body)
+    else:
+        results.publish(__file__, "Attention over the cache", body)

@@ -137,7 +137,9 @@ void attend(Call& call, const Kernels& kernels, float* out) {
     std::vector<std::pair<size_t, size_t>> items;
     for (size_t i = 0; i < call.tiles.size(); i++)
         for (size_t s = 0; s < call.tiles[i].n_segments; s++) items.emplace_back(i, s);
-    parallel(items.size(), 1, work, [&](size_t begin, size_t end) {
+    // Neighbours in one thread: the end of a segment has fetched the beginning of the next.
+    const size_t grain = std::max<size_t>(1, items.size() / (8 * size_t(width())));
+    parallel(items.size(), grain, work, [&](size_t begin, size_t end) {
         float* room = scratch(scratch_floats);
         for (size_t i = begin; i < end; i++) {
             const auto [which, s] = items[i];

@@ -52,7 +52,7 @@ class ModelConfig:
     gguf_path: str | Path | None = None
     model_path: str | Path | None = None
     context_length: int | None = None  # tokens of prompt and answer; None: what the model was trained for
-    cache: str = "f16"  # how keys and values are kept: f32 or f16
+    cache: str = "f16"  # how keys and values are kept: f32, f16, q8, q6, q4 or k8v4
     placement: str = "auto"  # load.placement; this version runs on the CPU alone
     accuracy: str = ACCURACY  # of products with quantised weights: exact, high or fast
     prefill_chunk: int = PREFILL_CHUNK  # tokens of a prompt that one forward takes

@@ -69,7 +69,9 @@ def test_chunks_and_steps_give_the_logits_of_one_pass(demo):
             assert np.abs(model.logits(ids) - whole).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("cache, tolerance", [("f32", 1e-5), ("f16", 0.02)])
+@pytest.mark.parametrize(
+    "cache, tolerance", [("f32", 1e-5), ("f16", 0.02), ("q8", 0.3), ("q6", 1), ("q4", 4), ("k8v4", 3)]
+)
 def test_the_cache_types(demo, cache, tolerance):
     ids = list(np.random.default_rng(1).integers(0, 1858, 300))
     with Model.load(demo.config.gguf_path, cache=cache, logits_rows=512) as model:

@@ -92,7 +92,7 @@ _ROWS = (
     # what to load
     Flag(("--model-path",), "tokenizer, chat template and config from this directory or Hub id; weights from MODEL", str, "PATH"),
     Flag(("-c", "--context", "--ctx-size"), "context length in tokens (default: the model's)", integer(1), "N", field="context_length"),
-    Flag(("--cache",), "type of the key-value cache: f16 or f32 (default: f16)", str, "TYPE"),
+    Flag(("--cache",), "type of the key-value cache: f32, f16, q8, q6, q4, or k8v4, keys in q8 and values in q4 (default: f16)", str, "TYPE"),
     Flag(("--accuracy",), "of products with quantised weights: exact, high or fast (default: fast)", str, "LEVEL"),
     Flag(("-t", "--threads"), "worker threads (default: one per usable core)", integer(1), "N"),
     Flag(("--pre",), "name of the pre-tokenizer, where the file's own is unknown or wrong", str, "NAME"),

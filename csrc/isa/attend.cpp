@@ -25,27 +25,32 @@ constexpr bool integer_queries = false;
 #endif
 constexpr Passes passes[n_kv_kinds] = {{score_floats<F32>, blend_floats<F32>}, {score_floats<F16>, blend_floats<F16>}, QT_PASSES(kv_q8), QT_PASSES(kv_q6), QT_PASSES(kv_q4)};
 
+typedef int8_t S __attribute__((vector_size(VL)));
+
 // A row of queries becomes whole numbers up to `limit` in every group, and x what they stand for.
 static void round_query(const Queries& q, size_t row, size_t d, const KvKind& kind) {
     const size_t n = kv_group(d), groups = d / n;
     float* x = q.x + row * q.ld;
-    int32_t codes[32 + VL];
+    int8_t *low = q.low + row * q.ld, *high = q.high + row * q.ld;
     for (size_t g = 0; g < groups; g++, x += n) {
         const Range r = range_of(x, n);
         const float most = -r.low > r.high ? -r.low : r.high, inverse = most == 0 ? 0 : kind.query / most;
         const float step = r.finite ? most / kind.query : NAN;
-        int32_t sum = 0;
-        for (size_t i = 0; i < n; i += VL) put(codes + i, r.finite ? nearest((n < VL ? load_part(x, n) : load(x + i)) * all(inverse)) : I{});
-        for (size_t i = 0; i < n; i++) {
-            sum += codes[i];
+        I total{};
+        for (size_t i = 0; i < n; i += VL) {  // where groups are shorter than a vector, the next group writes over what is too much
+            const V part = n < VL ? load_part(x, n) : load(x + i);
+            const I codes = r.finite ? nearest(part * all(inverse)) : I{};
+            total += codes;
             if constexpr (integer_queries) {
-                const int32_t high = kind.query > 127 ? (codes[i] + 128) >> 8 : 0;
-                q.high[row * q.ld + g * n + i] = int8_t(high);
-                q.low[row * q.ld + g * n + i] = int8_t(codes[i] - high * 256);
+                const I upper = kind.query > 127 ? (codes + 128) >> 8 : I{};
+                put(low + g * n + i, __builtin_convertvector(codes - upper * 256, S));
+                put(high + g * n + i, __builtin_convertvector(upper, S));
             } else {
-                x[i] = float(codes[i]) * step;
+                put(x + i, __builtin_convertvector(codes, V) * all(step));
             }
         }
+        int32_t sum = 0;
+        for (int i = 0; i < VL; i++) sum += total[i];
         q.step[row * groups + g] = step;
         q.offset[row * groups + g] = -kind.half() * sum;
     }

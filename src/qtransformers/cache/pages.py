@@ -96,7 +96,10 @@ def _zeros(n: int) -> NDArray[np.uint8]:
     """Bytes on a page boundary, in huge pages where the system has them: kernels read whole cache lines."""
     if n < mmap.PAGESIZE:
         return np.zeros(n, np.uint8)
-    memory = mmap.mmap(-1, n)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.frombuffer(mmap.mmap(-1, n), np.uint8)
+    memory = mmap.mmap(
+        -1, n, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    )  # shared memory, the default, gets no huge pages
+    memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.cache import PagedCache
 from qtransformers.cache.pages import check_codec
 from qtransformers.checks import flag, shown, text, whole
 from qtransformers.errors import ConfigError
@@ -122,8 +121,7 @@ class Model:
     def __init__(self, loaded: Loaded, config: ModelConfig, format: PromptFormat | None = None) -> None:
         settings = Settings.from_env()
         h, plan = loaded.hparams, loaded.plan
-        n_cached = plan.context_length if loaded.spec.kind == "language" else 0
-        cache = PagedCache.allocate(h.n_layers, h.n_kv_heads, h.head_dim, h.head_dim_v, n_cached, plan.cache)
+        cache = loaded.new_cache()
         from qtransformers.kernels.cpu import Pool  # the extension
 
         self.config = config

@@ -91,6 +91,67 @@ GPT_OSS_GAINS = {
     "router": 2.0,
 }
 
+
+def forgetful(q, k, v, decay, beta, starts, states):
+    """What a state has fades by nothing."""
+    return nn.gated_delta(q, k, v, decay * 0, beta, starts, states)
+
+
+def written_in_full(q, k, v, decay, beta, starts, states):
+    """A state's correction is complete."""
+    return nn.gated_delta(q, k, v, decay, beta * 0 + 1, starts, states)
+
+
+def memoryless(q, k, v, decay, beta, starts, states):
+    """A state begins anew with every forward."""
+    return nn.gated_delta(q, k, v, decay, beta, starts, [s * 0 for s in states])
+
+
+def conv_of_one(x, kernel, starts, pasts):
+    """Without the tokens before."""
+    return x * kernel[:, -1]
+
+
+def conv_without_past(x, kernel, starts, pasts):
+    """Forwards do not hear of each other."""
+    return nn.causal_conv(x, kernel, starts, [p * 0 for p in pasts])
+
+
+def ungated(x, act, up=None):
+    """A gate that is always open."""
+    return nn.activate(x, act) if up is None else up
+
+
+QWEN3NEXT = {
+    "num_hidden_layers": 6,
+    "full_attention_interval": 3,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+}
+QWEN3NEXT_FEATURES = {
+    **QK_NORMS,
+    "partial rotation": Off({"rope_dim": 16}),
+    "fading": Off(calls={"gated_delta": forgetful}),
+    "strength of writing": Off(calls={"gated_delta": written_in_full}),
+    "state between forwards": Off(calls={"gated_delta": memoryless}),
+    "convolution": Off(calls={"causal_conv": conv_of_one}),
+    "its past": Off(calls={"causal_conv": conv_without_past}),
+    "gates of outputs": Off(calls={"activate": ungated}),
+    "time step": Off(weights={"ssm_dt": zeros}),
+    "norm of outputs": Off(weights={"ssm_norm": ones}),
+    "shared expert": Off(weights={"ffn_down_shexp": zeros}),
+    "its gate": Off(weights={"ffn_gate_inp_shexp": zeros}),
+    "weights sum to one": Off({"norm_weights": False}),
+}
+
 QKV_BIASES = ("attn_q_bias", "attn_k_bias", "attn_v_bias")
 MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 MLA = {
@@ -143,4 +204,5 @@ CASES = {
     "deepseek-v2-lite": Case("deepseek2", "DeepseekV2", {**MLA, "num_hidden_layers": 26, "q_lora_rank": None, "topk_method": "greedy", "routed_scaling_factor": 1.5, "rope_parameters": MSCALE}, {"shared experts": SHARED, "yarn": PLAIN_ROPE, "sharper scores": Off({"rope_log_multiplier": 1e-9}), **one("weights_scale")}),
     "deepseek-v2": Case("deepseek2", "DeepseekV2", {**MLA, "q_lora_rank": 24, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 4.0, "rope_parameters": {**YARN, "mscale": 1.3, "mscale_all_dim": 0.7}}, {"shared experts": SHARED, "groups": Off({"n_groups": 1, "n_groups_used": 1}), "magnitude": Off({"rope_attn_factor": 1.0}), "q norm": Off(weights={"attn_q_a_norm": ones}), **one("weights_scale")}, golden=False),
     "deepseek-v3": Case("deepseek2", "DeepseekV3", {**MLA, "q_lora_rank": 24, "n_group": 4, "topk_group": 2, "norm_topk_prob": True, "routed_scaling_factor": 2.5, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}}, {"shared experts": SHARED, "bias of the choice": Off(weights={"exp_probs_b": none}), "groups": Off({"n_groups": 1, "n_groups_used": 1}), "sigmoid": Off({"gating": 1}), "weights sum to one": Off({"norm_weights": False}), "yarn": PLAIN_ROPE, "kv norm": Off(weights={"attn_kv_a_norm": ones}), **one("weights_scale")}, gains={"embed": 0.5}),
+    "qwen3next": Case("qwen3next", "Qwen3Next", QWEN3NEXT, QWEN3NEXT_FEATURES, gains={"q_proj": 2.0, "k_proj": 2.0, "A_log": 8.0, "dt_bias": 4.0, "zero": 1.0}),
 }  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 import transformers
 from tokenizers import decoders, pre_tokenizers, trainers
 
-from qtransformers.cache import Batch, PagedCache
+from qtransformers.cache import Batch
 from qtransformers.convert import convert
 from qtransformers.kernels import cpu
 from qtransformers.load import load
@@ -167,7 +167,7 @@ class Ours:
         return self._logits(w, h, ids, chunk)
 
     def _logits(self, w: Any, h: Any, ids: list[int], chunk: int) -> np.ndarray:
-        cache = allocate(self.loaded.hparams, self.loaded.plan.context_length)
+        cache = self.loaded.new_cache()
         pages = cache.take(-(-len(ids) // 256))
         parts = [ids[i : i + chunk] for i in range(0, len(ids), chunk)]
         outputs = [
@@ -175,10 +175,6 @@ class Ours:
             for i, part in enumerate(parts)
         ]
         return np.concatenate(outputs)
-
-
-def allocate(h: Any, context_length: int) -> PagedCache:
-    return PagedCache.allocate(h.n_layers, h.n_kv_heads, h.head_dim, h.head_dim_v, context_length, "f32")
 
 
 def switched(w: Any, changes: Mapping[str, Callable[[Any], Any]]) -> SimpleNamespace:

@@ -60,6 +60,11 @@ N_FF_EXPERT = HParam(
     "n_ff_expert", "expert_feed_forward_length", minimum=1, hf=("moe_intermediate_size",),
     default=lambda h: max(1, h["n_ff"] // max(1, h["n_experts_used"])),
 )  # fmt: skip
+N_FF_SHARED = HParam(
+    "n_ff_shared", "expert_shared_feed_forward_length", minimum=1, hf=("shared_expert_intermediate_size",),
+    default=lambda h: h["n_ff"],
+)  # fmt: skip
+SHARED_GATE = TensorSpec("ffn_gate_inp_shexp", "blk.{i}.ffn_gate_inp_shexp", ("n_embd",), "router", hf="model.layers.{i}.mlp.shared_expert_gate", hf_values=as_vector)  # fmt: skip
 SPARSE = {
     "hidden_act": ("silu",),
     "use_sliding_window": (False,),
@@ -86,7 +91,7 @@ QWEN2MOE = ArchSpec(
         *ROPE_HPARAMS,
         *EXPERTS,
         N_FF_EXPERT,
-        HParam("n_ff_shared", "expert_shared_feed_forward_length", default=lambda h: h["n_ff"], minimum=1, hf=("shared_expert_intermediate_size",)),
+        N_FF_SHARED,
         norm_weights(False),
         VOCAB_SIZE,
     ),
@@ -95,7 +100,7 @@ QWEN2MOE = ArchSpec(
         norm("attn_norm", "input_layernorm"),
         *qkv("required"),
         *experts_of(
-            TensorSpec("ffn_gate_inp_shexp", "blk.{i}.ffn_gate_inp_shexp", ("n_embd",), "router", hf="model.layers.{i}.mlp.shared_expert_gate", hf_values=as_vector),
+            SHARED_GATE,
             *shared_expert_rows("model.layers.{i}.mlp.shared_expert", "n_ff_shared"),
         ),
     ),

@@ -149,6 +149,8 @@ class ArchSpec:
     forward: Callable[..., Any]
     check: Callable[[Mapping[str, Any]], Iterator[Problem]] | None = None  # what is wrong between hyperparameters
     kind: Literal["language", "encoder", "diffusion"] = "language"
+    cached_layers: Callable[[Mapping[str, Any]], int] = lambda h: int(h["n_layers"])  # that keep keys and values
+    states: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]] = lambda h: {}  # of one sequence, by name
     aliases: tuple[str, ...] = ()
     hf_model_types: tuple[str, ...] = ()  # `model_type` of config.json that this architecture serves
     hf_fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # keys of config.json and the values we run

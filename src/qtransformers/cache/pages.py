@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.cache.batch import Batch
+from qtransformers.cache.states import States
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransformersError
 from qtransformers.kernels.kv import CODECS, PAGE_TOKENS, head_bytes, why_not
@@ -23,12 +25,20 @@ class PagedCache:
     pages: NDArray[np.uint8]  # [n_layers, n_pages, n_kv_heads, head_bytes], see kernels.kv
     codec: str
     free: list[int]  # page numbers nobody holds
+    states: States = field(default_factory=lambda: States({}))  # of recurrent layers
 
     @classmethod
     def allocate(
-        cls, n_layers: int, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_tokens: int, codec: str = "f16"
+        cls,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim_k: int,
+        head_dim_v: int,
+        n_tokens: int,
+        codec: str = "f16",
+        states: Mapping[str, tuple[int, ...]] | None = None,
     ) -> PagedCache:
-        """Room for `n_tokens` tokens, rounded up to whole pages.
+        """Room for `n_tokens` tokens, rounded up to whole pages; `states` are shapes of what recurrent layers remember.
 
         ConfigError for an unknown codec, or one that cannot hold heads of this size; InsufficientMemoryError.
         """
@@ -42,7 +52,7 @@ class PagedCache:
                 f"keys and values in {codec} of {n_tokens:,} tokens take {prod(shape) / 2**30:,.1f} GiB, "
                 "which the system refuses. Lower context_length, or take a smaller cache type."
             ) from None
-        return cls(pages, codec, list(range(n_pages))[::-1])
+        return cls(pages, codec, list(range(n_pages))[::-1], States(states or {}))
 
     @classmethod
     def for_batch(cls, batch: Batch, n_kv_heads: int, head_dim_k: int, head_dim_v: int) -> tuple[PagedCache, Batch]:
@@ -79,6 +89,7 @@ class PagedCache:
         held = set(range(self.n_pages)).difference(self.free)
         if len(set(pages)) < len(pages) or not held.issuperset(pages):
             raise QTransformersError(f"pages {pages} are given back, but held are {sorted(held)}.")
+        self.states.forget(pages)
         self.free.extend(pages)
 
 

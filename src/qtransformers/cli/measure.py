@@ -49,10 +49,9 @@ def measure(
         raise ConfigError(
             f"{longest} tokens are asked for; the context of the model holds {loaded.plan.context_length}."
         )
-    h = loaded.hparams
     pages = -(-longest // PAGE_TOKENS)
     room = max(batches) * pages * PAGE_TOKENS
-    cache = PagedCache.allocate(h.n_layers, h.n_kv_heads, h.head_dim, h.head_dim_v, room, loaded.plan.cache)
+    cache = loaded.new_cache(room)
     tables = [cache.take(pages) for _ in range(max(batches))]
     forward = partial(_forward, loaded, cache)
     jobs: list[Callable[[], Result]] = [partial(_prompt, loaded, forward, tables[0], n) for n in prompts]
@@ -91,6 +90,7 @@ def _generation(
     """Tokens one after another in as many texts as there are page tables, `depth` tokens before them."""
     matrices = _matrices(loaded)
     tied = "output.weight" not in matrices
+    remembers = bool(loaded.spec.states(loaded.hparams))  # what it does depends on the tokens before
     weights = [t.data for name, t in matrices.items() if tied or name != "token_embd.weight"]
     nbytes = sum(w.nbytes for w in weights)
     speeds, shares = [], []
@@ -99,6 +99,8 @@ def _generation(
         for w in weights:
             lib.read_speed(w)
         plain = nbytes / (time.perf_counter() - start)
+        if remembers and depth:
+            forward(Batch.join([Batch.single([1] * depth, 0, pages) for pages in tables]))
         start = time.perf_counter()
         for i in range(n_generated):
             forward(Batch.join([Batch.single([1], depth + i, pages) for pages in tables]))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.kv import CODECS
+from qtransformers.kernels.recurrent import causal_conv, gated_delta
 from qtransformers.kernels.reference import F32, Ints
 from qtransformers.kernels.table import ACCURACIES, FUNCTIONS, check, check_accuracy
 from qtransformers.native import lib
@@ -27,8 +28,10 @@ __all__ = [
     "activate",
     "attention",
     "bind",
+    "causal_conv",
     "embedding",
     "gated",
+    "gated_delta",
     "layer_norm",
     "linear",
     "linears",

@@ -214,3 +214,30 @@ def _seen(position: int, length: int, window: int, causal: bool) -> tuple[int, i
     if causal:
         return max(0, position + 1 - window) if window else 0, position + 1
     return (max(0, position - window // 2), min(length, position + window // 2 + 1)) if window else (0, length)
+
+
+def causal_conv(x: F32, kernel: F32, starts: Ints, pasts: Sequence[F32]) -> F32:
+    """Token by token: the sum of the K last tokens of a sequence with `kernel [C, K]`; `pasts[s] [K - 1, C]` moves on."""
+    y = np.empty_like(x)
+    for s, past in enumerate(pasts):
+        for t in range(starts[s], starts[s + 1]):
+            rows = np.concatenate([past, x[t : t + 1]]).astype(np.float64)
+            y[t] = (rows * kernel.T).sum(0)
+            past[:] = rows[1:]
+    return y
+
+
+def gated_delta(q: F32, k: F32, v: F32, decay: F32, beta: F32, starts: Ints, states: Sequence[F32]) -> F32:
+    """Token by token, as `nn.gated_delta` says it."""
+    y = np.empty(v.shape, np.float32)
+    wide_q, wide_k = (x / np.sqrt((x.astype(np.float64) ** 2).sum(-1, keepdims=True) + 1e-6) for x in (q, k))
+    group = v.shape[1] // k.shape[1]
+    for s, state in enumerate(states):
+        memory = state.astype(np.float64)
+        for t in range(starts[s], starts[s + 1]):
+            query, key = (x[t].repeat(group, 0)[:, :, None] for x in (wide_q, wide_k))  # [H, D_k, 1]
+            memory *= np.exp(decay[t].astype(np.float64))[:, None, None]
+            memory += key * (beta[t][:, None] * (v[t] - (memory * key).sum(1)))[:, None]
+            y[t] = (memory * query).sum(1) * query.shape[1] ** -0.5
+        state[:] = memory
+    return y

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtransformers.archs import spec_of
 from qtransformers.archs.spec import ArchSpec, Hyperparameters, Problem, read_hparams
+from qtransformers.cache import PagedCache
 from qtransformers.errors import ConfigError, LoadError
 from qtransformers.gguf import GGUFFile
 from qtransformers.gguf.reader import Metadata
@@ -62,6 +63,15 @@ class Loaded:
     generation: GenerationDefaults
     sources: Sources
     settle: Callable[[], None]  # ends what still reads the weights in the background
+
+    def new_cache(self, n_tokens: int | None = None) -> PagedCache:
+        """Room for `n_tokens` tokens (None: the plan's context) of keys, values and recurrent states."""
+        h, shape = self.hparams, self.plan.cache_shape
+        return PagedCache.allocate(
+            shape.n_layers, shape.n_kv_heads, shape.head_dim_k, shape.head_dim_v,
+            (self.plan.context_length if n_tokens is None else n_tokens) if shape.n_layers else 0,
+            self.plan.cache, self.spec.states(h),
+        )  # fmt: skip
 
     @property
     def notes(self) -> str:

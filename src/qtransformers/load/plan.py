@@ -11,6 +11,7 @@ from difflib import get_close_matches
 
 from qtransformers.archs.spec import ArchSpec, Problem, Slot
 from qtransformers.cache.pages import check_codec
+from qtransformers.cache.states import state_bytes
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.table import ACCURACY, check_accuracy, why_not
 from qtransformers.load.files import memory_text
@@ -140,7 +141,8 @@ def make_plan(
         warnings.append(f"context_length {context} exceeds the {hparams['context_length']} tokens the model was trained for; answers get worse beyond")  # fmt: skip
     generates = spec.kind == "language"
     rows = min(prefill_chunk, context) if generates else max(prefill_chunk, context)  # an encoder takes a text whole
-    own = CacheShape.of(hparams)
+    own = replace(CacheShape.of(hparams), n_layers=spec.cached_layers(hparams))
+    state = state_bytes(spec.states(hparams))  # of one sequence, whatever its length
     cache_shape = own if generates else NO_CACHE
     in_batch = 0 if generates else replace(own, n_layers=1).bytes(rows, "f32")
     plan = LoadPlan(
@@ -153,6 +155,7 @@ def make_plan(
         weights_bytes=sum(t.nbytes for t in planned),
         cache_bytes=cache_shape.bytes(context, cache),
         activations_bytes=in_batch
+        + state
         + temporaries(
             hparams["n_embd"],
             hparams["vocab_size"] if generates else 0,

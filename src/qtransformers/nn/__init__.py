@@ -7,14 +7,17 @@ from qtransformers.nn.linear import embedding, linear, linears, per_head
 from qtransformers.nn.mlp import activate, gated, softcap, swiglu
 from qtransformers.nn.moe import moe, route
 from qtransformers.nn.norm import head_norm, layer_norm, rms_norm
+from qtransformers.nn.recurrent import causal_conv, gated_delta
 from qtransformers.nn.rope import Rotation, rope, rope_frequencies
 
 __all__ = [
     "Rotation",
     "activate",
     "attention",
+    "causal_conv",
     "embedding",
     "gated",
+    "gated_delta",
     "head_norm",
     "layer_norm",
     "linear",

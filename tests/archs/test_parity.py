@@ -10,6 +10,8 @@ import torch
 from archs.cases import CASES
 from archs.models import Ours, digest, error, gguf, prompt, reference
 from qtransformers.archs import SPECS
+from qtransformers.load import prepare, resolve
+from qtransformers.load.hub import Hub
 
 TOLERANCE = 1e-3  # of logits, relative to the largest; found: 4e-6 and less
 FEATURES = [(name, feature) for name, case in CASES.items() for feature in case.features]
@@ -46,6 +48,14 @@ def test_logits_as_transformers(name, made):
     assert ours.loaded.spec.id == case.arch and not ours.loaded.plan.warnings
     for n in case.lengths:
         assert error(ours.logits(prompt(n)), expected(theirs, prompt(n))) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_config_and_file_agree(name, made):
+    """The checkpoint's own config.json and tokenizer beside the file made from it: not a word against it."""
+    case, _, path, _ = made(name)
+    prepared = prepare(resolve(path, path.with_suffix(""), hub=Hub(offline=True)), context_length=case.context_length)
+    assert prepared.spec.id == case.arch and not prepared.plan.warnings
 
 
 @pytest.mark.parametrize("name, feature", FEATURES)

@@ -55,5 +55,4 @@ SPEC = ArchSpec(
     check=check,
     hf_model_types=("granite",),
     hf_fixed={"hidden_act": ("silu",)},
-    ignored_keys=("rope.scaling.finetuned",),
 )

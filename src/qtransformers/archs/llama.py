@@ -96,8 +96,4 @@ SPEC = ArchSpec(
     hf_model_types=("llama", "mistral", "mixtral"),
     hf_fixed={"hidden_act": ("silu", "swish")},
     unused=("blk.{i}.attn_rot_embd",),
-    ignored_keys=(
-        "rope.scaling.finetuned",
-        "tensor_data_layout",
-    ),
 )

@@ -20,6 +20,10 @@ Agreement = Literal["equal", "at_most", "free"]
 Grade = Literal["error", "unsupported", "warning"]
 
 REMAKE = "The file is damaged or was made by a faulty tool: convert the model again"
+IGNORED_KEYS = (
+    "rope.scaling.finetuned",
+    "tensor_data_layout",
+)  # metadata that changes nothing, whatever the architecture
 NEWER = "Use a version of qtransformers that knows such models"
 FromConfig = Callable[[Mapping[str, Any]], Any]
 When = Callable[[Mapping[str, Any], int], bool]

@@ -167,7 +167,7 @@ def _targets(
     problems = []
     known = set(_hf_names(spec, hparams))
     for name in stored:
-        if name not in known and not name.endswith(DERIVED):
+        if name not in known and not name.endswith(DERIVED) and not _predicts_ahead(name, hparams, config):
             problems.append(_misplaced(stored[name], spec))
     for slot in spec.slots(hparams):
         if slot.part == "weight" and slot.spec.from_config is not None:
@@ -196,6 +196,12 @@ def _targets(
         yield Target(slot.name, stored_type(wanted, slot.spec.role, shape), shape, tuple(sources), order, change)
     if problems:
         raise LoadError("\n  ".join((f"{folder}: weights and config.json do not fit together.", *problems)))
+
+
+def _predicts_ahead(name: str, hparams: Hyperparameters, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is of the layers behind the last that guess tokens further ahead, which we do without."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    return bool(config.get("num_nextn_predict_layers") and layer and int(layer[1]) >= hparams["n_layers"])
 
 
 def _hf_names(spec: ArchSpec, hparams: Hyperparameters) -> Iterator[str]:

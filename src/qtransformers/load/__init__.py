@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from qtransformers.archs import spec_of
-from qtransformers.archs.spec import ArchSpec, Hyperparameters, Problem, read_hparams
+from qtransformers.archs.spec import IGNORED_KEYS, ArchSpec, Hyperparameters, Problem, read_hparams
 from qtransformers.cache import PagedCache
 from qtransformers.errors import ConfigError, LoadError
 from qtransformers.gguf import GGUFFile
@@ -306,7 +306,8 @@ def _generation(sources: Sources, n_vocab: int) -> GenerationDefaults:
 
 def _unread(spec: ArchSpec, architecture: str, gguf: GGUFFile) -> list[str]:
     """A warning for every setting of the architecture that nothing here reads."""
-    known = {f"{architecture}.{p.key}" for p in spec.hparams} | {f"{architecture}.{key}" for key in spec.ignored_keys}
+    keys = (*(p.key for p in spec.hparams), *spec.ignored_keys, *IGNORED_KEYS)
+    known = {f"{architecture}.{key}" for key in keys}
     prefix = f"{architecture}."
     return [
         f"{gguf.path}: {key} = {str(gguf.metadata[key])[:60]} is not read by this version; results may differ from the model's"

@@ -21,6 +21,8 @@ FEATURES = [(name, feature) for name, case in CASES.items() for feature in case.
 def made(tmp_path_factory):
     """`made(name)`: the case, its reference, its GGUF file and the model loaded from it."""
     folder, known = tmp_path_factory.mktemp("archs"), {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the models are small, and its threads spin while they wait
 
     def make(name):
         if name not in known:
@@ -30,7 +32,8 @@ def made(tmp_path_factory):
             known[name] = case, theirs, path, Ours.load(path, case)
         return known[name]
 
-    return make
+    yield make
+    torch.set_num_threads(threads)
 
 
 def expected(theirs, ids):

@@ -16,7 +16,7 @@ from results import publish, table
 
 from qtransformers.cache.pages import CODECS
 
-CONTEXT, ANSWER = 2048, 4  # tokens
+CONTEXT, ANSWER = 1024, 4  # tokens
 CHILD = """
 import json, re, sys
 from qtransformers import Model
@@ -52,11 +52,13 @@ def main(paths: list[Path]) -> None:
     rows = []
     for path in paths:
         for cache in CODECS:
-            found = measure(path, cache, CONTEXT if path.stat().st_size > 1 << 26 else 1024)
+            found = measure(path, cache, CONTEXT)
             error = found["predicted"] / found["measured"] - 1
             rows.append([f"{path.stem}, {cache}", *(f"{found[c] / 2**20:.1f}" for c in columns), f"{error:+.1%}"])
             print(*rows[-1], {k: f"{v / 2**20:.1f}" for k, v in found.items() if k not in columns}, flush=True)
-    text = f"MiB; a context of {CONTEXT} tokens (demo: 1024), filled; peak resident memory with the mapped weights, one process each."
+    text = (
+        f"MiB; a context of {CONTEXT} tokens, filled; peak resident memory with the mapped weights, one process each."
+    )
     head = ["model, cache", *columns, "predicted / measured - 1"]
     publish(__file__, "Memory: the plan against the peak", f"{text}\n\n{table(head, rows)}")
 

@@ -248,3 +248,13 @@ def test_doctor_goes_on_after_a_check_that_breaks(monkeypatch, capsys):
     out, _ = capsys.readouterr()
     assert "failed  extension" in out and "ok      hub cache" in out
     assert "QTRANSFORMERS_ISA: instruction set 'sse9' is not available here; expected one of " in out
+
+
+def test_a_placement_on_a_device_that_is_not_here(capsys):
+    assert main(["run", "demo", ASK, "--placement", "auto,attn=cuda:0"]) == 2
+    assert "there is no cuda:0, only cpu" in capsys.readouterr().err
+
+
+def test_preloaded_and_locked_it_answers_the_same(capsys):
+    assert main(["run", "demo", ASK, "--temp", "0", "--preload", "--mlock", "--placement", "cpu"]) == 0
+    assert capsys.readouterr().out == ANSWER

@@ -76,7 +76,7 @@ def plan_removal(text: str, hub: Hub) -> Removal:
     """
     ref = parse_reference(text)
     if ref is None or Path(text).exists():
-        raise ConfigError(f"{text} is no model of the Hub's cache; expected user/repo or user/repo:QUANT. Delete files of your own by hand.")  # fmt: skip
+        raise ConfigError(f"{text!r} is no model of the Hub's cache; expected user/repo or user/repo:QUANT. Delete files of your own by hand.")  # fmt: skip
     repo = next((r for r in _repositories(hub) if r.repo_id == ref.repo), None)
     if repo is None:
         there = ", ".join(sorted({m.name for m in models(hub)})[:8]) or "no model"

@@ -77,7 +77,7 @@ def stream(remote: Remote, start: int, stop: int) -> Iterator[bytes]:
     headers = {**remote.headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     with _answer(remote.url, headers, remote.timeout) as (status, pieces):
         if status not in (200, 206):
-            raise NetworkError(f"{remote.title}: the server answered {status}. Try again later.")
+            raise NetworkError(f"{remote.title}: the server answered {status}. Run again: what came is kept.")
         passed = start if status == 200 else 0
         left = stop - start
         for piece in pieces:

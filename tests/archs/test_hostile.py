@@ -19,6 +19,7 @@ LATENT = {
     "n_kv_heads": 1, "head_dim": 24, "head_dim_v": 16, "head_dim_mla": 20, "head_dim_v_mla": 12, "rope_dim": 8, "kv_lora": 16, "q_lora": 24,
     "n_dense_layers": 1, "n_shared": 1,
 }  # fmt: skip
+STATES = {"n_conv": 4, "state_dim": 8, "n_state_k": 2, "n_state_v": 4, "n_inner": 32}
 ENCODER = {"n_kv_heads": 4}
 LLAMA_DENSE = {"n_experts": 0, "n_experts_used": 0}
 
@@ -27,6 +28,8 @@ def sound(spec):
     values = {**SOUND}
     if spec.id == "deepseek2":
         values |= LATENT
+    if spec.id == "qwen3next":
+        values |= STATES
     if spec.kind == "encoder":
         values |= ENCODER
     if spec.id == "llama":

@@ -40,6 +40,7 @@ template <class Block, Form f, class Finish>
 static void rows_into(const GemmJob& j, size_t r0, int rows, float* tile, Finish finish) {
     constexpr size_t per = panel_columns / Block::size;
     const size_t groups = groups_of(j.T), blocks = j.in / Block::size;
+    const bool ahead = packed_bytes(j.T, j.in, j.planes) > (size_t(1) << 20);
     Panel<f> p{};  // rows past the last are multiplied too, up to a strip
     __builtin_memset(tile, 0, groups * panel_rows * tokens * sizeof(float));
     for (size_t b = 0; b < blocks; b += per) {
@@ -54,7 +55,7 @@ static void rows_into(const GemmJob& j, size_t r0, int rows, float* tile, Finish
         for (size_t g = 0; g < groups; g += 2) {
             const size_t pair = groups - g < 2 ? 1 : 2;
             float* out = tile + g * panel_rows * tokens;
-            for (int plane = 0; plane < j.planes; plane++) sweep(p, rows, a + plane * groups + g, pair, out);
+            for (int plane = 0; plane < j.planes; plane++) sweep(p, rows, a + plane * groups + g, pair, ahead, out);
             if (b + per >= blocks) finish(g, pair);
         }
     }

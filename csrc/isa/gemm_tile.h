@@ -98,23 +98,23 @@ static __attribute__((noinline)) void tile_product(const Panel<f>& p, int row, c
     }
 }
 
-// The first `rows` of a panel, and those after them up to a whole strip, against C groups. Meanwhile the x that follows comes
-// into L2, a part with each strip: where x exceeds L2, waiting for it cost a quarter of the time.
+// The first `rows` of a panel, and those after them up to a whole strip, against C groups. Where all x exceeds L2, what follows
+// of it is fetched meanwhile, a part with each strip: waiting for it costs up to a quarter of the time.
 template <Form f, int R, int C>
-INLINE void strips(const Panel<f>& p, int rows, const Acts* a, float* out) {
+INLINE void strips(const Panel<f>& p, int rows, const Acts* a, bool ahead, float* out) {
     constexpr int part = C * sizeof(Acts) * R / panel_rows;
     const char* next = (const char*)(a + C);
     for (int r = 0; r < rows; r += R, next += part) {
-        UNROLL for (int k = 0; k < part; k += 64) _mm_prefetch(next + k, _MM_HINT_T1);
+        if (ahead) UNROLL for (int k = 0; k < part; k += 64) _mm_prefetch(next + k, _MM_HINT_T1);
         tile_product<f, R, C>(p, r, a, out + r * tokens);
     }
 }
 
 // Any number of groups.
 template <Form f>
-static void sweep(const Panel<f>& p, int rows, const Acts* a, size_t groups, float* out) {
+static void sweep(const Panel<f>& p, int rows, const Acts* a, size_t groups, bool ahead, float* out) {
     size_t g = 0;
-    for (; g + 2 <= groups; g += 2, out += 2 * panel_rows * tokens) strips<f, 6, 2>(p, rows, a + g, out);
-    if (g < groups) strips<f, 12, 1>(p, rows, a + g, out);
+    for (; g + 2 <= groups; g += 2, out += 2 * panel_rows * tokens) strips<f, 6, 2>(p, rows, a + g, ahead, out);
+    if (g < groups) strips<f, 12, 1>(p, rows, a + g, ahead, out);
 }
 }  // namespace qt::QT_ISA

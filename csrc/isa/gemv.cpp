@@ -12,14 +12,15 @@ namespace qt::QT_ISA {
 
 // Weights are one sequential stream a thread, fetched into L2 this far ahead.
 constexpr size_t ahead_bytes = 12288;
-// Columns that are read again and again while rows go by stay in L1 up to this size.
-constexpr size_t columns_bytes = 24576;
+// Columns that every row reads again stay in L1 up to this size; beyond, they come in parts of the second for groups of rows.
+constexpr int columns_bytes = 24576, part_bytes = 8192;
 
-// Blocks of a row that are multiplied at a time: all, unless their columns would leave L1. Records are whole.
+// Blocks of a row that are multiplied at a time. Records are whole.
 template <class Rows, int C>
 static int chunk_of(int blocks) {
-    constexpr int record = Rows::record, most = int(columns_bytes / (C * sizeof(typename Rows::Record)));
-    const int records = (blocks + record - 1) / record, chunks = C > 1 ? (records + most - 1) / most : 1;
+    constexpr int record = Rows::record, each = C * int(sizeof(typename Rows::Record));
+    constexpr int part = part_bytes < each ? 1 : part_bytes / each;
+    const int records = (blocks + record - 1) / record, chunks = C == 1 || records * each <= columns_bytes ? 1 : (records + part - 1) / part;
     return (records + chunks - 1) / chunks * record;
 }
 

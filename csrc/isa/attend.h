@@ -39,8 +39,8 @@ struct Ahead {
 
 // scores[row][page_tokens] for the keys of a page that some row sees (and some beside them).
 using Score = void (*)(const Queries&, size_t d, const uint8_t* keys, const Rows&, float* scores, float* room, Ahead&);
-// state[row] += p[row][page_tokens] times the values of a page. p is 0 where a row sees nothing.
-using Blend = void (*)(const float* p, size_t d, const uint8_t* values, const Rows&, float* state, size_t ld, float* room, Ahead&);
+// state[row] += p[row][page_tokens] times the values of a page. p is 0 where a row sees nothing, and is not kept.
+using Blend = void (*)(float* p, size_t d, const uint8_t* values, const Rows&, float* state, size_t ld, float* room, Ahead&);
 
 // f.template operator()<R>(row) for blocks of R rows.
 template <class F>

@@ -61,7 +61,7 @@ static void score_expanded(const Queries& q, size_t d, const uint8_t* keys, cons
 }
 
 template <int kind>
-static void blend_expanded(const float* p, size_t d, const uint8_t* values, const Rows& rows, float* state, size_t ld, float* room, Ahead& next) {
+static void blend_expanded(float* p, size_t d, const uint8_t* values, const Rows& rows, float* state, size_t ld, float* room, Ahead& next) {
     Ahead none(nullptr, 0);
     next.pace(page_tokens);
     for (size_t b = rows.any_begin, e; b < rows.any_end; b = e) {

@@ -110,7 +110,7 @@ static void score_floats(const Queries& q, size_t d, const uint8_t* keys, const 
 }
 
 template <class L>
-static void blend_floats(const float* p, size_t d, const uint8_t* values, const Rows& rows, float* state, size_t ld, float*, Ahead& next) {
+static void blend_floats(float* p, size_t d, const uint8_t* values, const Rows& rows, float* state, size_t ld, float*, Ahead& next) {
     next.pace(page_tokens * (d / 64 + 1) / 2);
     blend_block<L>(rows, p, values, padded(d), 0, rows.any_begin, rows.any_end, state, ld, next);
 }

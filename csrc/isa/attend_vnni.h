@@ -84,35 +84,50 @@ static void score_codes(const Queries& q, size_t d, const uint8_t* keys, const R
 }
 
 // How a row's probabilities weigh a group's values: whole numbers, tokens i and i + 16 of every 32 in one word.
-struct Weighing {
+struct Weights {
     int32_t pairs[page_tokens / 2];
     int32_t sum;
-    float step;
 };
 
-// Vectors of 16 probabilities times scales, from token `begin` on: rounded relative to the largest of them.
-template <int vectors>
-QT_INLINE void weigh(const float* p, const float* scales, bool finite, size_t begin, Weighing& w) {
-    V x[vectors];
-    Z top = _mm512_setzero_si512(), sum = top;
-    for (int i = 0; i < vectors; i++) {
-        const V seen = load(p + begin + 16 * i), scale = load(scales + begin + 16 * i);
-        // A scale that is not seen may be NaN.
-        x[i] = finite ? seen * scale : (V)_mm512_maskz_mul_ps(_mm512_cmp_ps_mask(seen, V{}, _CMP_NEQ_UQ), seen, scale);
-        top = _mm512_max_epu32(top, (Z)magnitude(x[i]));
+// Scales of a page's values [groups][page_tokens] as floats, and of every token the largest magnitude. What is not finite
+// becomes 0 there and stays here, so that rows that see it know and others need not.
+QT_INLINE void widen_scales(const uint8_t* halves, size_t groups, float* scales, float* most) {
+    for (size_t t = 0; t < page_tokens; t += 16) {
+        Z top = _mm512_setzero_si512();
+        for (size_t g = 0; g < groups; g++) {
+            const V s = load_halves(halves + (g * page_tokens + t) * 2), size = magnitude(s);
+            top = _mm512_max_epu32(top, (Z)size);
+            store(scales + g * page_tokens + t, _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(size, all(INFINITY), _CMP_LT_OQ), s));
+        }
+        store(most + t, (V)top);
+    }
+}
+
+// A row's probabilities, scaled so that with no scale of the page they exceed 15 bits. Returns what 1 then stands for.
+QT_INLINE float stretch(float* p, const float* most) {
+    V x[page_tokens / 16];
+    Z top = _mm512_setzero_si512();
+    for (size_t i = 0; i < page_tokens / 16; i++) {
+        x[i] = load(p + 16 * i);  // 0 where nothing is seen, and scales may be anything
+        top = _mm512_max_epu32(top, (Z)magnitude(_mm512_maskz_mul_ps(_mm512_cmp_ps_mask(x[i], V{}, _CMP_NEQ_UQ), x[i], load(most + 16 * i))));
     }
     const uint32_t bits = _mm512_reduce_max_epu32(top);
     float largest;
     __builtin_memcpy(&largest, &bits, 4);
     largest = largest > 1e-30f ? largest : 1e-30f;
     const V scale = all(32767 / largest);
-    for (int i = 0; i < vectors; i += 2) {
-        const Z a = _mm512_cvtps_epi32(x[i] * scale), b = _mm512_cvtps_epi32(x[i + 1] * scale);
-        put(w.pairs + begin / 2 + 8 * i, _mm512_mask_blend_epi16(0xaaaaaaaa, a, _mm512_slli_epi32(b, 16)));
+    for (size_t i = 0; i < page_tokens / 16; i++) store(p + 16 * i, x[i] * scale);
+    return bits >= 0x7f800000 ? __builtin_nanf("") : largest / 32767;
+}
+
+QT_INLINE void weigh(const float* p, const float* scales, Weights& w) {
+    Z sum = _mm512_setzero_si512();
+    for (size_t t = 0; t < page_tokens; t += 32) {
+        const Z a = _mm512_cvtps_epi32(load(p + t) * load(scales + t)), b = _mm512_cvtps_epi32(load(p + t + 16) * load(scales + t + 16));
+        put(w.pairs + t / 2, _mm512_mask_blend_epi16(0xaaaaaaaa, a, _mm512_slli_epi32(b, 16)));
         sum = _mm512_add_epi32(sum, _mm512_add_epi32(a, b));
     }
     w.sum = _mm512_reduce_add_epi32(sum);
-    w.step = bits >= 0x7f800000 ? __builtin_nanf("") : largest / 32767;
 }
 
 // Codes of 16 dimensions of two, or four, times two tokens: word `i` of a block of 32 or 64.
@@ -134,7 +149,7 @@ QT_INLINE void value_codes(const uint8_t* low, const uint8_t* high, size_t width
 
 // Adds N vectors of values to R rows of `out`. `other` weighs lanes 8 to 15 where groups are that short.
 template <int kind, int R, int N>
-QT_INLINE void blend_vectors(const Weighing* w, const Weighing* other, const uint8_t* low, const uint8_t* high, size_t width, size_t begin, size_t end, float* out, size_t ld, Ahead& next) {
+QT_INLINE void blend_vectors(const Weights* w, const Weights* other, const float* steps, const uint8_t* low, const uint8_t* high, size_t width, size_t begin, size_t end, float* out, size_t ld, Ahead& next) {
     constexpr KvKind k = kv_kinds[kind];
     constexpr int fields = 8 / k.planes[0], chains = R * N < 6 ? 2 : 1;
     Z a[chains][R][N];
@@ -162,45 +177,37 @@ QT_INLINE void blend_vectors(const Weighing* w, const Weighing* other, const uin
         }
     for (int r = 0; r < R; r++)
         for (int n = 0; n < N; n++) {
-            V step = all(w[r].step);
-            if (other) step = _mm512_mask_mov_ps(step, 0xff00, all(other[r].step));
             if constexpr (chains == 2) a[0][r][n] = _mm512_add_epi32(a[0][r][n], a[1][r][n]);
             float* o = out + r * ld + n * 16;
-            store(o, fma(_mm512_cvtepi32_ps(a[0][r][n]), step, load(o)));
+            store(o, fma(_mm512_cvtepi32_ps(a[0][r][n]), all(steps[r]), load(o)));
         }
 }
 
 template <int kind>
-static void blend_codes(const float* p, size_t d, const uint8_t* values, const Rows& rows, float* state, size_t ld, float* room, Ahead& next) {
+static void blend_codes(float* p, size_t d, const uint8_t* values, const Rows& rows, float* state, size_t ld, float* room, Ahead& next) {
     constexpr KvKind k = kv_kinds[kind];
     constexpr size_t block = 32 * 8 / k.planes[0];
     const size_t n = kv_group(d), width = padded(d), begin = rows.any_begin / block * block, end = round_up(rows.any_end, block);
     const uint8_t *low = values, *high = low + value_plane(k.planes[0], d), *halves = high + (k.planes[1] ? value_plane(k.planes[1], d) : 0);
-    float* scales = room;
-    Weighing *w = reinterpret_cast<Weighing*>(room + page_tokens), *other = w + 8;
-    // Weights of a group for R rows. Always of the whole page: where nothing is seen they are 0.
-    auto weigh_rows = [&]<int R>(size_t g, size_t row, Weighing* to) {
-        V bad{};
-        for (size_t t = 0; t < page_tokens; t += 16) {
-            const V s = load_halves(halves + (g * page_tokens + t) * 2);
-            store(scales + t, s);
-            bad += s * all(0.f);
-        }
-        const bool finite = sum(bad) == 0;
-        for (int r = 0; r < R; r++) weigh<16>(p + (row + r) * page_tokens, scales, finite, 0, to[r]);
-    };
+    const size_t groups = d / n;
+    Weights *w = reinterpret_cast<Weights*>(room), *other = w + 8;
+    float *steps = reinterpret_cast<float*>(other + 8), *most = steps + attend_rows, *scales = most + page_tokens;
+    widen_scales(halves, groups, scales, most);
+    for (size_t r = 0; r < rows.n; r++) steps[r] = stretch(p + r * page_tokens, most);
     const size_t step = n == 32 ? 32 : 16;
     size_t blocks = 0;
     by_rows(rows.n, [&]<int R>(size_t) { blocks++; });
     next.pace(blocks * ((d + step - 1) / step) * ((end - begin) / block * 8));
     for (size_t i = 0; i < d; i += step)
         by_rows(rows.n, [&]<int R>(size_t r) {
-            weigh_rows.template operator()<R>(i / n, r, w);
+            for (int j = 0; j < R; j++) weigh(p + (r + j) * page_tokens, scales + i / n * page_tokens, w[j]);
             float* out = state + r * ld + i;
-            if (n == 32) return blend_vectors<kind, R, 2>(w, nullptr, low + 2 * i, high + 2 * i, width, begin, end, out, ld, next);
-            if (n == 16) return blend_vectors<kind, R, 1>(w, nullptr, low + 2 * i, high + 2 * i, width, begin, end, out, ld, next);
-            weigh_rows.template operator()<R>(i + 8 < d ? i / 8 + 1 : i / 8, r, other);
-            blend_vectors<kind, R, 1>(w, other, low + 2 * i, high + 2 * i, width, begin, end, out, ld, next);
+            const uint8_t *from = low + 2 * i, *more = high + 2 * i;
+            if (n == 32) return blend_vectors<kind, R, 2>(w, nullptr, steps + r, from, more, width, begin, end, out, ld, next);
+            if (n == 16) return blend_vectors<kind, R, 1>(w, nullptr, steps + r, from, more, width, begin, end, out, ld, next);
+            const size_t second = i + 8 < d ? i / 8 + 1 : i / 8;
+            for (int j = 0; j < R; j++) weigh(p + (r + j) * page_tokens, scales + second * page_tokens, other[j]);
+            blend_vectors<kind, R, 1>(w, other, steps + r, from, more, width, begin, end, out, ld, next);
         });
 }
 }  // namespace qt::QT_ISA

@@ -28,6 +28,10 @@ struct Kernels {
     Attend attend;
     AttendFinish attend_finish;
     KvStore kv_store;
+    Scan scan;
+    Histogram histogram;
+    Collect collect;
+    Weigh weigh;
     uint64_t (*read_all)(const uint8_t* p, size_t n);  // limits.cpp
     double (*multiply_all)(size_t rounds);
 };

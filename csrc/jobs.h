@@ -98,4 +98,27 @@ using AttendFinish = void (*)(const AttendJob&, size_t kv_head, size_t row, size
 // Keys [d] and values [dv] of one KV head and position into their slot.
 using KvStore = void (*)(const AttendJob&, size_t kv_head, size_t position, const float* k, const float* v, float* scratch);
 QT_ALWAYS_INLINE size_t kv_store_scratch(size_t d, size_t dv) { return 2 * (padded(d) > padded(dv) ? padded(d) : padded(dv)) + 64; }  // floats
+
+// Choosing from logits; those of minus infinity take no part.
+struct Extremes {
+    float most, least;
+    int64_t best, broken;  // the first of the largest; the first that is NaN or infinite, or -1
+};
+using Scan = Extremes (*)(const float* x, size_t n);
+
+// A beginning of the order likeliest first, ties by id: all above `value`, and the first `ties` of those equal to it.
+struct Cut {
+    float value;
+    size_t ties;
+};
+// Values from high to low in equal bins; scale is bins over half of the width, for halves do not overflow.
+struct Range {
+    float low, high, scale;
+};
+inline constexpr size_t sample_bins = 1024;
+// Adds to the bin of each value exp(x - top), or 1 where no masses are wanted; bins[sample_bins] takes those out of range.
+using Histogram = void (*)(const float* x, size_t n, const Range&, double top, bool masses, double* bins);
+using Collect = size_t (*)(const float* x, size_t n, const Range&, int32_t bin, int32_t* ids);
+// The sum of exp((x - top) * factor) over what the cut leaves, and each of them; uses up the ties.
+using Weigh = double (*)(const float* x, size_t n, Cut&, double top, double factor, double* weights);
 }  // namespace qt

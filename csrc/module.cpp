@@ -18,6 +18,7 @@ void bind_rows(nb::module_& m);
 void bind_limits(nb::module_& m);
 void bind_pool(nb::module_& m);
 void bind_quants(nb::module_& m);
+void bind_sampling(nb::module_& m);
 }
 
 NB_MODULE(_native, m) {
@@ -42,4 +43,5 @@ NB_MODULE(_native, m) {
     qt::bind_attention(m);
     qt::bind_experts(m);
     qt::bind_limits(m);
+    qt::bind_sampling(m);
 }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qtransformers.checks import flag, real, whole
 from qtransformers.errors import ConfigError, QTransformersError
+from qtransformers.kernels import kernels_for
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -85,22 +86,40 @@ class Sampler:
     def __call__(self, logits: F32) -> int:
         """The next token by its logits `[n_tokens]`; QTransformersError when none of them is a number."""
         s = self.sampling
-        best = int(np.argmax(logits))
-        if not np.isfinite(logits[best]):  # argmax finds a NaN before any number
-            raise QTransformersError(
-                f"the model's logits hold {logits[best]} at token {best}. The weights are damaged, or a kernel is wrong: "
-                "try cache='f32', and compare the file's checksum."
-            )
-        if s.temperature == 0:
-            return best
-        candidates = _head(logits, s)
-        for stage in STAGES:
-            candidates = stage(candidates, s)
-        with np.errstate(over="ignore"):  # near zero the others' exponents are -inf, which is right
-            p = np.exp((candidates.logits - candidates.logits.max()) / s.temperature)
-        cumulative = np.cumsum(p)
-        drawn = np.searchsorted(cumulative, self.rng.random() * cumulative[-1], side="right")
-        return int(candidates.ids[min(drawn, len(p) - 1)])
+        u = self.rng.random() if s.temperature else 0.0
+        found = kernels_for(logits).sample(logits, s.temperature, s.top_k, s.top_p, s.min_p, u)
+        if found < 0:
+            raise _broken(logits, -1 - found)
+        return found
+
+
+def draw(logits: F32, s: Sampling, u: float) -> int:
+    """The token that `u` in [0, 1) draws: the definition, of which the kernels are a faster form.
+
+    The tokens that the stages leave divide [0, 1) among them by their probabilities, in the order of their ids.
+    """
+    best = int(np.argmax(logits))
+    if not np.isfinite(logits[best]):  # argmax finds a NaN before any number
+        raise _broken(logits, best)
+    if s.temperature == 0:
+        return best
+    candidates = _head(logits, s)
+    for stage in STAGES:
+        candidates = stage(candidates, s)
+    order = np.argsort(candidates.ids)
+    with np.errstate(over="ignore"):  # near zero the others' exponents are -inf, which is right
+        x = (candidates.logits[order] - candidates.logits.max()) / s.temperature
+    p = np.where(x < -700, 0, np.exp(x))
+    cumulative = np.cumsum(p)
+    drawn = np.searchsorted(cumulative, u * cumulative[-1], side="right")
+    return int(candidates.ids[order][min(drawn, len(p) - 1)])
+
+
+def _broken(logits: F32, token: int) -> QTransformersError:
+    return QTransformersError(
+        f"the model's logits hold {logits[token]} at token {token}. The weights are damaged, or a kernel is wrong: "
+        "try cache='f32', and compare the file's checksum."
+    )
 
 
 def _top_k(c: Candidates, s: Sampling) -> Candidates:

@@ -58,8 +58,11 @@ class Engine:
                 texts.append("")
                 continue
             candidates = logits[row, : self.n_tokens]
-            candidates[self._unused] = -np.inf
-            texts.append(sequence.accept(sequence.sampler(candidates)))
+            if len(self._unused):
+                candidates[self._unused] = -np.inf
+            with self._pool:
+                token = sequence.sampler(candidates)
+            texts.append(sequence.accept(token))
             row += 1
         return texts
 

@@ -39,6 +39,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "route",
+    "sample",
     "scratch_bytes",
     "swiglu",
 ]
@@ -219,6 +220,15 @@ def attention(
         )
         found = (q, k, v, pages, codec, positions, starts, page_tables, scale, window, softcap, sinks, causal)
         raise _refusal("attention", expected, *found) from None
+
+
+def sample(logits: F32, temperature: float, top_k: int, top_p: float, min_p: float, u: float) -> int:
+    """The id that `u` in [0, 1) draws from `logits [n]`, as `sampling.draw`; -1 - id of a logit that is no finite number."""
+    try:
+        return int(lib.sample(logits, temperature, top_k, top_p, min_p, u))
+    except TypeError:
+        expected = "logits [n] float32, temperature float, top_k int, top_p, min_p, u float"
+        raise _refusal("sample", expected, logits, temperature, top_k, top_p, min_p, u) from None
 
 
 def _refusal(operation: str, expected: str, *found: Any) -> ConfigError:

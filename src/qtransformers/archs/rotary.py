@@ -135,11 +135,16 @@ def rotation(h: Any, w: Any = None, *, interleaved: bool) -> Rotation:
     factors = getattr(w, "rope_freqs", None)
     if h.rope_scaling == "longrope":
         factors = w.rope_long if h.get("loaded_context", h.context_length) > h.rope_original else w.rope_short
+    known, for_factors = h.derived.get(("rotation", interleaved), (None, None))
+    if known is not None and for_factors is factors:
+        return known
     freqs = rope_frequencies(
         h.rope_dim, h.rope_base, h.rope_scaling, h.rope_factor, factors,
         original=h.rope_original, beta_fast=h.rope_beta_fast, beta_slow=h.rope_beta_slow, rounded=not h.rope_unrounded,
     )  # fmt: skip
-    return Rotation(freqs, interleaved, magnitude(h))
+    turn = Rotation(freqs, interleaved, magnitude(h))
+    h.derived["rotation", interleaved] = turn, factors
+    return turn
 
 
 def magnitude(h: Any) -> float:

@@ -72,7 +72,8 @@ def _prompt(loaded: Loaded, forward: Callable[[Batch], Any], pages: list[int], n
     """A prompt of `n` tokens in one forward."""
     batch = Batch.single(np.arange(n, dtype=np.int32) % loaded.hparams.vocab_size, 0, pages)
     forward(batch)
-    operations = 2.0 * n * sum(t.n_values for name, t in _matrices(loaded).items() if name not in EMBEDDINGS)
+    matrices = {name: t for name, t in _matrices(loaded).items() if name not in EMBEDDINGS}
+    operations = 2.0 * n * sum(t.n_values * _share(loaded, t, 1) for t in matrices.values())
     speeds, shares = [], []
     for _ in range(ROUNDS):
         peak = lib.multiply_speed(100000)
@@ -91,7 +92,8 @@ def _generation(
     matrices = _matrices(loaded)
     tied = "output.weight" not in matrices
     remembers = bool(loaded.spec.states(loaded.hparams))  # what it does depends on the tokens before
-    weights = [t.data for name, t in matrices.items() if tied or name != "token_embd.weight"]
+    used = [t for name, t in matrices.items() if tied or name != "token_embd.weight"]
+    weights = [t.data[: round(t.nbytes * _share(loaded, t, len(tables)))] for t in used]
     nbytes = sum(w.nbytes for w in weights)
     speeds, shares = [], []
     for _ in range(ROUNDS):
@@ -113,4 +115,12 @@ def _generation(
 
 def _matrices(loaded: Loaded) -> dict[str, Any]:
     gguf = loaded.sources.gguf
-    return {name: t for name, t in gguf.tensors.items() if len(t.shape) == 2} if gguf else {}
+    return {name: t for name, t in gguf.tensors.items() if len(t.shape) in (2, 3)} if gguf else {}
+
+
+def _share(loaded: Loaded, tensor: Any, n_tokens: int) -> float:
+    """How much of a tensor so many tokens meet: of stacked experts, those that they may be expected to choose."""
+    if len(tensor.shape) < 3:
+        return 1.0
+    h = loaded.hparams
+    return 1 - (1 - h["n_experts_used"] / h["n_experts"]) ** n_tokens

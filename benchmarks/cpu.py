@@ -38,7 +38,7 @@ cache = PagedCache.allocate(h.n_layers, h.n_kv_heads, h.head_dim, h.head_dim_v, 
 pages = cache.take(4)
 tensors = [t for t in m.sources.gguf.tensors.values() if len(t.shape) > 1]
 def used(t):  # of stacked experts, as many as a token meets
-    return t.data if len(t.shape) == 2 else t.data[: t.nbytes * h.n_experts_used // h.n_experts]
+    return t.data if "_exps" not in t.name else t.data[: t.nbytes * h.n_experts_used // h.n_experts]
 def forward(tokens, past): return m.spec.forward(m.weights, h, Batch.single(tokens, past, pages), cache)
 def read():
     for t in tensors: lib.read_speed(used(t))

@@ -59,6 +59,7 @@ def test_hyperparameters_are_frozen():
     with pytest.raises(AttributeError, match="no hyperparameter 'n_head'"):
         h.n_head
     assert copy.copy(h).n_heads == 4
+    assert h.replaced(n_heads=5).n_heads == 5 and h.n_heads == 4
 
 
 def test_llama3_rope_factors():

@@ -120,7 +120,7 @@ def _matrices(loaded: Loaded) -> dict[str, Any]:
 
 def _share(loaded: Loaded, tensor: Any, n_tokens: int) -> float:
     """How much of a tensor so many tokens meet: of stacked experts, those that they may be expected to choose."""
-    if len(tensor.shape) < 3:
+    if not any(t.slot.name == tensor.name and t.slot.spec.role == "experts" for t in loaded.plan.tensors):
         return 1.0
     h = loaded.hparams
     return 1 - (1 - h["n_experts_used"] / h["n_experts"]) ** n_tokens

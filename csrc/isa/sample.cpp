@@ -74,7 +74,7 @@ Extremes scan(const float* x, size_t n) {
             if (!(x[i] < infinity)) e.broken = int64_t(i);
     for (size_t i = 0; i < n; i += VL)
         if (any(load(whole(x + i, n - i, room)) == all(e.most))) {
-            for (e.best = int64_t(i); x[e.best] != e.most;) e.best++;
+            for (e.best = int64_t(i); size_t(e.best) < n && x[e.best] != e.most;) e.best++;
             break;
         }
     return e;

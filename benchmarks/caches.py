@@ -1,6 +1,6 @@
 """What a cache type costs: perplexity of the demo model, and how far its logits move, against a cache in f32.
 
-usage: caches.py [--documents 200] [FILE.gguf]
+usage: caches.py [--documents 100] [FILE.gguf]
 
 Texts and file as in accuracy.py. Products are exact, so that the cache alone makes the difference.
 """
@@ -31,7 +31,7 @@ def log_probabilities(path: Path, cache: str, documents: list[str]) -> list[np.n
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--documents", type=int, default=200)
+    parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("file", nargs="?", type=Path, default=ROOT / "tests" / "data" / "demo-Q8_0.gguf")
     args = parser.parse_args()
     documents = texts(args.documents)

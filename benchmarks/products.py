@@ -1,6 +1,6 @@
 """Products of many tokens, type by type: GOPS and the share of the machine's int8 peak, which is measured in turns with them.
 
-usage: products.py [--types Q4_K,...] [--shapes 2048x2048,...] [--tokens 16,64,256,512] [--threads 1,2] [--rounds 5] [--accuracy fast] [--dry]
+usage: products.py [--types Q4_K,...] [--shapes 2048x2048,...] [--tokens 16,64,256,512] [--threads 1,2] [--rounds 5] [--accuracy fast] [--isa avx2] [--dry]
 
 Shapes are out x in. Weights lie in memory, not in a cache: each call takes the next of several copies, as layers follow each other.
 """
@@ -32,14 +32,14 @@ def weights(kind: QuantType, out: int, columns: int, accuracy: str) -> list:
     return [cpu.bind(QTensor("w", kind, (out, columns), data.copy(), "random"), accuracy) for _ in range(copies)]
 
 
-def measure(ws: list, tokens: int, threads: int, rounds: int) -> tuple[float, float]:
+def measure(ws: list, tokens: int, threads: int, rounds: int, isa: str) -> tuple[float, float]:
     """Operations a second and their share of the peak, medians of the rounds."""
     out, columns = ws[0].shape
     x = np.random.default_rng(1).standard_normal((tokens, columns)).astype(np.float32)
     operations, turn = 2.0 * out * columns * tokens, itertools.cycle(ws)
     calls = max(1, round(2e9 / operations))
     speeds, shares = [], []
-    with cpu.Pool(threads):
+    with cpu.Pool(threads, isa):
         cpu.linear(x, next(turn))
         for _ in range(rounds):
             peak = lib.multiply_speed(30000)
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--accuracy", default="fast")
+    parser.add_argument("--isa", default="", help="instruction set (default: the best here)")
     parser.add_argument("--dry", action="store_true", help="print, and leave RESULTS.md as it is")
     args = parser.parse_args()
     counts, teams = ([int(n) for n in which.split(",")] for which in (args.tokens, args.threads))
@@ -65,7 +66,7 @@ def main() -> None:
     for name, shape in itertools.product(args.types.split(","), args.shapes.split(",")):
         out, columns = map(int, shape.split("x"))
         ws = weights(BY_NAME[name], out, columns, args.accuracy)
-        found = [measure(ws, tokens, threads, args.rounds) for threads in teams for tokens in counts]
+        found = [measure(ws, tokens, threads, args.rounds, args.isa) for threads in teams for tokens in counts]
         rows.append([name, shape, *(f"{speed / 1e9:.0f} ({share:.0%})" for speed, share in found)])
     head = ["type", "out x in", *(f"T {tokens}, {threads} thr." for threads in teams for tokens in counts)]
     table = results.table(head, rows)
@@ -73,7 +74,9 @@ def main() -> None:
     if args.dry:
         print(table)
     else:
-        results.publish(__file__, f"Products of many tokens, accuracy={args.accuracy}", body + table)
+        results.publish(
+            __file__, f"Products of many tokens, accuracy={args.accuracy}{args.isa and ', ' + args.isa}", body + table
+        )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
 #pragma once
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "blocks.h"
@@ -84,9 +86,21 @@ static inline void nibble_values(const int8_t* table, const uint8_t* packed, int
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_shuffle_epi8(values, _mm_and_si128(x, low)));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_shuffle_epi8(values, _mm_and_si128(_mm_srli_epi16(x, 4), low)));
 #else
-    uint8_t index[32];
-    nibbles(packed, index);
-    for (int i = 0; i < 32; i++) q[i] = table[index[i]];
+    alignas(16) int8_t index[32];
+    nibbles(packed, (uint8_t*)index);
+    for (int half = 0; half < 32; half += 16) {
+        typedef int8_t Bytes __attribute__((vector_size(16)));
+        Bytes i, values;
+        __builtin_memcpy(&i, index + half, 16);
+#if defined(__aarch64__)
+        values = (Bytes)vqtbl1q_s8(vld1q_s8(table), (uint8x16_t)i);
+#else  // without a look-up of bytes: the first value, and each step from one to the next that the index has passed
+        values = Bytes{} + table[0];
+#pragma GCC unroll 16
+        for (int k = 0; k < 15; k++) values += (Bytes)(i > int8_t(k)) & int8_t(table[k + 1] - table[k]);
+#endif
+        __builtin_memcpy(q + half, &values, 16);
+    }
 #endif
 }
 

@@ -23,6 +23,7 @@ struct Gemm {
     void (*pack)(const float* x, size_t T, size_t in, int planes, size_t block, void* packed);      // one block of 256 columns
     size_t (*tile_floats)(size_t T);                                                                // scratch of a thread, 64-byte aligned
     void (*rows)(const GemmJob&, size_t r0, size_t r1, float* tile);
+    int most_planes = 2;  // with more, floats are faster, and exact
 };
 inline constexpr size_t gemm_rows = 48, gemm_strip = 6;  // rows [r0, r1) are best a multiple of the first, or else of the second
 struct GemmTable { Gemm of[max_types]; };  // by type id, null pointers where there is none

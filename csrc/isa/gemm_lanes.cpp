@@ -207,7 +207,12 @@ static void pack(const float* x, size_t T, size_t in, int planes, size_t block, 
 
 static consteval GemmTable list() {
     GemmTable t{};
-#define QT_GEMM(name, ...) t.of[id::name] = {packed_bytes, pack, tile_floats, gemm_rows_of<block::name>};
+#if defined(__AVX2__)
+    constexpr int most_signed = 1;  // signed codes cost twice the multiplications
+#else
+    constexpr int most_signed = 2;
+#endif
+#define QT_GEMM(name, ...) t.of[id::name] = {packed_bytes, pack, tile_floats, gemm_rows_of<block::name>, CodingOf<block::name>::is_signed ? most_signed : 2};
     QT_INTEGER_TYPES(QT_GEMM)
 #undef QT_GEMM
     return t;

@@ -1,4 +1,4 @@
-// Rows of codes times rows of activations: what products of few tokens share with those of many where there is no better way.
+// Rows of codes times rows of activations.
 #pragma once
 #include "acts.h"
 #include "unpack.h"

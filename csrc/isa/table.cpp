@@ -7,8 +7,14 @@ namespace qt::QT_ISA {
 #define QT_STRING2(x) #x
 #define QT_STRING(x) QT_STRING2(x)
 
+#if defined(__AVX2__) || defined(__aarch64__)
+constexpr const Gemm* gemm = gemm_table.of;
+#else
+constexpr const Gemm* gemm = nullptr;  // without a product of bytes, many tokens are as fast in floats
+#endif
+
 static consteval Kernels fill() {
-    Kernels k{.name = QT_STRING(QT_ISA), .decode = {}, .encode = {}, .linear = {}, .gemv = gemv_table.of, .gemm = gemm_table.of, .rms_norm = rms_norm, .gate = {gate_silu, gate_gelu, gate_gpt_oss}, .layer_norm = layer_norm, .activate = activate, .rope = rope, .attend = attend, .read_all = read_all, .multiply_all = multiply_all};
+    Kernels k{.name = QT_STRING(QT_ISA), .decode = {}, .encode = {}, .linear = {}, .gemv = gemv_table.of, .gemm = gemm, .rms_norm = rms_norm, .gate = {gate_silu, gate_gelu, gate_gpt_oss}, .layer_norm = layer_norm, .activate = activate, .rope = rope, .attend = attend, .read_all = read_all, .multiply_all = multiply_all};
     k.attend_finish = attend_finish, k.kv_store = kv_store;
     k.scan = scan, k.histogram = histogram, k.collect = collect, k.weigh = weigh;
 #define QT_SERVES(number, name)       \

@@ -63,10 +63,6 @@ QT_INLINE Codes nibbles16(const uint8_t* p) {
 QT_INLINE Codes values16(const int8_t* table, const uint8_t* p) {
 #if defined(__AVX2__)
     return {{(Words)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(get<__m128i>(table)), (__m256i)nibbles16(p).at[0])}};
-#elif defined(__aarch64__)
-    const int8x16_t values = vld1q_s8(table);
-    const Codes index = nibbles16(p);
-    return each_part([&](int i) { return (Words)vqtbl1q_s8(values, (uint8x16_t)index.at[i]); });
 #else
     int8_t q[32];
     nibble_values(table, p, q);

@@ -25,7 +25,7 @@ from qtransformers.kernels.table import ACCURACY, check_accuracy
 from qtransformers.load import Loaded, load
 from qtransformers.load.chat.formats import PromptFormat
 from qtransformers.load.chat.formats import prompt_format as named_format
-from qtransformers.load.placement import parse as parse_placement
+from qtransformers.load.placement import check_placement
 from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK
 from qtransformers.sampling import Sampling
 from qtransformers.settings import MAX_THREADS, Settings, usable_cores
@@ -52,7 +52,7 @@ class ModelConfig:
     model_path: str | Path | None = None
     context_length: int | None = None  # tokens of prompt and answer; None: what the model was trained for
     cache: str = "f16"  # how keys and values are kept: f32, f16, q8, q6, q4 or k8v4
-    placement: str = "auto"  # load.placement; this version runs on the CPU alone
+    placement: str = "auto"  # load.placement, or a .json where one is saved; this version runs on the CPU alone
     accuracy: str = ACCURACY  # of products with quantised weights: exact, high or fast
     prefill_chunk: int = PREFILL_CHUNK  # tokens of a prompt that one forward takes
     logits_rows: int = LOGITS_ROWS  # rows of logits that one forward gives at most; more is memory, for `logits()`
@@ -70,7 +70,7 @@ class ModelConfig:
         if self.context_length is not None:
             whole("context_length", self.context_length, 1, MAX_TOKENS)
         check_codec(self.cache)
-        parse_placement(text("placement", self.placement))
+        check_placement(text("placement", self.placement))
         check_accuracy(self.accuracy)
         whole("prefill_chunk", self.prefill_chunk, 1, 2**20)
         whole("logits_rows", self.logits_rows, 1, 2**20)

@@ -13,6 +13,8 @@ from qtransformers.cache import Batch
 from qtransformers.errors import LoadError
 from qtransformers.gguf import GGUFFile, GGUFWriter
 from qtransformers.load import load
+from qtransformers.load.fit import Budget, fit
+from qtransformers.load.placement import placed, resolve
 from qtransformers.model import Model
 
 CASE = CASES["qwen3next"]
@@ -64,7 +66,20 @@ def test_only_layers_with_attention_have_keys_and_values(path):
     assert m.plan.cache_shape.n_layers == 2 and m.new_cache().pages.shape[0] == 2
     assert m.plan.cache_bytes == m.new_cache().nbytes
     n_linear, channels, heads, dim = 4, 2 * 2 * 16 + 4 * 16, 4, 16
-    assert m.new_cache().states.nbytes == 4 * n_linear * (3 * channels + heads * dim * dim)
+    assert m.new_cache().states.nbytes == 4 * n_linear * (3 * channels + heads * dim * dim) == m.plan.states_bytes
+
+
+def test_layers_are_placed_with_what_they_keep(path):
+    plan = load(path, cache="f16").plan
+    budget = Budget(1 << 40, 1 << 40, {"cuda:0": 1 << 34})
+    table = resolve(plan, "cpu,attn[0-2]=cuda:0", budget)  # of layers 2 and 5, with attention, one
+    found = fit(placed(plan, table), budget)
+    host, gpu = found.needs
+    assert gpu.cache == host.cache == plan.cache_bytes // 2 > 0
+    assert (gpu.states, host.states) == (plan.states_bytes // 2, plan.states_bytes // 2) and host.states > 0
+    kept = [plan.kept(i) for i in range(6)]
+    assert kept[2] == kept[5] == plan.cache_bytes // 2 and kept[0] == kept[4] == plan.states_bytes // 4
+    assert fit(plan, Budget(1 << 40)).needs[0].model == plan.total_bytes + plan.program_bytes
 
 
 @pytest.mark.parametrize("key, value, message", [

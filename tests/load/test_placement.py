@@ -11,6 +11,7 @@ from qtransformers.errors import ConfigError
 from qtransformers.load.fit import CONTEXT_BYTES, Budget, fit
 from qtransformers.load.placement import entries, load_saved, parse, parts_of, placed, resolve, save
 from qtransformers.load.survey import find_sources, survey
+from qtransformers.model import Model
 
 GIB = 1 << 30
 TWO = Budget(64 * GIB, 64 * GIB, {"cuda:0": 24 * GIB, "cuda:1": 24 * GIB})
@@ -149,7 +150,7 @@ def test_saved_and_loaded(giant, demo, tmp_path):
     path = tmp_path / "p.json"
     save(path, giant, table)
     assert json.loads(path.read_text())["architecture"] == "deepseek2"
-    assert resolve(giant, load_saved(path, giant), budget) == table
+    assert resolve(giant, str(path), budget) == resolve(giant, load_saved(path, giant), budget) == table
     with pytest.raises(ConfigError, match=r"is for deepseek2 with 61 layers; the model is llama with 4"):
         load_saved(path, demo)
     for bad in ("", "[]", "{}", '{"architecture": 1, "layers": 4, "placement": 3}'):
@@ -158,6 +159,18 @@ def test_saved_and_loaded(giant, demo, tmp_path):
             load_saved(path, demo)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_saved(tmp_path / "none.json", demo)
+
+
+def test_a_model_is_loaded_with_a_saved_placement(demo, data, tmp_path):
+    path = tmp_path / "p.json"
+    save(path, demo, resolve(demo, "cpu", Budget(GIB)))
+    with Model.load(data / "demo-Q8_0.gguf", placement=str(path), context_length=256) as model:
+        assert model.generate("Once", max_tokens=1).tokens
+    save(path, demo, resolve(demo, "cpu,attn=cuda:0", TWO))
+    with pytest.raises(ConfigError, match="there is no cuda:0, only cpu"):
+        Model.load(data / "demo-Q8_0.gguf", placement=str(path))
+    with pytest.raises(ConfigError, match=r"gone\.json cannot be read"):
+        Model.load(data / "demo-Q8_0.gguf", placement="gone.json")
 
 
 def test_the_context_of_the_driver_counts(demo):

@@ -192,7 +192,7 @@ SPEC = ArchSpec(
     ),
     forward=forward,
     check=check,
-    cached_layers=lambda h: int(h["n_layers"] // h["full_period"]),
+    caches=attends,
     states=states,
     hf_model_types=("qwen3_next",),
     hf_fixed={"hidden_act": ("silu",), "attention_bias": (False,), "decoder_sparse_step": (1,), "mlp_only_layers": ([],)},

@@ -153,7 +153,7 @@ class ArchSpec:
     forward: Callable[..., Any]
     check: Callable[[Mapping[str, Any]], Iterator[Problem]] | None = None  # what is wrong between hyperparameters
     kind: Literal["language", "encoder", "diffusion"] = "language"
-    cached_layers: Callable[[Mapping[str, Any]], int] = lambda h: int(h["n_layers"])  # that keep keys and values
+    caches: When = lambda h, layer: True  # whether a layer keeps keys and values, and no state
     states: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]] = lambda h: {}  # of one sequence, by name
     aliases: tuple[str, ...] = ()
     hf_model_types: tuple[str, ...] = ()  # `model_type` of config.json that this architecture serves

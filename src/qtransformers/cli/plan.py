@@ -39,8 +39,6 @@ def run(args: argparse.Namespace) -> int:
     sources, others = find_sources(args.model, args.model_path)
     found = survey(sources, others, context_length=args.ctx_size, cache=args.cache or "f16")
     wanted = args.placement or "auto"
-    if wanted.endswith(".json"):
-        wanted = placement.load_saved(wanted, found.plan)
     table = placement.resolve(found.plan, wanted, budget)
     found = replace(found, plan=placement.placed(found.plan, table))
     result = fit(found.plan, budget, found.others)
@@ -73,6 +71,7 @@ def as_json(found: Survey, result: Fit) -> dict[str, Any]:
         "cache": plan.cache,
         "weights": plan.weights_bytes,
         "keys_and_values": plan.cache_bytes,
+        "states": plan.states_bytes,
         "temporaries": plan.activations_bytes,
         "program": plan.program_bytes,
         **result.as_json(),
@@ -132,6 +131,7 @@ def _need(plan: LoadPlan, need: Need) -> list[str]:
     rows = [
         ("weights as stored", need.weights, "mapped: one copy, in the page cache" if main else "copied"),
         ("keys and values", need.cache, f"{plan.context_length:,} tokens in {plan.cache}, {text(each)} a token"),
+        ("recurrent states", need.states, "of one sequence"),
         ("peak temporaries", need.activations, "of one forward pass"),
         ("program, vocabulary", need.program, ""),
         ("for the system", need.system, "page tables, and what should stay free" if main else "the driver's context"),

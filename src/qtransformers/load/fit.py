@@ -56,6 +56,7 @@ class Need:
     device: str
     weights: int
     cache: int
+    states: int  # of recurrent layers, for one sequence
     activations: int
     program: int  # of main memory only: interpreter, library, tokenizer
     system: int  # of main memory only: page tables, and what stays free; of a GPU: its context
@@ -64,7 +65,7 @@ class Need:
     @property
     def model(self) -> int:
         """What the model itself takes."""
-        return self.weights + self.cache + self.activations + self.program
+        return self.weights + self.cache + self.states + self.activations + self.program
 
     @property
     def verdict(self) -> Verdict:
@@ -142,13 +143,15 @@ def too_large(plan: LoadPlan, found: Fit) -> str:
 
 
 def _need(plan: LoadPlan, budget: Budget, device: str) -> Need:
-    weights, cache = plan.weights_on(device), plan.cache_on(device)
+    weights, cache, states = plan.weights_on(device), plan.cache_on(device), plan.states_on(device)
     if device == "cpu":
         system = page_tables(weights) + budget.spare
-        return Need(device, weights, cache, plan.activations_bytes, plan.program_bytes, system, budget.ram)
-    used = weights or cache
+        return Need(device, weights, cache, states, plan.activations_bytes, plan.program_bytes, system, budget.ram)
+    used = weights or cache or states
     have = budget.devices[device]
-    return Need(device, weights, cache, plan.activations_bytes if used else 0, 0, CONTEXT_BYTES if used else 0, have)
+    return Need(
+        device, weights, cache, states, plan.activations_bytes if used else 0, 0, CONTEXT_BYTES if used else 0, have
+    )
 
 
 def _remedies(plan: LoadPlan, budget: Budget, host: Need, others: Mapping[str, int]) -> list[Remedy]:

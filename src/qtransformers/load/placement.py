@@ -20,7 +20,8 @@ from qtransformers.load.findings import ranges
 from qtransformers.load.fit import Budget
 from qtransformers.load.plan import LoadPlan, PlannedTensor
 
-LAYERS, CACHE = "layers", "kv"
+LAYERS, CACHE = "layers", "kv"  # a cache is keys and values, or the state of a recurrent layer
+SAVED = ".json"
 _ENTRY = re.compile(r"(?P<what>[a-z_]+)(?:\[(?P<layers>[\d\s,-]*)\])?\s*=\s*(?P<device>\S+)")
 _BARE = re.compile(r"auto|cpu|cuda:\d{1,3}")
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
@@ -82,6 +83,13 @@ def parse(text: str) -> Wanted:
     return Wanted(tuple(entries), rest)
 
 
+def check_placement(text: str) -> str:
+    """`text` if it is a placement, or names a file where one may be saved; ConfigError otherwise."""
+    if not text.endswith(SAVED):
+        parse(text)
+    return text
+
+
 def _numbers(text: str, entry: str) -> frozenset[int]:
     found: set[int] = set()
     for part in text.split(","):
@@ -95,8 +103,11 @@ def _numbers(text: str, entry: str) -> frozenset[int]:
 
 
 def resolve(plan: LoadPlan, wanted: str, budget: Budget) -> dict[Part, str]:
-    """The device of every role and layer of a plan; ConfigError names every overlap, gap, unknown role, layer and device."""
-    said = parse(wanted)
+    """The device of every role and layer of a plan, as `wanted` or the saved table in the file of that name says.
+
+    ConfigError names every overlap, gap, unknown role, layer and device, and a file that is none of ours or another model's.
+    """
+    said = parse(load_saved(wanted, plan) if wanted.endswith(SAVED) else wanted)
     parts = parts_of(plan)
     problems = [*_unknown(said, parts, budget), *_overlaps(said, parts)]
     if problems:
@@ -123,7 +134,7 @@ def parts_of(plan: LoadPlan) -> list[Part]:
     """Every role and layer of a plan, and the cache of each layer, in the order of the forward pass."""
     parts = dict.fromkeys((t.role, t.slot.layer) for t in plan.tensors)
     layers = sorted({layer for _, layer in parts if layer is not None})
-    return [*parts, *((CACHE, layer) for layer in layers if plan.cache_bytes)]
+    return [*parts, *((CACHE, layer) for layer in layers if plan.cache_bytes or plan.states_bytes)]
 
 
 def _winner(entries: Sequence[Entry], part: Part) -> Entry | None:
@@ -178,8 +189,8 @@ def automatic(plan: LoadPlan, budget: Budget, fixed: Mapping[Part, str]) -> dict
     matrix; then experts, of which a token reads few. Embeddings, of which it reads a row, stay in main memory.
     """
     weights = _weights(plan)
-    cache = plan.cache_bytes // max(1, sum(role == CACHE for role, _ in parts_of(plan)))
-    bytes_of = {part: cache if part[0] == CACHE else weights[part] for part in parts_of(plan)}
+    parts = parts_of(plan)
+    bytes_of = {(role, i): plan.kept(i) if role == CACHE and i is not None else weights[role, i] for role, i in parts}
     room = {device: (budget.of_device(device) or 0) - plan.activations_bytes for device in budget.devices}
     for part, device in fixed.items():
         if device in room:
@@ -219,7 +230,7 @@ def placed(plan: LoadPlan, table: Mapping[Part, str]) -> LoadPlan:
         device = table[t.role, t.slot.layer]
         return t if device == "cpu" else replace(t, place=device)
 
-    caches = tuple(device for (role, _), device in table.items() if role == CACHE)
+    caches = {layer: device for (role, layer), device in table.items() if role == CACHE and layer is not None}
     return replace(plan, tensors=tuple(map(move, plan.tensors)), cache_places=caches)
 
 

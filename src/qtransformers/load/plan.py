@@ -6,7 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 from qtransformers.archs.spec import ArchSpec, Problem, Slot
@@ -65,14 +65,18 @@ class LoadPlan:
     activations_bytes: int  # peak of one forward pass
     program_bytes: int = 0  # interpreter, library, tokenizer
     cache_shape: CacheShape = NO_CACHE
-    cache_places: tuple[str, ...] = ()  # the device of each layer's keys and values, where not all are the CPU's
+    states_bytes: int = 0  # of recurrent layers, for each sequence at work
+    recurrent: frozenset[int] = frozenset()  # layers with a state instead of keys and values
+    cache_places: Mapping[int, str] = field(
+        default_factory=dict
+    )  # the device of what each layer keeps, where not all are the CPU's
     runnable: bool = True  # False: the bytes are counted, but this version cannot run it
     warnings: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
-        """Weights, full cache and peak temporaries."""
-        return self.weights_bytes + self.cache_bytes + self.activations_bytes
+        """Weights, full cache, a sequence's states and peak temporaries."""
+        return self.weights_bytes + self.cache_bytes + self.states_bytes + self.activations_bytes
 
     @property
     def parameters(self) -> int:
@@ -85,9 +89,23 @@ class LoadPlan:
 
     def cache_on(self, device: str) -> int:
         """Bytes of keys and values, with every page in use, in the memory of a device."""
+        return self._share(self.cache_bytes, device, recurrent=False)
+
+    def states_on(self, device: str) -> int:
+        """Bytes of one sequence's recurrent states in the memory of a device."""
+        return self._share(self.states_bytes, device, recurrent=True)
+
+    def kept(self, layer: int) -> int:
+        """Bytes of a layer's keys and values, or of its state."""
+        if layer in self.recurrent:
+            return self.states_bytes // len(self.recurrent)
+        return self.cache_bytes // max(1, self.cache_shape.n_layers)
+
+    def _share(self, total: int, device: str, recurrent: bool) -> int:
         if not self.cache_places:
-            return self.cache_bytes if device == "cpu" else 0
-        return self.cache_bytes * self.cache_places.count(device) // len(self.cache_places)
+            return total if device == "cpu" else 0
+        homes = [place for layer, place in self.cache_places.items() if (layer in self.recurrent) == recurrent]
+        return total * homes.count(device) // max(1, len(homes))
 
     def rows(self) -> list[str]:
         """The tensors for people, one line a role, type and place."""
@@ -107,7 +125,8 @@ class LoadPlan:
                 *self.rows(),
                 f"weights {memory_text(self.weights_bytes)} (mapped, not copied), "
                 f"cache {memory_text(self.cache_bytes)} ({self.context_length} tokens, {self.cache}), "
-                f"temporaries {memory_text(self.activations_bytes)}",
+                + (f"states {memory_text(self.states_bytes)} a sequence, " if self.states_bytes else "")
+                + f"temporaries {memory_text(self.activations_bytes)}",
                 *self.warnings,
             )
         )
@@ -141,8 +160,8 @@ def make_plan(
         warnings.append(f"context_length {context} exceeds the {hparams['context_length']} tokens the model was trained for; answers get worse beyond")  # fmt: skip
     generates = spec.kind == "language"
     rows = min(prefill_chunk, context) if generates else max(prefill_chunk, context)  # an encoder takes a text whole
-    own = replace(CacheShape.of(hparams), n_layers=spec.cached_layers(hparams))
-    state = state_bytes(spec.states(hparams))  # of one sequence, whatever its length
+    recurrent = frozenset(i for i in range(hparams["n_layers"]) if not spec.caches(hparams, i))
+    own = replace(CacheShape.of(hparams), n_layers=hparams["n_layers"] - len(recurrent))
     cache_shape = own if generates else NO_CACHE
     in_batch = 0 if generates else replace(own, n_layers=1).bytes(rows, "f32")
     plan = LoadPlan(
@@ -155,7 +174,6 @@ def make_plan(
         weights_bytes=sum(t.nbytes for t in planned),
         cache_bytes=cache_shape.bytes(context, cache),
         activations_bytes=in_batch
-        + state
         + temporaries(
             hparams["n_embd"],
             hparams["vocab_size"] if generates else 0,
@@ -167,6 +185,8 @@ def make_plan(
         ),
         program_bytes=program_bytes(*vocabulary or (hparams["vocab_size"],)),
         cache_shape=cache_shape,
+        states_bytes=state_bytes(spec.states(hparams)),
+        recurrent=recurrent,
         warnings=tuple(warnings),
     )
     return plan, problems

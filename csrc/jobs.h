@@ -12,7 +12,7 @@ using Encode = size_t (*)(const float* x, uint8_t* blocks, size_t n_blocks);  //
 
 // Rows of floats are padded to this many where kernels read them: the widest vector there is.
 inline constexpr size_t lane_floats = 16;
-QT_ALWAYS_INLINE constexpr size_t padded(size_t n) { return (n + lane_floats - 1) / lane_floats * lane_floats; }
+QT_INLINE constexpr size_t padded(size_t n) { return (n + lane_floats - 1) / lane_floats * lane_floats; }
 
 // y[T][out] = x[T][in] w[out][in]^T + bias
 struct LinearJob {
@@ -35,7 +35,7 @@ inline constexpr size_t linear_tile = linear_rows * linear_depth;  // floats a k
 
 // How many tokens share a product decides which kernel suits.
 enum Regime { one_token, few_tokens, many_tokens, n_regimes };
-QT_ALWAYS_INLINE constexpr Regime regime(size_t T) { return T <= 1 ? one_token : T < 8 ? few_tokens : many_tokens; }
+QT_INLINE constexpr Regime regime(size_t T) { return T <= 1 ? one_token : T < 8 ? few_tokens : many_tokens; }
 
 // out = x / sqrt(mean(x^2) + eps) * weight for `rows` rows of n
 using RmsNorm = void (*)(const float* x, const float* weight, double eps, float* out, size_t rows, size_t n);
@@ -79,15 +79,15 @@ struct AttendJob {
     float softcap;         // scores become softcap * tanh(score / softcap); 0: they stay
     const float* sinks;    // [n_heads] logits that join each row's softmax, or null
 
-    QT_ALWAYS_INLINE size_t group() const { return n_heads / n_kv_heads; }
-    QT_ALWAYS_INLINE size_t end(size_t token) const { return length - positions[token] > after ? positions[token] + after + 1 : length; }
-    QT_ALWAYS_INLINE size_t begin(size_t token) const { return size_t(positions[token]) > before ? positions[token] - before : 0; }
-    QT_ALWAYS_INLINE size_t state_floats() const { return padded(dv) + 2; }  // of a row: unnormalised output, largest score, sum
-    QT_ALWAYS_INLINE uint8_t* head(size_t page, size_t kv_head) const { return pages + (size_t(table[page]) * n_kv_heads + kv_head) * head_bytes; }
+    QT_INLINE size_t group() const { return n_heads / n_kv_heads; }
+    QT_INLINE size_t end(size_t token) const { return length - positions[token] > after ? positions[token] + after + 1 : length; }
+    QT_INLINE size_t begin(size_t token) const { return size_t(positions[token]) > before ? positions[token] - before : 0; }
+    QT_INLINE size_t state_floats() const { return padded(dv) + 2; }  // of a row: unnormalised output, largest score, sum
+    QT_INLINE uint8_t* head(size_t page, size_t kv_head) const { return pages + (size_t(table[page]) * n_kv_heads + kv_head) * head_bytes; }
 };
 inline constexpr size_t attend_rows = 32, attend_block = 64;  // keys that are decoded to floats at a time
 inline constexpr size_t attend_segment = 1024;  // keys; partial results of segments are merged in order, in any batch
-QT_ALWAYS_INLINE size_t attend_scratch(size_t d, size_t dv) {  // floats
+QT_INLINE size_t attend_scratch(size_t d, size_t dv) {  // floats
     const size_t widest = padded(d) > padded(dv) ? padded(d) : padded(dv);
     return attend_rows * (2 * padded(d) + page_tokens) + 2 * 8 * page_tokens + attend_block * widest;
 }
@@ -97,7 +97,7 @@ using Attend = void (*)(const AttendJob&, size_t kv_head, size_t row, size_t n, 
 using AttendFinish = void (*)(const AttendJob&, size_t kv_head, size_t row, size_t n, const float* state, float* out);
 // Keys [d] and values [dv] of one KV head and position into their slot.
 using KvStore = void (*)(const AttendJob&, size_t kv_head, size_t position, const float* k, const float* v, float* scratch);
-QT_ALWAYS_INLINE size_t kv_store_scratch(size_t d, size_t dv) { return 2 * (padded(d) > padded(dv) ? padded(d) : padded(dv)) + 64; }  // floats
+QT_INLINE size_t kv_store_scratch(size_t d, size_t dv) { return 2 * (padded(d) > padded(dv) ? padded(d) : padded(dv)) + 64; }  // floats
 
 // Choosing from logits; those of minus infinity take no part.
 struct Extremes {

@@ -30,8 +30,8 @@ struct Ahead {
     size_t each = 1;  // lines a step
     Ahead(const uint8_t* from, size_t bytes) : p(from), end(from + bytes) {}
     // Spread evenly over the steps of the pass: faster than memory delivers, prefetches only wait for each other.
-    QT_ALWAYS_INLINE void pace(size_t steps) { each = ((end - p) / 64 + steps - 1) / steps; }
-    QT_ALWAYS_INLINE void step() {
+    QT_INLINE void pace(size_t steps) { each = ((end - p) / 64 + steps - 1) / steps; }
+    QT_INLINE void step() {
         if (p >= end) return;
         for (size_t i = 0; i < each; i++, p += 64) __builtin_prefetch(p, 0, 2);
     }

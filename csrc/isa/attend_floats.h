@@ -6,11 +6,11 @@ namespace qt::QT_ISA {
 
 struct F32 {
     static constexpr size_t bytes = 4;
-    QT_INLINE V get(const uint8_t* p) { return QT_ISA::get<V>(p); }
+    static QT_INLINE V get(const uint8_t* p) { return QT_ISA::get<V>(p); }
 };
 struct F16 {
     static constexpr size_t bytes = 2;
-    QT_INLINE V get(const uint8_t* p) { return load_halves(p); }
+    static QT_INLINE V get(const uint8_t* p) { return load_halves(p); }
 };
 
 // R rows of q times N vectors of keys, the first being key t of `keys`, tiles [16] of [depth][16]. Every score is one

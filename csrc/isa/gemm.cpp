@@ -31,7 +31,7 @@ static void clear_from(int column, Panel<f>& p, int row) {
     }
 }
 
-INLINE void fetch(const void* from, size_t bytes) {
+QT_INLINE void fetch(const void* from, size_t bytes) {
     for (size_t k = 0; k < bytes + 63; k += 64) _mm_prefetch((const char*)from + k, _MM_HINT_T1);
 }
 
@@ -77,7 +77,7 @@ static void flush(const float* tile, const GemmJob& j, size_t r0, int rows, size
             const float* from = tile + (g * panel_rows + r) * tokens;
             const int n_rows = rows - r < 16 ? rows - r : 16, n_tokens = j.T - t0 < tokens ? int(j.T - t0) : tokens;
             Z o[16];
-            UNROLL for (int i = 0; i < 16; i++) o[i] = load512(from + i * tokens);
+            QT_UNROLL for (int i = 0; i < 16; i++) o[i] = load512(from + i * tokens);
             transpose16(o);
             const __mmask16 exists = __mmask16((1u << n_rows) - 1);
             float* y = j.y + t0 * j.out + r0 + r;

@@ -31,14 +31,14 @@ struct alignas(64) Panel {
     int32_t words[panel_rows][f.minima > floats ? pairs : 1];  // pairs of int16
 };
 
-INLINE Z bcast4(const void* p) { return _mm512_set1_epi32(load<int32_t>(p)); }
+QT_INLINE Z bcast4(const void* p) { return _mm512_set1_epi32(load<int32_t>(p)); }
 
 // Times a power of two by adding exponents: a multiplication would cost a slot of vpdpbusd. A zero becomes 1e-36.
-INLINE V scaled(Z sum, Z up) { return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(sum)), up)); }
+QT_INLINE V scaled(Z sum, Z up) { return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(sum)), up)); }
 
 // What sums of codes start at, to be sums of values in the end.
 template <Form f>
-INLINE Z start(const Acts& a, int group) {
+QT_INLINE Z start(const Acts& a, int group) {
     if (f.offset == 0) return _mm512_setzero_si512();
     const Z minus = load512(f.sub == 16 ? a.minus16[group] : a.minus32[group]);
     return f.offset == 127 ? _mm512_sub_epi32(minus, _mm512_srai_epi32(minus, 7)) : minus;
@@ -50,48 +50,48 @@ static __attribute__((noinline)) void tile_product(const Panel<f>& p, int row, c
     constexpr int sub = f.sub == 16 ? 16 : 32;  // columns summed as integers
     Z acc[R][C];
     V total[R][C];
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) total[r][c] = _mm512_setzero_ps();
+    QT_UNROLL for (int r = 0; r < R; r++) QT_UNROLL for (int c = 0; c < C; c++) total[r][c] = _mm512_setzero_ps();
     const uint8_t* w = p.q[row];
     for (int j = 0; j < panel_columns / sub; j++) {
-        UNROLL for (int c = 0; c < C; c++) {
+        QT_UNROLL for (int c = 0; c < C; c++) {
             const Z from = start<f>(a[c], j);
-            UNROLL for (int r = 0; r < R; r++) acc[r][c] = from;
+            QT_UNROLL for (int r = 0; r < R; r++) acc[r][c] = from;
         }
-        UNROLL for (int k = 0; k < sub / 4; k++) {
+        QT_UNROLL for (int k = 0; k < sub / 4; k++) {
             Z x[C];
-            UNROLL for (int c = 0; c < C; c++) x[c] = load512(a[c].q[j * sub / 4 + k]);
-            UNROLL for (int r = 0; r < R; r++) {
+            QT_UNROLL for (int c = 0; c < C; c++) x[c] = load512(a[c].q[j * sub / 4 + k]);
+            QT_UNROLL for (int r = 0; r < R; r++) {
                 const Z b = bcast4(w + r * panel_columns + j * sub + 4 * k);
-                UNROLL for (int c = 0; c < C; c++) acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], b, x[c]);
+                QT_UNROLL for (int c = 0; c < C; c++) acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], b, x[c]);
             }
         }
-        UNROLL for (int c = 0; c < C; c++) {
+        QT_UNROLL for (int c = 0; c < C; c++) {
             const Z up = load512(a[c].up[j * sub / 32]);
-            UNROLL for (int r = 0; r < R; r++) {
+            QT_UNROLL for (int r = 0; r < R; r++) {
                 const V t = scaled(acc[r][c], up);
                 total[r][c] = f.sub == panel_columns ? _mm512_add_ps(total[r][c], t) : _mm512_fmadd_ps(t, bcast(&p.s[row + r][j]), total[r][c]);
             }
             if constexpr (f.minima == floats) {  // m is a 128th: the sums are -128 of theirs
                 const V sum = scaled(load512(sub == 16 ? a[c].minus16[j] : a[c].minus32[j]), up);
-                UNROLL for (int r = 0; r < R; r++) total[r][c] = _mm512_fmadd_ps(sum, bcast(&p.m[row + r][j]), total[r][c]);
+                QT_UNROLL for (int r = 0; r < R; r++) total[r][c] = _mm512_fmadd_ps(sum, bcast(&p.m[row + r][j]), total[r][c]);
             }
         }
     }
     if constexpr (f.sub == panel_columns)
-        UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) total[r][c] = _mm512_mul_ps(total[r][c], bcast(p.s[row + r]));
+        QT_UNROLL for (int r = 0; r < R; r++) QT_UNROLL for (int c = 0; c < C; c++) total[r][c] = _mm512_mul_ps(total[r][c], bcast(p.s[row + r]));
     if constexpr (f.minima > floats) {
-        UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) acc[r][c] = _mm512_setzero_si512();
+        QT_UNROLL for (int r = 0; r < R; r++) QT_UNROLL for (int c = 0; c < C; c++) acc[r][c] = _mm512_setzero_si512();
         for (int j = 0; j < Panel<f>::pairs; j++)
-            UNROLL for (int c = 0; c < C; c++) {
+            QT_UNROLL for (int c = 0; c < C; c++) {
                 const Z sums = load512(f.minima == words16 ? a[c].pairs16[j] : a[c].pairs32[j]);
-                UNROLL for (int r = 0; r < R; r++) acc[r][c] = _mm512_dpwssd_epi32(acc[r][c], sums, bcast4(&p.words[row + r][j]));
+                QT_UNROLL for (int r = 0; r < R; r++) acc[r][c] = _mm512_dpwssd_epi32(acc[r][c], sums, bcast4(&p.words[row + r][j]));
             }
-        UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++)
+        QT_UNROLL for (int r = 0; r < R; r++) QT_UNROLL for (int c = 0; c < C; c++)
             total[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][c]), bcast(p.m[row + r]), total[r][c]);
     }
-    UNROLL for (int c = 0; c < C; c++) {
+    QT_UNROLL for (int c = 0; c < C; c++) {
         const V d = _mm512_load_ps(a[c].d);
-        UNROLL for (int r = 0; r < R; r++) {
+        QT_UNROLL for (int r = 0; r < R; r++) {
             float* o = out + (size_t(c) * panel_rows + r) * tokens;
             _mm512_store_ps(o, _mm512_fmadd_ps(total[r][c], d, _mm512_load_ps(o)));
         }
@@ -101,11 +101,11 @@ static __attribute__((noinline)) void tile_product(const Panel<f>& p, int row, c
 // The first `rows` of a panel, and those after them up to a whole strip, against C groups. Where all x exceeds L2, what follows
 // of it is fetched meanwhile, a part with each strip: waiting for it costs up to a quarter of the time.
 template <Form f, int R, int C>
-INLINE void strips(const Panel<f>& p, int rows, const Acts* a, bool ahead, float* out) {
+QT_INLINE void strips(const Panel<f>& p, int rows, const Acts* a, bool ahead, float* out) {
     constexpr int part = C * sizeof(Acts) * R / panel_rows;
     const char* next = (const char*)(a + C);
     for (int r = 0; r < rows; r += R, next += part) {
-        if (ahead) UNROLL for (int k = 0; k < part; k += 64) _mm_prefetch(next + k, _MM_HINT_T1);
+        if (ahead) QT_UNROLL for (int k = 0; k < part; k += 64) _mm_prefetch(next + k, _MM_HINT_T1);
         tile_product<f, R, C>(p, r, a, out + r * tokens);
     }
 }

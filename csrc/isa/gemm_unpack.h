@@ -24,13 +24,13 @@ static void unpack(const Block* b, int blocks, Panel<f>& p, int row) {
 }
 
 // 64-bit lanes of two halves: the low one shifted right by `low`, the high one by `high`.
-INLINE Z halves_right(Z x, int low, int high) { return _mm512_srlv_epi64(x, _mm512_setr_epi64(low, low, low, low, high, high, high, high)); }
+QT_INLINE Z halves_right(Z x, int low, int high) { return _mm512_srlv_epi64(x, _mm512_setr_epi64(low, low, low, low, high, high, high, high)); }
 
 // 32 bytes: their low nibbles, then the high ones.
-INLINE Z nibbles64(const uint8_t* p) { return _mm512_and_si512(halves_right(twice(p), 0, 4), b8(15)); }
+QT_INLINE Z nibbles64(const uint8_t* p) { return _mm512_and_si512(halves_right(twice(p), 0, 4), b8(15)); }
 
 // Eight scales and eight minima of 6 bits, see decode_k.h.
-INLINE void scales_and_words(const uint8_t* from, f16 d, f16 dmin, Panel<with_words>& p, int row) {
+QT_INLINE void scales_and_words(const uint8_t* from, f16 d, f16 dmin, Panel<with_words>& p, int row) {
     const uint32_t a = load<uint32_t>(from), b = load<uint32_t>(from + 4), c = load<uint32_t>(from + 8);
     const uint32_t low = 0x3f3f3f3f, nibble = 0x0f0f0f0f, pair = 0x30303030;
     const __m128i s = _mm_set_epi64x(0, int64_t((a & low) | uint64_t((c & nibble) | (a >> 2 & pair)) << 32));
@@ -41,13 +41,13 @@ INLINE void scales_and_words(const uint8_t* from, f16 d, f16 dmin, Panel<with_wo
 }
 
 static void unpack(const block::Q4_K* b, int, Panel<with_words>& p, int row) {
-    UNROLL for (int i = 0; i < 4; i++) _mm512_store_si512(p.q[row] + 64 * i, nibbles64(b->qs + 32 * i));
+    QT_UNROLL for (int i = 0; i < 4; i++) _mm512_store_si512(p.q[row] + 64 * i, nibbles64(b->qs + 32 * i));
     scales_and_words(b->scales, b->d, b->dmin, p, row);
 }
 
 static void unpack(const block::Q5_K* b, int, Panel<with_words>& p, int row) {
     const Z high = twice(b->qh);
-    UNROLL for (int i = 0; i < 4; i++) {
+    QT_UNROLL for (int i = 0; i < 4; i++) {
         const Z bit = _mm512_inserti64x4(b8(1 << 2 * i), _mm256_set1_epi8(char(2 << 2 * i)), 1);
         _mm512_store_si512(p.q[row] + 64 * i, _mm512_or_si512(nibbles64(b->qs + 32 * i), _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(high, bit), b8(16))));
     }
@@ -55,7 +55,7 @@ static void unpack(const block::Q5_K* b, int, Panel<with_words>& p, int row) {
 }
 
 static void unpack(const block::Q6_K* b, int, Panel<plain16>& p, int row) {
-    UNROLL for (int h = 0; h < 2; h++) {
+    QT_UNROLL for (int h = 0; h < 2; h++) {
         const Z low = once(b->ql + 64 * h), high = twice(b->qh + 32 * h);
         const Z left = _mm512_sllv_epi64(high, _mm512_setr_epi64(4, 4, 4, 4, 2, 2, 2, 2)), right = halves_right(high, 0, 2);
         const Z first = mask_or(left, b8(0x30), _mm512_and_si512(low, b8(15)));
@@ -68,12 +68,12 @@ static void unpack(const block::Q6_K* b, int, Panel<plain16>& p, int row) {
 }
 
 // Scale times code for each code of 2 bits, a byte each, plus `base`: one multiplication makes the four, which cannot carry.
-INLINE Z products(Z scales, uint32_t codes, uint32_t base) {
+QT_INLINE Z products(Z scales, uint32_t codes, uint32_t base) {
     return _mm512_add_epi32(_mm512_mullo_epi32(scales, _mm512_set1_epi32(int(codes))), _mm512_set1_epi32(int(base)));
 }
 
 // Pairs of bits 2 i and 2 i + 1 of 32 bytes, i = 0 or 2; above them is what does not matter.
-INLINE Z pairs64(const uint8_t* p, int i) { return halves_right(twice(p), 2 * i, 2 * i + 2); }
+QT_INLINE Z pairs64(const uint8_t* p, int i) { return halves_right(twice(p), 2 * i, 2 * i + 2); }
 
 static void unpack(const block::Q3_K* b, int, Panel<folded>& p, int row) {
     const __m128i low = _mm_and_si128(_mm_set_epi64x(load<int64_t>(b->scales) >> 4, load<int64_t>(b->scales)), _mm_set1_epi8(15));
@@ -82,7 +82,7 @@ static void unpack(const block::Q3_K* b, int, Panel<folded>& p, int row) {
     // From -4 s to -s where the third bit is clear, from 0 to 3 s where it is set: -124 to 128, plus 127.
     const Z clear = products(s, 0x03020100u - 0x04040404u, 0x7f7f7f7f), set = products(s, 0x03020100, 0x7f7f7f7f);
     const Z mask = twice(b->hmask);
-    UNROLL for (int i = 0; i < 4; i++) {
+    QT_UNROLL for (int i = 0; i < 4; i++) {
         const int turn = 2 * i + 62, e = 4 * i;
         const Z third = _mm512_rorv_epi64(mask, _mm512_setr_epi64(turn & 63, turn & 63, turn & 63, turn & 63, (turn + 1) & 63, (turn + 1) & 63, (turn + 1) & 63, (turn + 1) & 63));
         const Z code = mask_or(third, b8(4), _mm512_and_si512(pairs64(b->qs + 32 * (i / 2), i % 2 * 2), b8(3)));
@@ -95,7 +95,7 @@ static void unpack(const block::Q3_K* b, int, Panel<folded>& p, int row) {
 static void unpack(const block::Q2_K* b, int, Panel<folded_with_words>& p, int row) {
     const __m128i raw = _mm_loadu_si128((const __m128i*)b->scales), nibble = _mm_set1_epi8(15);
     const Z table = products(_mm512_cvtepu8_epi32(_mm_and_si128(raw, nibble)), 0x03020100, 0);
-    UNROLL for (int i = 0; i < 4; i++) {
+    QT_UNROLL for (int i = 0; i < 4; i++) {
         const int e = 4 * i;
         const Z code = _mm512_and_si512(pairs64(b->qs + 32 * (i / 2), i % 2 * 2), b8(3));
         const Z each = _mm512_setr_epi32(e, e, e, e, e + 1, e + 1, e + 1, e + 1, e + 2, e + 2, e + 2, e + 2, e + 3, e + 3, e + 3, e + 3);
@@ -106,7 +106,7 @@ static void unpack(const block::Q2_K* b, int, Panel<folded_with_words>& p, int r
 }
 
 // 32 nibbles through a table of 16 unsigned codes.
-INLINE void through(const int8_t* table, const uint8_t* nibbles, uint8_t* q) {
+QT_INLINE void through(const int8_t* table, const uint8_t* nibbles, uint8_t* q) {
     const __m256i codes = _mm256_broadcastsi128_si256(_mm_xor_si128(_mm_loadu_si128((const __m128i*)table), _mm_set1_epi8(char(128))));
     const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)nibbles));
     const __m256i index = _mm256_and_si256(_mm256_srlv_epi64(both, _mm256_setr_epi64x(0, 0, 4, 4)), _mm256_set1_epi8(15));
@@ -116,7 +116,7 @@ INLINE void through(const int8_t* table, const uint8_t* nibbles, uint8_t* q) {
 alignas(16) constexpr int8_t minus_eight[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 
 static void unpack(const block::IQ4_XS* b, int, Panel<plain32>& p, int row) {
-    UNROLL for (int i = 0; i < 8; i++) through(codebook::iq4[0], b->qs + 16 * i, p.q[row] + 32 * i);
+    QT_UNROLL for (int i = 0; i < 8; i++) through(codebook::iq4[0], b->qs + 16 * i, p.q[row] + 32 * i);
     const __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32(load<int32_t>(b->scales_l)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
     const __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32(b->scales_h), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
     const __m256i s = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)), _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4));
@@ -124,13 +124,13 @@ static void unpack(const block::IQ4_XS* b, int, Panel<plain32>& p, int row) {
 }
 
 static void unpack(const block::Q4_0* b, int blocks, Panel<plain32>& p, int row) {
-    UNROLL for (int i = 0; i < blocks; i++) through(minus_eight, b[i].qs, p.q[row] + 32 * i), p.s[row][i] = widen(b[i].d);
+    QT_UNROLL for (int i = 0; i < blocks; i++) through(minus_eight, b[i].qs, p.q[row] + 32 * i), p.s[row][i] = widen(b[i].d);
 }
 static void unpack(const block::IQ4_NL* b, int blocks, Panel<plain32>& p, int row) {
-    UNROLL for (int i = 0; i < blocks; i++) through(codebook::iq4[0], b[i].qs, p.q[row] + 32 * i), p.s[row][i] = widen(b[i].d);
+    QT_UNROLL for (int i = 0; i < blocks; i++) through(codebook::iq4[0], b[i].qs, p.q[row] + 32 * i), p.s[row][i] = widen(b[i].d);
 }
 static void unpack(const block::MXFP4* b, int blocks, Panel<plain32>& p, int row) {
-    UNROLL for (int i = 0; i < blocks; i++) through(codebook::fp4[0], b[i].qs, p.q[row] + 32 * i), p.s[row][i] = half_e8m0(b[i].e);
+    QT_UNROLL for (int i = 0; i < blocks; i++) through(codebook::fp4[0], b[i].qs, p.q[row] + 32 * i), p.s[row][i] = half_e8m0(b[i].e);
 }
 static void unpack(const block::Q8_0* b, int blocks, Panel<plain32>& p, int row) {
     for (int i = 0; i < blocks; i++) {

@@ -26,9 +26,9 @@ static int chunk_of(int blocks) {
 
 // Sums of C columns of row r, brought together and stored.
 template <int C>
-INLINE void finish(const GemvJob& j, size_t r, int c0, const V* sum) {
+QT_INLINE void finish(const GemvJob& j, size_t r, int c0, const V* sum) {
     const float bias = j.bias ? j.bias[r] : 0;
-    UNROLL for (int c = 0; c < C; c++) {
+    QT_UNROLL for (int c = 0; c < C; c++) {
         const size_t t = size_t(c0 + c) / j.planes;
         if (t >= j.T) break;
         if (j.planes == 1) {
@@ -49,7 +49,7 @@ static __attribute__((noinline)) const uint8_t* tile(const GemvJob& j, size_t r0
         const uint8_t* w = j.w + r0 * j.row_bytes;
         for (size_t r = r0; r < r1; r++, w += j.row_bytes) {
             V s[C];
-            UNROLL for (int c = 0; c < C; c++) s[c] = _mm512_setzero_ps();
+            QT_UNROLL for (int c = 0; c < C; c++) s[c] = _mm512_setzero_ps();
             rows.template dots<C>(w, a, columns, blocks, s, ahead);
             finish<C>(j, r, c0, s);
         }
@@ -63,9 +63,9 @@ static __attribute__((noinline)) const uint8_t* tile(const GemvJob& j, size_t r0
             const uint8_t* w = j.w + r * j.row_bytes + size_t(b) * Rows::block_bytes;
             for (int i = 0; i < n; i++, w += j.row_bytes) {
                 V s[C];
-                UNROLL for (int c = 0; c < C; c++) s[c] = b ? sum[i][c] : _mm512_setzero_ps();
+                QT_UNROLL for (int c = 0; c < C; c++) s[c] = b ? sum[i][c] : _mm512_setzero_ps();
                 rows.template dots<C>(w, a + size_t(b / Rows::record) * columns, columns, part, s, ahead);
-                UNROLL for (int c = 0; c < C; c++) sum[i][c] = s[c];
+                QT_UNROLL for (int c = 0; c < C; c++) sum[i][c] = s[c];
             }
         }
         for (int i = 0; i < n; i++) finish<C>(j, r + i, c0, sum[i]);

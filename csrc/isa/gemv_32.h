@@ -11,35 +11,35 @@ template <int stride>
 struct Quad {
     static constexpr int second = 4 * stride - 64;
     Z a, b;
-    INLINE Quad(const uint8_t* p) : a(once(p)), b(once(p + second)) {}
+    QT_INLINE Quad(const uint8_t* p) : a(once(p)), b(once(p + second)) {}
     static constexpr int at(int i) { return i < 64 ? i : 64 + i - second; }
-    INLINE Z pick(Z index) const { return _mm512_permutex2var_epi8(a, index, b); }
+    QT_INLINE Z pick(Z index) const { return _mm512_permutex2var_epi8(a, index, b); }
 };
 // Byte `from` + 0..15 of each block; f16 word at byte `from` of each block; bit i of the two bytes at `from`, spread over bytes.
-template <int stride> INLINE Z run_index(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 16) + from + i % 16); }); }
-template <int stride> INLINE Z word_index32(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 8 % 4) + from + i % 2); }); }
-template <int stride> INLINE Z bits_index(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 16) + from + i % 16 / 8); }); }
-INLINE V halves(Z z) { return _mm512_cvtph_ps(_mm512_castsi512_si256(z)); }
+template <int stride> QT_INLINE Z run_index(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 16) + from + i % 16); }); }
+template <int stride> QT_INLINE Z word_index32(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 8 % 4) + from + i % 2); }); }
+template <int stride> QT_INLINE Z bits_index(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 16) + from + i % 16 / 8); }); }
+QT_INLINE V halves(Z z) { return _mm512_cvtph_ps(_mm512_castsi512_si256(z)); }
 
 // Codes as unsigned bytes are value + offset; with minima the value is d * code + m.
 template <class B, int from>
 struct Nibbles {
-    INLINE Nibbles() {}
+    QT_INLINE Nibbles() {}
     static constexpr int stride = sizeof(B);
     Z run = run_index<stride>(from), word = word_index32<stride>(0);
-    INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
+    QT_INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
         Z q = keep(p.pick(run));
         w0 = _mm512_and_si512(q, b8(15)), w1 = _mm512_and_si512(right(q, 4), b8(15));
     }
-    INLINE V scale(const Quad<stride>& p) const { return halves(p.pick(word)); }
+    QT_INLINE V scale(const Quad<stride>& p) const { return halves(p.pick(word)); }
 };
 template <class B, int from, int high>
 struct FiveBits : Nibbles<B, from> {
-    INLINE FiveBits() {}
+    QT_INLINE FiveBits() {}
     using Base = Nibbles<B, from>;
     static constexpr int stride = sizeof(B);
     Z first = bits_index<stride>(high), second = bits_index<stride>(high + 2), bit = bytes([](int i) { return 1 << i % 8; });
-    INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
+    QT_INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
         Base::codes(p, w0, w1);
         const Z sixteen = b8(16);
         w0 = _mm512_or_si512(w0, _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(p.pick(first), bit), sixteen));
@@ -47,18 +47,18 @@ struct FiveBits : Nibbles<B, from> {
     }
 };
 struct GemvQ4_1 : Nibbles<block::Q4_1, 4> {
-    INLINE GemvQ4_1() {}
+    QT_INLINE GemvQ4_1() {}
     static constexpr int offset = -1;
     static constexpr bool minima = true;
     Z min_word = word_index32<stride>(2);
 };
 struct GemvQ5_0 : FiveBits<block::Q5_0, 6, 2> {
-    INLINE GemvQ5_0() {}
+    QT_INLINE GemvQ5_0() {}
     static constexpr int offset = 16;
     static constexpr bool minima = false;
 };
 struct GemvQ5_1 : FiveBits<block::Q5_1, 8, 4> {
-    INLINE GemvQ5_1() {}
+    QT_INLINE GemvQ5_1() {}
     static constexpr int offset = -1;
     static constexpr bool minima = true;
     Z min_word = word_index32<stride>(2);
@@ -71,7 +71,7 @@ struct GemvQ8_0 {
     Z first = bytes([](int i) { return 34 * (i / 16) + 2 + i % 16; });
     Z second = bytes([](int i) { int f = 34 * (i / 16) + 18 + i % 16; return f < 68 ? f - 4 : 64 + f - 72; });
     Z word = words([](int i) { return 17 * (i / 4 % 4); });
-    INLINE void decode(const uint8_t* p, Z& w0, Z& w1, V& d) const {
+    QT_INLINE void decode(const uint8_t* p, Z& w0, Z& w1, V& d) const {
         const Z a = once(p), b = once(p + 64);
         w0 = _mm512_xor_si512(_mm512_permutex2var_epi8(a, first, b), b8(0x80));
         w1 = _mm512_xor_si512(_mm512_permutex2var_epi8(load512(p + 4), second, load512(p + 72)), b8(0x80));
@@ -81,13 +81,13 @@ struct GemvQ8_0 {
 
 template <class Q>
 struct Rows32 : Q {
-    INLINE Rows32() {}
+    QT_INLINE Rows32() {}
     using Record = Packed128;
     static constexpr int record = 4, block_bytes = Q::stride, block_size = 32;
 
     // `groups` blocks against C of `columns` columns
     template <int C>
-    INLINE void dots(const uint8_t* w, const Record* a, int columns, int groups, V* sum, const uint8_t*& ahead) const {
+    QT_INLINE void dots(const uint8_t* w, const Record* a, int columns, int groups, V* sum, const uint8_t*& ahead) const {
         constexpr int size = 4 * Q::stride;
         alignas(64) uint8_t rest[size];
         for (int g = 0; g < groups; g += 4, w += size, a += columns) {
@@ -107,7 +107,7 @@ struct Rows32 : Q {
                 d = Q::scale(p);
                 if constexpr (Q::minima) m = halves(p.pick(Q::min_word));
             }
-            UNROLL for (int c = 0; c < C; c++) {
+            QT_UNROLL for (int c = 0; c < C; c++) {
                 const Z start = load512(a[c].start);
                 const V unit = _mm512_load_ps(a[c].unit);
                 Z total = _mm512_dpbusd_epi32(Q::minima ? _mm512_setzero_si512() : start, w0, load512(a[c].q));

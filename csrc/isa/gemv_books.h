@@ -54,51 +54,51 @@ constexpr Signs sign_bytes = packed_signs();
 
 // The words of 32 points, by index in words.
 template <size_t N>
-INLINE Z look_up(const Book<N>& book, Z index) {
+QT_INLINE Z look_up(const Book<N>& book, Z index) {
     constexpr int n = N / 64;
     Z part[n];
-    UNROLL for (int i = 0; i < n; i++) part[i] = _mm512_permutex2var_epi16(_mm512_load_si512(book.of + 64 * i), index, _mm512_load_si512(book.of + 64 * i + 32));
-    UNROLL for (int bit = 1; bit < n; bit *= 2) {
+    QT_UNROLL for (int i = 0; i < n; i++) part[i] = _mm512_permutex2var_epi16(_mm512_load_si512(book.of + 64 * i), index, _mm512_load_si512(book.of + 64 * i + 32));
+    QT_UNROLL for (int bit = 1; bit < n; bit *= 2) {
         const __mmask32 upper = _mm512_test_epi16_mask(index, _mm512_set1_epi16(short(64 * bit)));
-        UNROLL for (int i = 0; i < n; i += 2 * bit) part[i] = _mm512_mask_blend_epi16(upper, part[i], part[i + bit]);
+        QT_UNROLL for (int i = 0; i < n; i += 2 * bit) part[i] = _mm512_mask_blend_epi16(upper, part[i], part[i + bit]);
     }
     return part[0];
 }
 template <size_t N>
-INLINE Z look_up_gathered(const Book<N>& book, Z index) {
+QT_INLINE Z look_up_gathered(const Book<N>& book, Z index) {
     const Z even = _mm512_i32gather_epi32(_mm512_and_si512(index, _mm512_set1_epi32(0xffff)), book.of, 2);
     const Z odd = _mm512_i32gather_epi32(_mm512_srli_epi32(index, 16), book.of, 2);
     return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
 }
 
 // 8 bits of each 64-bit lane for each of its bytes, from bit `from` + `step` times the byte on.
-INLINE Z spread_index(int from, int step) { return bytes([&](int i) { return (from + step * (i % 8)) & 63; }); }
-INLINE Z spread(Z index, Z x) { return _mm512_multishift_epi64_epi8(index, x); }
-INLINE Z level_table(const Levels& l, int times, int plus) { return bytes([&](int i) { return l.of[i % (l.n <= 4 ? 4 : 8)] * times + plus; }); }
-INLINE V half_in_all(const void* p) { return _mm512_cvtph_ps(_mm256_set1_epi16(load<int16_t>(p))); }
-INLINE Z low_dwords(Z x) { return _mm512_shuffle_epi32(x, _MM_PERM_CCAA); }  // of each 64-bit lane, twice
-INLINE V scaled(Z x, V by, V plus) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), by, plus); }
-INLINE V times(V x, float y) { return _mm512_mul_ps(x, _mm512_set1_ps(y)); }
-INLINE Z qwords_of_bytes(const void* p) { return _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p)); }
-INLINE Z qwords_of_words(const void* p) { return _mm512_cvtepu16_epi64(_mm_loadu_si128((const __m128i*)p)); }
-INLINE Z qwords_of_dwords(const void* p) { return _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i*)p)); }
-INLINE Z words_of_bytes(const void* p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
+QT_INLINE Z spread_index(int from, int step) { return bytes([&](int i) { return (from + step * (i % 8)) & 63; }); }
+QT_INLINE Z spread(Z index, Z x) { return _mm512_multishift_epi64_epi8(index, x); }
+QT_INLINE Z level_table(const Levels& l, int times, int plus) { return bytes([&](int i) { return l.of[i % (l.n <= 4 ? 4 : 8)] * times + plus; }); }
+QT_INLINE V half_in_all(const void* p) { return _mm512_cvtph_ps(_mm256_set1_epi16(load<int16_t>(p))); }
+QT_INLINE Z low_dwords(Z x) { return _mm512_shuffle_epi32(x, _MM_PERM_CCAA); }  // of each 64-bit lane, twice
+QT_INLINE V scaled(Z x, V by, V plus) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), by, plus); }
+QT_INLINE V times(V x, float y) { return _mm512_mul_ps(x, _mm512_set1_ps(y)); }
+QT_INLINE Z qwords_of_bytes(const void* p) { return _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p)); }
+QT_INLINE Z qwords_of_words(const void* p) { return _mm512_cvtepu16_epi64(_mm_loadu_si128((const __m128i*)p)); }
+QT_INLINE Z qwords_of_dwords(const void* p) { return _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i*)p)); }
+QT_INLINE Z words_of_bytes(const void* p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
 
 // Values of two bits in words of 8, or of four in words of 4, and signs: register r holds values 8 r to 8 r + 7 of each group.
 template <int bits>
 struct Points {
     Z pick[4] = {at(0), at(1), at(2), at(3)}, table;
-    static INLINE Z at(int r) { return spread_index(bits == 2 ? 16 * r : 32 * (r % 2), bits); }
-    INLINE Points(const Levels& l, int times = 1) : table(level_table(l, times, 128)) {}
-    INLINE Z value(int r, Z words) const { return _mm512_permutexvar_epi8(spread(pick[r], words), table); }  // reads 6 bits
+    static QT_INLINE Z at(int r) { return spread_index(bits == 2 ? 16 * r : 32 * (r % 2), bits); }
+    QT_INLINE Points(const Levels& l, int times = 1) : table(level_table(l, times, 128)) {}
+    QT_INLINE Z value(int r, Z words) const { return _mm512_permutexvar_epi8(spread(pick[r], words), table); }  // reads 6 bits
 };
 struct Signed {
     Z one = b8(1), bit[4] = {spread_index(0, 1), spread_index(8, 1), spread_index(16, 1), spread_index(24, 1)};
     Z first = once(sign_bytes.of), second = once(sign_bytes.of + 64);
-    INLINE Signed() {}
-    INLINE Z by_index(Z index) const { return _mm512_permutex2var_epi8(first, index, second); }  // reads 7 bits
+    QT_INLINE Signed() {}
+    QT_INLINE Z by_index(Z index) const { return _mm512_permutex2var_epi8(first, index, second); }  // reads 7 bits
     // `minus`: sign bits of the four registers in bytes 0 to 3 of each group. 128 + x becomes 128 - x.
-    INLINE Z apply(int r, Z minus, Z v) const {
+    QT_INLINE Z apply(int r, Z minus, Z v) const {
         return _mm512_mask_sub_epi8(v, _mm512_test_epi8_mask(spread(bit[r], minus), one), _mm512_setzero_si512(), v);
     }
 };
@@ -113,10 +113,10 @@ struct GemvIQ2_XXS {
     Points<2> points{levels(codebook::iq2_xxs)};
     Signed sign;
     Z index = bytes([](int i) { return i % 2 ? 0x80 : 8 * (i / 8 % 2) + i % 8 / 2; }), seven = spread_index(32, 7);
-    INLINE GemvIQ2_XXS() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    QT_INLINE GemvIQ2_XXS() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         const Z q = once(p + 2), words = look_up(book_iq2_xxs, _mm512_shuffle_epi8(q, index)), minus = sign.by_index(spread(seven, q));
-        UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words));
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words));
         const V d = half_in_all(p);
         s[0] = scaled(_mm512_shuffle_epi32(_mm512_srli_epi32(q, 28), _MM_PERM_DDBB), times(d, 1 / 4.f), times(d, 1 / 8.f));
     }
@@ -129,14 +129,14 @@ struct GemvIQ2_XS {
     Points<2> points{levels(codebook::iq2_xs)};
     Signed sign;
     Z seven = spread_index(9, 16);
-    INLINE GemvIQ2_XS() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    QT_INLINE GemvIQ2_XS() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         const Z q = once(p + 2), words = look_up(book_iq2_xs, q), minus = sign.by_index(spread(seven, q));
-        UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words));
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words));
         two_scales(qwords_of_bytes(p + 66), half_in_all(p), s);
     }
     // A nibble for each 16 values.
-    static INLINE void two_scales(Z x, V d, V* s) {
+    static QT_INLINE void two_scales(Z x, V d, V* s) {
         const Z n = low_dwords(x);
         s[0] = scaled(_mm512_and_si512(n, _mm512_set1_epi32(15)), times(d, 1 / 4.f), times(d, 1 / 8.f));
         s[1] = scaled(_mm512_and_si512(n, _mm512_set1_epi32(0xf0)), times(d, 1 / 64.f), times(d, 1 / 8.f));
@@ -150,11 +150,11 @@ struct GemvIQ2_S {
     Points<2> points{levels(codebook::iq2_s)};
     Signed sign;
     Z high = bytes([](int i) { return i % 8 - 1; });  // two bits for each index of a group: to the upper byte of its word
-    INLINE GemvIQ2_S() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    QT_INLINE GemvIQ2_S() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         const Z index = mask_or(spread(high, qwords_of_bytes(p + 66)), _mm512_set1_epi16(0x300), words_of_bytes(p + 2));
         const Z words = look_up(book_iq2_s, index), minus = qwords_of_dwords(p + 34);
-        UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words));
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words));
         GemvIQ2_XS::two_scales(qwords_of_bytes(p + 74), half_in_all(p), s);
     }
 };
@@ -166,13 +166,13 @@ struct GemvIQ3_XXS {
     Points<4> points{levels(codebook::iq3_xxs)};
     Signed sign;
     Z index[2] = {half(0), half(4)}, seven = spread_index(0, 7);
-    static INLINE Z half(int from) { return bytes([&](int i) { return i % 2 ? 0x80 : 8 * (i / 8 % 2) + from + i % 8 / 2; }); }
-    INLINE GemvIQ3_XXS() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    static QT_INLINE Z half(int from) { return bytes([&](int i) { return i % 2 ? 0x80 : 8 * (i / 8 % 2) + from + i % 8 / 2; }); }
+    QT_INLINE GemvIQ3_XXS() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         const Z q = once(p + 2), rest = qwords_of_dwords(p + 66), minus = sign.by_index(spread(seven, rest));
         Z words[2];
-        UNROLL for (int h = 0; h < 2; h++) words[h] = look_up(book_iq3_xxs, _mm512_shuffle_epi8(q, index[h]));
-        UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words[r / 2]));
+        QT_UNROLL for (int h = 0; h < 2; h++) words[h] = look_up(book_iq3_xxs, _mm512_shuffle_epi8(q, index[h]));
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words[r / 2]));
         const V d = half_in_all(p);
         s[0] = scaled(low_dwords(_mm512_srli_epi64(rest, 28)), times(d, 1 / 2.f), times(d, 1 / 4.f));
     }
@@ -187,13 +187,13 @@ struct GemvIQ3_S {
     Z index[2] = {GemvIQ3_XXS::half(0), GemvIQ3_XXS::half(4)}, nibble = dwords([](int i) { return 4 * (i / 2); });
     // The ninth bit of each index of a group: to the upper byte of its word.
     Z ninth[2] = {bytes([](int i) { return i % 8 / 2; }), bytes([](int i) { return 4 + i % 8 / 2; })};
-    INLINE GemvIQ3_S() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    QT_INLINE GemvIQ3_S() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         const Z q = once(p + 2), high = qwords_of_bytes(p + 66), minus = qwords_of_dwords(p + 74);
         Z words[2];
-        UNROLL for (int h = 0; h < 2; h++)
+        QT_UNROLL for (int h = 0; h < 2; h++)
             words[h] = look_up(book_iq3_s, mask_or(spread(ninth[h], high), _mm512_set1_epi16(0x100), _mm512_shuffle_epi8(q, index[h])));
-        UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words[r / 2]));
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words[r / 2]));
         const V d = half_in_all(p);
         const Z n = _mm512_and_si512(_mm512_srlv_epi32(_mm512_set1_epi32(load<int32_t>(p + 106)), nibble), _mm512_set1_epi32(15));
         s[0] = scaled(n, _mm512_add_ps(d, d), d);
@@ -207,12 +207,12 @@ struct GemvIQ1_S {
     static constexpr int n = 1;
     Points<2> points{levels(codebook::iq1), 8};
     Z high = bytes([](int i) { return 3 * (i % 8 / 2); });
-    INLINE GemvIQ1_S() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    QT_INLINE GemvIQ1_S() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         const Z h = qwords_of_words(p + 34), index = mask_or(spread(high, h), _mm512_set1_epi16(0x700), words_of_bytes(p + 2));
         const Z words = look_up_gathered(book_iq1, index);
         const Z shift = _mm512_mask_mov_epi64(b8(1), _mm512_test_epi64_mask(h, _mm512_set1_epi64(0x8000)), b8(-1));
-        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_add_epi8(points.value(r, words), shift);
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_add_epi8(points.value(r, words), shift);
         const V d = times(half_in_all(p), 1 / 8.f);
         s[0] = scaled(low_dwords(_mm512_and_si512(_mm512_srli_epi64(h, 12), _mm512_set1_epi64(7))), _mm512_add_ps(d, d), d);
     }
@@ -225,11 +225,11 @@ struct GemvIQ1_M {
     Points<2> points{levels(codebook::iq1), 8};
     Z high = bytes([](int i) { return 4 * (i % 8 / 2); });
     Z place = dwords([](int i) { return i % 2 ? 0 : 16 * (i / 4) + 6 * (i / 2 % 2); });
-    INLINE GemvIQ1_M() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    QT_INLINE GemvIQ1_M() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         const Z h = qwords_of_words(p + 32), index = mask_or(spread(high, h), _mm512_set1_epi16(0x700), words_of_bytes(p));
         const Z words = look_up_gathered(book_iq1, index);
-        UNROLL for (int r = 0; r < 4; r++) {
+        QT_UNROLL for (int r = 0; r < 4; r++) {
             const Z shift = _mm512_mask_mov_epi64(b8(1), _mm512_test_epi64_mask(h, _mm512_set1_epi64(8 << 4 * r)), b8(-1));
             v[r] = _mm512_add_epi8(points.value(r, words), shift);
         }
@@ -248,10 +248,10 @@ struct Eight {
     static_assert(3 * stride + from + 8 <= 64);
     static constexpr int at(int block, int i) { return (block < 4 ? 0 : 64 - 4 * stride) + stride * block + i; }
     Z index = bytes([](int i) { return at(i / 8, from + i % 8); });
-    INLINE Eight() {}
-    INLINE Z pick(const uint8_t* p, Z which) const { return _mm512_permutex2var_epi8(once(p), which, load512(p + 4 * stride)); }
-    INLINE void nibbles(const uint8_t* p, Z* v) const {
-        UNROLL for (int h = 0; h < 2; h++) {
+    QT_INLINE Eight() {}
+    QT_INLINE Z pick(const uint8_t* p, Z which) const { return _mm512_permutex2var_epi8(once(p), which, load512(p + 4 * stride)); }
+    QT_INLINE void nibbles(const uint8_t* p, Z* v) const {
+        QT_UNROLL for (int h = 0; h < 2; h++) {
             const Z q = keep(pick(p + 8 * h, index));
             v[2 * h] = q, v[2 * h + 1] = right(q, 4);
         }
@@ -263,13 +263,13 @@ struct GemvQ4_0 : Eight<block::Q4_0, 2> {
     static constexpr int offset = 8;
     static constexpr int n = 1;
     Z word = bytes([](int i) { return at(i / 4 % 8, i % 2); });
-    INLINE GemvQ4_0() {}
-    INLINE V scale(const uint8_t* p) const {  // of 16 lanes: each block's twice
+    QT_INLINE GemvQ4_0() {}
+    QT_INLINE V scale(const uint8_t* p) const {  // of 16 lanes: each block's twice
         return _mm512_cvtph_ps(_mm512_castsi512_si256(pick(p, word)));
     }
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         nibbles(p, v);
-        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(v[r], b8(15));
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(v[r], b8(15));
         s[0] = scale(p);
     }
 };
@@ -277,10 +277,10 @@ struct GemvIQ4_NL : GemvQ4_0 {
     using Block = block::IQ4_NL;
     static constexpr int offset = 128;
     Z table = bytes([](int i) { return codebook::iq4[0][i % 16] + 128; });
-    INLINE GemvIQ4_NL() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    QT_INLINE GemvIQ4_NL() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         nibbles(p, v);  // vpermb reads 6 bits of the index and the table repeats every 16 entries: no masking
-        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_permutexvar_epi8(v[r], table);
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_permutexvar_epi8(v[r], table);
         s[0] = scale(p);
     }
 };
@@ -290,10 +290,10 @@ struct GemvMXFP4 : Eight<block::MXFP4, 1> {
     static constexpr int offset = 12;
     static constexpr int n = 1;
     Z table = bytes([](int i) { return codebook::fp4[0][i % 16] + 12; }), exponent = bytes([](int i) { return at(i / 8, 0); });
-    INLINE GemvMXFP4() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    QT_INLINE GemvMXFP4() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         nibbles(p, v);
-        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_permutexvar_epi8(v[r], table);
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_permutexvar_epi8(v[r], table);
         // 2^(e - 127) halved; the two lowest are subnormal
         const Z e = _mm512_and_si512(pick(p, exponent), _mm512_set1_epi32(255));
         const Z low = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e), high = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
@@ -307,9 +307,9 @@ struct GemvNVFP4 {
     static constexpr int n = 2;
     Z table = bytes([](int i) { return codebook::fp4[0][i % 16] + 12; });
     Z lane[2] = {dwords([](int i) { return i / 2; }), dwords([](int i) { return 8 + i / 2; })};
-    INLINE GemvNVFP4() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
-        UNROLL for (int h = 0; h < 2; h++) {
+    QT_INLINE GemvNVFP4() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        QT_UNROLL for (int h = 0; h < 2; h++) {
             const __m256i a = _mm256_loadu_si256((const __m256i*)(p + 72 * h + 4)), b = _mm256_loadu_si256((const __m256i*)(p + 72 * h + 40));
             const Z q = keep(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1));
             v[2 * h] = _mm512_permutexvar_epi8(q, table), v[2 * h + 1] = _mm512_permutexvar_epi8(right(q, 4), table);
@@ -327,12 +327,12 @@ struct GemvQ1_0 {
     static constexpr int offset = 1;
     static constexpr int n = 1;
     Z bit[4] = {at(0), at(1), at(2), at(3)};  // to bit 1
-    static INLINE Z at(int r) { return spread_index(8 * r - 1, 1); }
-    INLINE GemvQ1_0() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    static QT_INLINE Z at(int r) { return spread_index(8 * r - 1, 1); }
+    QT_INLINE GemvQ1_0() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         const __m256i a = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)(p + 2)));
         const Z q = _mm512_cvtepu32_epi64(_mm256_inserti128_si256(a, _mm_loadu_si128((const __m128i*)(p + 20)), 1));
-        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(spread(bit[r], q), b8(2));
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(spread(bit[r], q), b8(2));
         s[0] = _mm512_mask_mov_ps(half_in_all(p), 0xff00, half_in_all(p + 18));
     }
 };
@@ -342,15 +342,15 @@ struct GemvQ2_0 {
     static constexpr int offset = 1;
     static constexpr int n = 1;
     Z pair[4] = {spread_index(0, 2), spread_index(16, 2), spread_index(32, 2), spread_index(48, 2)};
-    INLINE GemvQ2_0() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    QT_INLINE GemvQ2_0() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         Z q = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)(p + 2)));
         q = _mm512_inserti32x4(q, _mm_loadu_si128((const __m128i*)(p + 20)), 1);
         q = _mm512_inserti32x4(q, _mm_loadu_si128((const __m128i*)(p + 38)), 2);
         q = _mm512_inserti32x4(q, _mm_loadu_si128((const __m128i*)(p + 56)), 3);
-        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(spread(pair[r], q), b8(3));
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(spread(pair[r], q), b8(3));
         s[0] = half_in_all(p);
-        UNROLL for (int k = 1; k < 4; k++) s[0] = _mm512_mask_mov_ps(s[0], 15 << 4 * k, half_in_all(p + 18 * k));
+        QT_UNROLL for (int k = 1; k < 4; k++) s[0] = _mm512_mask_mov_ps(s[0], 15 << 4 * k, half_in_all(p + 18 * k));
     }
 };
 struct GemvTQ1_0 {
@@ -365,12 +365,12 @@ struct GemvTQ1_0 {
     static constexpr int power(int i) { return digit(i) == 0 ? 1 : digit(i) == 1 ? 3 : digit(i) == 2 ? 9 : digit(i) == 3 ? 27 : 81; }
     Z pick[4] = {from(0), from(1), from(2), from(3)}, even[4] = {factor(0, 0), factor(1, 0), factor(2, 0), factor(3, 0)};
     Z odd[4] = {factor(0, 1), factor(1, 1), factor(2, 1), factor(3, 1)};
-    static INLINE Z from(int r) { return bytes([&](int i) { return byte(value(r, i)); }); }
-    static INLINE Z factor(int r, int odd) { return words([&](int i) { return power(value(r, 2 * i + odd)); }); }
-    INLINE GemvTQ1_0() {}
-    INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+    static QT_INLINE Z from(int r) { return bytes([&](int i) { return byte(value(r, i)); }); }
+    static QT_INLINE Z factor(int r, int odd) { return words([&](int i) { return power(value(r, 2 * i + odd)); }); }
+    QT_INLINE GemvTQ1_0() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
         const Z q = _mm512_maskz_loadu_epi8((1ull << 52) - 1, p), low = _mm512_set1_epi16(0xff);
-        UNROLL for (int r = 0; r < 4; r++) {
+        QT_UNROLL for (int r = 0; r < 4; r++) {
             const Z b = _mm512_permutexvar_epi8(pick[r], q);  // a byte is a fraction of 256: its digits come by multiplying
             const Z e = _mm512_mullo_epi16(b, even[r]), o = _mm512_mullo_epi16(_mm512_andnot_si512(low, b), odd[r]);
             const Z rest = _mm512_ternarylogic_epi32(low, e, o, 0xca), one = b8(1);
@@ -384,11 +384,11 @@ template <class Q>
 struct RowsBook : Q {
     using Record = Packed256<Q::n>;
     static constexpr int block_bytes = sizeof(typename Q::Block), block_size = Q::Block::size, record = 256 / block_size;
-    INLINE RowsBook() {}
+    QT_INLINE RowsBook() {}
 
     // `blocks` blocks against C of `columns` columns
     template <int C>
-    INLINE void dots(const uint8_t* w, const Record* a, int columns, int blocks, V* sum, const uint8_t*& ahead) const {
+    QT_INLINE void dots(const uint8_t* w, const Record* a, int columns, int blocks, V* sum, const uint8_t*& ahead) const {
         alignas(64) uint8_t rest[record * block_bytes];
         for (int b = 0; b < blocks; b += record, w += record * block_bytes, a += columns) {
             prefetch(ahead, record * block_bytes);
@@ -400,10 +400,10 @@ struct RowsBook : Q {
             Z v[4];
             V s[Q::n];
             Q::unpack(w, v, s);
-            UNROLL for (int c = 0; c < C; c++) {
-                UNROLL for (int h = 0; h < Q::n; h++) {
+            QT_UNROLL for (int c = 0; c < C; c++) {
+                QT_UNROLL for (int h = 0; h < Q::n; h++) {
                     Z total = load512(a[c].start[h]);
-                    UNROLL for (int r = 4 / Q::n * h; r < 4 / Q::n * (h + 1); r++) total = _mm512_dpbusd_epi32(total, v[r], load512(a[c].q + 64 * r));
+                    QT_UNROLL for (int r = 4 / Q::n * h; r < 4 / Q::n * (h + 1); r++) total = _mm512_dpbusd_epi32(total, v[r], load512(a[c].q + 64 * r));
                     sum[c] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(total), _mm512_load_ps(a[c].unit[h])), s[h], sum[c]);
                 }
             }

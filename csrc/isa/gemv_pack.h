@@ -80,14 +80,14 @@ struct alignas(64) Packed256 {
 
 // Columns are multiplied 1, 2, 3, 4, 6 or 8 at a time; what is missing to that is zero.
 constexpr int column_tile = 8;
-QT_ALWAYS_INLINE constexpr int padded_columns(int n) { return n % column_tile <= 4 || n % 2 == 0 ? n : n + 1; }
+QT_INLINE constexpr int padded_columns(int n) { return n % column_tile <= 4 || n % 2 == 0 ? n : n + 1; }
 
 // One column's 256 values as round_token makes them.
 struct Rounded {
     alignas(64) int8_t q[256];
     float unit[8];  // of each 32
 };
-INLINE void round_plane(V (&v)[16], Rounded& out) {
+QT_INLINE void round_plane(V (&v)[16], Rounded& out) {
     Row row;
     const float d = round_token<true>(v, row);
     file_order(row, out.q);
@@ -96,11 +96,11 @@ INLINE void round_plane(V (&v)[16], Rounded& out) {
 
 // Each plane of each token's 256 columns from `from` on, as f(column, rounded); zero past the last token and the last column.
 template <class F>
-INLINE void each_column(const float* x, size_t T, size_t in, int planes, size_t from, F f) {
+QT_INLINE void each_column(const float* x, size_t T, size_t in, int planes, size_t from, F f) {
     const size_t columns = padded_columns(int(T) * planes);
     for (size_t c = 0; c < columns; c += planes) {
         V v[16];
-        UNROLL for (int i = 0; i < 16; i++) {
+        QT_UNROLL for (int i = 0; i < 16; i++) {
             const size_t at = from + 16 * i, left = c < T * planes && at < in ? in - at : 0;
             v[i] = _mm512_maskz_loadu_ps(left >= 16 ? 0xffff : (1 << left) - 1, x + c / planes * in + at);
         }
@@ -114,15 +114,15 @@ INLINE void each_column(const float* x, size_t T, size_t in, int planes, size_t 
 
 // Sums of the values in each lane.
 template <int n>
-INLINE Z lane_sums(const int8_t* q) {
+QT_INLINE Z lane_sums(const int8_t* q) {
     Z sum = _mm512_setzero_si512();
-    UNROLL for (int i = 0; i < n; i++) sum = _mm512_dpbusd_epi32(sum, b8(1), load512(q + 64 * i));
+    QT_UNROLL for (int i = 0; i < n; i++) sum = _mm512_dpbusd_epi32(sum, b8(1), load512(q + 64 * i));
     return sum;
 }
-INLINE Z minus_times(Z x, int offset) { return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_mullo_epi32(x, _mm512_set1_epi32(offset))); }
+QT_INLINE Z minus_times(Z x, int offset) { return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_mullo_epi32(x, _mm512_set1_epi32(offset))); }
 
 template <Order order>
-INLINE void arrange_lanes(const int8_t* from, int8_t* to) {
+QT_INLINE void arrange_lanes(const int8_t* from, int8_t* to) {
     for (int r = 0; r < 4; r++)
         for (int lane = 0; lane < 16; lane++) __builtin_memcpy(to + 64 * r + 4 * lane, from + first_value(order, r, lane), 4);
 }

@@ -22,7 +22,7 @@ QT_INLINE V floats(I x) { return __builtin_convertvector(x, V); }
 struct FewF16 {
     static constexpr size_t size = VL, stored = 2 * VL;
     template <class F>
-    QT_INLINE void each(const uint8_t* p, F f) {
+    static QT_INLINE void each(const uint8_t* p, F f) {
 #if defined(__AVX512F__)
         f(0, (V)_mm512_cvtph_ps(get<__m256i>(p)));
 #else
@@ -33,7 +33,7 @@ struct FewF16 {
 struct FewBF16 {
     static constexpr size_t size = VL, stored = 2 * VL;
     template <class F>
-    QT_INLINE void each(const uint8_t* p, F f) {
+    static QT_INLINE void each(const uint8_t* p, F f) {
 #if defined(__AVX512F__)
         f(0, (V)((I)_mm512_cvtepu16_epi32(get<__m256i>(p)) << 16));
 #else
@@ -44,7 +44,7 @@ struct FewBF16 {
 struct FewQ8_0 {
     static constexpr size_t size = 32, stored = sizeof(block::Q8_0);
     template <class F>
-    QT_INLINE void each(const uint8_t* p, F f) {
+    static QT_INLINE void each(const uint8_t* p, F f) {
         auto* b = reinterpret_cast<const block::Q8_0*>(p);
         const V d = all(widen(b->d));
         for (int i = 0; i < 32; i += VL) f(i, d * floats(signed_bytes(b->qs + i)));
@@ -53,7 +53,7 @@ struct FewQ8_0 {
 struct FewQ4_0 {
     static constexpr size_t size = 32, stored = sizeof(block::Q4_0);
     template <class F>
-    QT_INLINE void each(const uint8_t* p, F f) {
+    static QT_INLINE void each(const uint8_t* p, F f) {
         auto* b = reinterpret_cast<const block::Q4_0*>(p);
         const V d = all(widen(b->d));
         I q[16 / VL];
@@ -77,7 +77,7 @@ QT_INLINE void scales_and_minima(const uint8_t* from, float d, float dmin, float
 struct FewQ4_K {
     static constexpr size_t size = 256, stored = sizeof(block::Q4_K);
     template <class F>
-    QT_INLINE void each(const uint8_t* p, F f) {
+    static QT_INLINE void each(const uint8_t* p, F f) {
         auto* b = reinterpret_cast<const block::Q4_K*>(p);
         float dl[8], ml[8];
         scales_and_minima(b->scales, widen(b->d), widen(b->dmin), dl, ml);
@@ -92,7 +92,7 @@ struct FewQ4_K {
 struct FewQ5_K {
     static constexpr size_t size = 256, stored = sizeof(block::Q5_K);
     template <class F>
-    QT_INLINE void each(const uint8_t* p, F f) {
+    static QT_INLINE void each(const uint8_t* p, F f) {
         auto* b = reinterpret_cast<const block::Q5_K*>(p);
         float dl[8], ml[8];
         scales_and_minima(b->scales, widen(b->d), widen(b->dmin), dl, ml);
@@ -109,7 +109,7 @@ struct FewQ5_K {
 struct FewQ6_K {
     static constexpr size_t size = 256, stored = sizeof(block::Q6_K);
     template <class F>
-    QT_INLINE void each(const uint8_t* p, F f) {
+    static QT_INLINE void each(const uint8_t* p, F f) {
         auto* b = reinterpret_cast<const block::Q6_K*>(p);
         float dl[16];
         for (int g = 0; g < 16; g += VL) put(dl + g, floats(signed_bytes(b->scales + g)) * all(widen(b->d)));

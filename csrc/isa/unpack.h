@@ -12,7 +12,6 @@
 #include "isa/panel.h"
 
 namespace qt::QT_ISA {
-#define QT_UNROLL _Pragma("GCC unroll 16")
 
 // 32 bytes. Shifts are of 16 bits, so they are followed by a mask.
 struct Codes {

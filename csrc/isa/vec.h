@@ -8,9 +8,9 @@
 #include <arm_neon.h>
 #endif
 
-namespace qt::QT_ISA {
-#define QT_INLINE static inline __attribute__((always_inline))
+#include "compiler.h"
 
+namespace qt::QT_ISA {
 #if defined(__AVX512F__)
 constexpr int VL = 16;
 #elif defined(__AVX2__)

@@ -9,7 +9,8 @@ import numpy as np
 import results
 
 from qtransformers.kernels import cpu
-from qtransformers.sampling import Sampling, draw
+from qtransformers.sampling import Sampling
+from qtransformers.sampling.definition import draw
 from qtransformers.settings import usable_cores
 
 N_TOKENS = 151_936

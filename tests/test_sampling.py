@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from qtransformers.errors import ConfigError, QTransformersError
-from qtransformers.sampling import STAGES, Sampler, Sampling, _head
+from qtransformers.sampling import Sampler, Sampling, logprobs
+from qtransformers.sampling.definition import STAGES, _head
 
 NAN, INF = float("nan"), float("inf")
 LOGITS = np.log(np.array([0.05, 0.4, 0.15, 0.3, 0.1], np.float32))  # likeliest: 1, 3, 2, 4, 0
@@ -67,11 +68,11 @@ def test_ties_at_the_edge_go_to_the_first_ids():
 
 
 def test_greedy_is_the_first_largest():
-    assert Sampler(Sampling(temperature=0))(np.array([1, 3, 3, 2], np.float32)) == 1
+    assert Sampler(Sampling(temperature=0), 5)(np.array([1, 3, 3, 2], np.float32)) == 1
 
 
 def frequencies(n=20_000, **settings):
-    sampler = Sampler(Sampling(seed=5, **settings))
+    sampler = Sampler(Sampling(seed=5, **settings), 5)
     return np.bincount([sampler(LOGITS) for _ in range(n)], minlength=5) / n
 
 
@@ -92,12 +93,12 @@ def test_tokens_come_as_often_as_their_probability(settings, expected):
 
 def test_a_temperature_near_zero_is_greedy_without_a_warning():
     with np.errstate(all="raise", under="ignore"):
-        assert Sampler(Sampling(temperature=1e-300))(LOGITS) == 1
+        assert Sampler(Sampling(temperature=1e-300), 5)(LOGITS) == 1
 
 
 def test_impossible_tokens_are_never_drawn():
     logits = np.array([-INF, 0, -INF, 0], np.float32)
-    sampler = Sampler(Sampling(seed=1))
+    sampler = Sampler(Sampling(seed=1), 5)
     assert {sampler(logits) for _ in range(200)} == {1, 3}
 
 
@@ -107,22 +108,22 @@ def test_logits_that_are_no_numbers_are_an_error(bad, temperature):
     logits = LOGITS.copy()
     logits[2] = bad
     with pytest.raises(QTransformersError, match=r"logits hold .* at token 2"):
-        Sampler(Sampling(temperature=temperature))(logits)
+        Sampler(Sampling(temperature=temperature), 5)(logits)
 
 
 def test_the_same_seed_draws_the_same_tokens_whatever_others_draw():
     def draw(sampler):
         return [sampler(LOGITS) for _ in range(50)]
 
-    alone = draw(Sampler(Sampling(seed=7)))
-    first, other = Sampler(Sampling(seed=7)), Sampler(Sampling(seed=8))
+    alone = draw(Sampler(Sampling(seed=7), 5))
+    first, other = Sampler(Sampling(seed=7), 5), Sampler(Sampling(seed=8), 5)
     among_others = []
     for _ in range(50):
         among_others.append(first(LOGITS))
         other(LOGITS)
     assert among_others == alone
-    assert draw(Sampler(Sampling(seed=8))) != alone
-    assert draw(Sampler(Sampling())) != draw(Sampler(Sampling()))
+    assert draw(Sampler(Sampling(seed=8), 5)) != alone
+    assert draw(Sampler(Sampling(), 5)) != draw(Sampler(Sampling(), 5))
 
 
 HOSTILE = {
@@ -165,3 +166,19 @@ def test_override_replaces_only_what_is_given():
     assert base.override(top_k=None, seed=3) == Sampling(temperature=0.6, top_k=20, seed=3)
     with pytest.raises(TypeError):
         base.override(topk=3)
+
+
+def test_a_distribution_is_what_calls_draw_from():
+    ids, p = Sampler(Sampling(top_p=0.8), 5).distribution(LOGITS)
+    assert ids.tolist() == [1, 2, 3]
+    np.testing.assert_allclose(p, np.array([0.4, 0.15, 0.3]) / 0.85, rtol=1e-6)
+    one, two = (Sampler(Sampling(top_p=0.8, seed=4), 5) for _ in range(2))
+    assert [one(LOGITS) for _ in range(50)] == [two.draw(*two.distribution(LOGITS)) for _ in range(50)]
+    ids, p = Sampler(Sampling(temperature=0), 5).distribution(LOGITS)
+    assert (ids.tolist(), p.tolist()) == ([1], [1.0])
+
+
+def test_logprobs_are_the_models_own():
+    found = logprobs(LOGITS, 0, 2)
+    assert found.token == 0 and [i for i, _ in found.top] == [1, 3]
+    np.testing.assert_allclose([found.logprob, *(p for _, p in found.top)], np.log([0.05, 0.4, 0.3]), rtol=1e-6)

@@ -7,7 +7,8 @@ import pytest
 
 from qtransformers.errors import ConfigError
 from qtransformers.kernels import cpu
-from qtransformers.sampling import Sampling, draw
+from qtransformers.sampling import Sampling
+from qtransformers.sampling.definition import draw
 
 NAN, INF = float("nan"), float("inf")
 SETTINGS = [

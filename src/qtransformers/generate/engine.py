@@ -61,7 +61,9 @@ class Engine:
             if len(self._unused):
                 candidates[self._unused] = -np.inf
             with self._pool:
-                token = sequence.sampler(candidates)
+                token = sequence.sampler(
+                    candidates, [*sequence.request.prompt, *sequence.tokens], len(sequence.request.prompt)
+                )
             texts.append(sequence.accept(token))
             row += 1
         return texts

@@ -44,7 +44,7 @@ class Sequence:
 
     request: Request
     decoder: Decoder
-    sampler: Sampler = field(init=False)
+    sampler: Sampler = field(init=False)  # of the engine that takes it
     tokens: list[int] = field(default_factory=list)  # the answer so far
     past: int = 0  # tokens whose keys and values are in the cache
     pages: list[int] = field(default_factory=list)
@@ -52,7 +52,6 @@ class Sequence:
     _stops: StopText = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(self.request.sampling)
         self._stops = StopText(self.request.stop)
 
     def pending(self, limit: int) -> list[int]:

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from qtransformers.generate.engine import Engine
 from qtransformers.generate.requests import FinishReason, Sequence
+from qtransformers.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Stream(Iterator[Chunk]):
     def __init__(self, engine: Engine, sequence: Sequence) -> None:
         self._engine = engine
         self._sequence = sequence
+        sequence.sampler = Sampler(sequence.request.sampling, engine.n_tokens)
         self._lock = Lock()  # one thread computes; others may cancel and close
         self._cancelled = False
         self._closing = False

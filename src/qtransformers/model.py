@@ -21,12 +21,12 @@ from qtransformers.generate import Completion, Engine, Request, Stream
 from qtransformers.generate import Sequence as Answer
 from qtransformers.generate.embed import check_pooling, embed, normalized
 from qtransformers.generate.requests import Decoder, answer_limit, prompt_ids, stop_texts
-from qtransformers.kernels.table import ACCURACY, check_accuracy
+from qtransformers.kernels.table import ACCURACY, FEW_ROWS, check_accuracy
 from qtransformers.load import Loaded, load
 from qtransformers.load.chat.formats import PromptFormat
 from qtransformers.load.chat.formats import prompt_format as named_format
 from qtransformers.load.placement import check_placement
-from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK
+from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK
 from qtransformers.sampling import Sampling
 from qtransformers.settings import MAX_THREADS, Settings, usable_cores
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from qtransformers.archs.spec import Hyperparameters
-    from qtransformers.generate.asynchronous import AsyncStream
+    from qtransformers.generate.asynchronous import AsyncStream, Driver
     from qtransformers.load.chat import ChatTemplate
     from qtransformers.load.plan import LoadPlan
     from qtransformers.load.tokenizer import Tokenizer
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Model", "ModelConfig"]
 
 MAX_TOKENS = 2**31 - 1
+MAX_PARALLEL = 1024
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class ModelConfig:
     accuracy: str = ACCURACY  # of products with quantised weights: exact, high or fast
     prefill_chunk: int = PREFILL_CHUNK  # tokens of a prompt that one forward takes
     logits_rows: int = LOGITS_ROWS  # rows of logits that one forward gives at most; more is memory, for `logits()`
+    cache_tokens: int | None = None  # of all requests together; None: of one that fills the context
+    parallel: int = PARALLEL  # requests that are computed at the same time; others wait
+    deterministic: bool = False  # an answer does not depend on what is computed beside it, not even by rounding
     threads: int | None = None  # None: QTRANSFORMERS_THREADS, else every core this process may use
     prompt_format: str | Path | None = None  # name or jinja file, instead of the model's chat template
     pre: str | None = None  # instead of the file's tokenizer.ggml.pre
@@ -74,6 +78,10 @@ class ModelConfig:
         check_accuracy(self.accuracy)
         whole("prefill_chunk", self.prefill_chunk, 1, 2**20)
         whole("logits_rows", self.logits_rows, 1, 2**20)
+        if self.cache_tokens is not None:
+            whole("cache_tokens", self.cache_tokens, 1, 2**40)
+        whole("parallel", self.parallel, 1, MAX_PARALLEL)
+        flag("deterministic", self.deterministic)
         if self.threads is not None:
             whole("threads", self.threads, 1, MAX_THREADS)
         if self.pre is not None:
@@ -91,6 +99,9 @@ class LoadOptions(TypedDict, total=False):
     accuracy: str
     prefill_chunk: int
     logits_rows: int
+    cache_tokens: int | None
+    parallel: int
+    deterministic: bool
     threads: int | None
     prompt_format: str | Path | None
     pre: str | None
@@ -114,8 +125,8 @@ class Options(TypedDict, total=False):
 class Model:
     """A language model or an encoder: weights from a GGUF file, tokenizer and chat template from the file or a Hugging Face directory.
 
-    Made by `load` or `from_pretrained`; `close()` or a `with` block frees it. Thread-safe: one forward runs at a time,
-    and answers streamed side by side take turns.
+    Made by `load` or `from_pretrained`; `close()` or a `with` block frees it. Thread-safe: answers asked for side by side
+    are computed together, `parallel` at a time, and share what their prompts have in common.
     """
 
     def __init__(self, loaded: Loaded, config: ModelConfig, format: PromptFormat | None = None) -> None:
@@ -143,6 +154,9 @@ class Model:
             context_length=plan.context_length,
             prefill_chunk=config.prefill_chunk,
             logits_rows=config.logits_rows,
+            parallel=config.parallel,
+            few_rows=FEW_ROWS[config.accuracy],
+            deterministic=config.deterministic,
             unused_ids=loaded.tokenizer.unused_ids,
             pool=Pool(config.threads or settings.threads or usable_cores(), settings.isa or ""),
         )
@@ -161,6 +175,9 @@ class Model:
         accuracy: str = ACCURACY,
         prefill_chunk: int = PREFILL_CHUNK,
         logits_rows: int = LOGITS_ROWS,
+        cache_tokens: int | None = None,
+        parallel: int = PARALLEL,
+        deterministic: bool = False,
         threads: int | None = None,
         prompt_format: str | Path | None = None,
         pre: str | None = None,
@@ -174,7 +191,8 @@ class Model:
         ConfigError, ModelNotFoundError, GGUFError, LoadError, UnsupportedError, TokenizerError, InsufficientMemoryError.
         """
         config = ModelConfig(
-            gguf_path, model_path, context_length, cache, placement, accuracy, prefill_chunk, logits_rows, threads, prompt_format, pre, mlock, preload
+            gguf_path, model_path, context_length, cache, placement, accuracy, prefill_chunk, logits_rows, cache_tokens, parallel, deterministic, threads, prompt_format, pre,
+            mlock, preload,
         )  # fmt: skip
         format = None if prompt_format is None else named_format(prompt_format)
         loaded = load(
@@ -186,6 +204,8 @@ class Model:
             accuracy=config.accuracy,
             prefill_chunk=config.prefill_chunk,
             logits_rows=config.logits_rows,
+            cache_tokens=config.cache_tokens,
+            parallel=config.parallel,
             threads=config.threads or Settings.from_env().threads,
             pre=config.pre,
             mlock=config.mlock,
@@ -348,7 +368,7 @@ class Model:
         """`stream` beside an event loop: `async for chunk in model.astream(...)`."""
         from qtransformers.generate.asynchronous import AsyncStream
 
-        return AsyncStream(self.stream(prompt, add_bos=add_bos, encode_special=encode_special, **options))
+        return AsyncStream(self.stream(prompt, add_bos=add_bos, encode_special=encode_special, **options), self._driver)
 
     @overload
     async def achat(
@@ -369,8 +389,14 @@ class Model:
         from qtransformers.generate.asynchronous import AsyncStream
 
         flag("stream", stream)
-        answer = AsyncStream(self.chat(messages, stream=True, **given))
+        answer = AsyncStream(self.chat(messages, stream=True, **given), self._driver)
         return answer if stream else await answer.read()
+
+    @cached_property
+    def _driver(self) -> Driver:
+        from qtransformers.generate.asynchronous import Driver
+
+        return Driver(self._engine)
 
     def logits(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
         """Logits of the token after each of `tokens [T]`: `[T, vocab_size]`, the rows of padding included."""
@@ -476,7 +502,7 @@ class Model:
             # control tokens leave no text by which to find them
             stop_ids=self.eos_ids | {i for i in own if i in self.tokenizer.special_ids},
         )
-        return Stream(self._engine, Answer(request, decoder))
+        return Stream(self._engine, Answer(request, decoder, self._engine.n_tokens))
 
 
 def _recommended(loaded: Loaded) -> Sampling:

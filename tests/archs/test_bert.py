@@ -126,7 +126,7 @@ def bert(made):
 
 def test_an_encoder_keeps_no_cache(bert):
     assert bert.plan.cache_bytes == 0 and bert.plan.cache_shape.n_layers == 0
-    assert bert._engine._cache.nbytes == 0
+    assert bert._engine._use().cache.nbytes == 0
     width, rows = 64, 512  # two projections of the three are more than what the feed-forward layer needs
     assert bert.plan.activations_bytes >= 4 * rows * width * (2 + 3 + 2)
 

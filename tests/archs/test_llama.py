@@ -25,7 +25,9 @@ def load(path, **given):
 def greedy(model, ids, n):
     """`n` tokens, no matter which of them would end an answer."""
     request = Request(tuple(ids), n, Sampling(temperature=0))
-    return list(Stream(model._engine, Sequence(request, model.tokenizer.decoder())).read().tokens)
+    return list(
+        Stream(model._engine, Sequence(request, model.tokenizer.decoder(), model._engine.n_tokens)).read().tokens
+    )
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def test_streams_side_by_side_and_one_after_another(path):
             for s in streams:
                 next(s)
         assert [tuple(s.read().tokens) for s in streams] == alone
-        assert len(model._engine._cache.states) == 0
+        assert len(model._engine._use().cache.states) == 0
 
 
 def test_only_layers_with_attention_have_keys_and_values(path):

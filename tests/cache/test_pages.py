@@ -43,9 +43,7 @@ def test_pages_are_taken_and_given_back():
     cache = small()
     first = cache.take(3)
     assert len(set(first)) == 3 and len(cache.free) == 1
-    with pytest.raises(
-        InsufficientMemoryError, match=r"1 free pages of 256 tokens, 2 are needed\. Raise context_length"
-    ):
+    with pytest.raises(InsufficientMemoryError, match=r"1 free pages of 256 tokens, 2 are needed\. Raise cache_tokens"):
         cache.take(2)
     assert len(cache.free) == 1  # a refused request takes nothing
     cache.give_back(first)

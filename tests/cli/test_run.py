@@ -205,11 +205,11 @@ def test_the_answer_cannot_steer_the_terminal(monkeypatch, capsys):
     from qtransformers.generate import Chunk, Stream
 
     def hostile(self):
-        chunk = advance(self)
+        chunk = following(self)
         return Chunk("\x1b[2J" + chunk.text, chunk.tokens, chunk.finish_reason)
 
-    advance = Stream._advance
-    monkeypatch.setattr(Stream, "_advance", hostile)
+    following = Stream.__next__
+    monkeypatch.setattr(Stream, "__next__", hostile)
     assert main(["run", "demo", ASK, "-n", "2"]) == 0
     assert "\x1b[2J" in capsys.readouterr().out
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

@@ -53,7 +53,7 @@ def engine(script, n_tokens=2000, chunk=100, context_length=2000):
 
 def stream(e, n_prompt=3, max_tokens=1000, **given):
     given = {"sampling": Sampling(temperature=0), "stop_ids": frozenset({0}), **given}
-    return Stream(e, Sequence(Request(tuple(range(1, n_prompt + 1)), max_tokens, **given), Bytes()))
+    return Stream(e, Sequence(Request(tuple(range(1, n_prompt + 1)), max_tokens, **given), Bytes(), 256))
 
 
 def test_an_answer_until_the_stop_token():
@@ -61,7 +61,7 @@ def test_an_answer_until_the_stop_token():
     done = stream(e).read()
     assert (done.text, done.finish_reason, done.prompt_tokens) == ("Hello.", "stop", 3)
     assert bytes(done.tokens) == b"Hello."
-    assert e.free_pages == 8
+    assert e.load.free_pages == 8
     assert done.timings.tokens == 6 and done.timings.seconds > 0 and done.timings.prompt_seconds > 0
 
 
@@ -130,11 +130,11 @@ def test_what_was_held_back_comes_at_the_end():
 def test_leaving_the_loop_frees_the_pages():
     e = engine(Script("x" * 900, 3))
     for chunk in stream(e):
-        assert e.free_pages == 7
+        assert e.load.free_pages == 7
         if chunk.text:
             break
     gc.collect()
-    assert e.free_pages == 8
+    assert e.load.free_pages == 8
 
 
 def test_close_ends_it_and_is_harmless_twice():
@@ -143,7 +143,7 @@ def test_close_ends_it_and_is_harmless_twice():
     next(s)
     s.close()
     s.close()
-    assert e.free_pages == 8 and list(s) == []
+    assert e.load.free_pages == 8 and list(s) == []
     assert (s.completion.text, s.completion.finish_reason) == ("x", "cancelled")
 
 
@@ -151,7 +151,7 @@ def test_a_stream_never_read_costs_nothing():
     e = engine(Script("x", 3))
     s = stream(e)
     s.close()
-    assert e.free_pages == 8 and s.completion.tokens == ()
+    assert e.load.free_pages == 8 and s.completion.tokens == ()
 
 
 def test_cancel_gives_a_last_chunk():
@@ -160,7 +160,7 @@ def test_cancel_gives_a_last_chunk():
     next(s)
     s.cancel()
     last = next(s)
-    assert last.finish_reason == "cancelled" and list(s) == [] and e.free_pages == 8
+    assert last.finish_reason == "cancelled" and list(s) == [] and e.load.free_pages == 8
 
 
 def test_cancel_shows_what_was_held_back():
@@ -186,10 +186,10 @@ def test_close_from_another_thread_while_computing():
     reader.start()
     assert inside.wait(10)
     s.close()
-    assert e.free_pages == 7  # the forward still writes to its page
+    assert e.load.free_pages == 7  # the forward still writes to its page
     go_on.set()
     reader.join(10)
-    assert not reader.is_alive() and e.free_pages == 8 and 3 <= len(got) <= 4
+    assert not reader.is_alive() and e.load.free_pages == 8 and 3 <= len(got) <= 4
 
 
 def test_an_error_in_the_forward_frees_the_pages_and_ends_the_stream():
@@ -203,48 +203,14 @@ def test_an_error_in_the_forward_frees_the_pages_and_ends_the_stream():
     s = stream(e)
     with pytest.raises(KeyboardInterrupt):
         list(s)
-    assert e.free_pages == 8 and list(s) == []
+    assert e.load.free_pages == 8 and list(s) == []
 
 
-def test_a_full_cache_is_an_error_that_frees_what_the_request_held():
+def test_a_sequence_that_outgrows_the_cache_is_an_error_that_frees_what_it_held():
     e = engine(Script("x", 3), n_tokens=512, chunk=400)
-    first = stream(e)
-    next(first)
-    with pytest.raises(InsufficientMemoryError, match=r"1 free pages of 256 tokens, 2 are needed"):
+    with pytest.raises(InsufficientMemoryError, match=r"0 free pages of 256 tokens, 1 are needed"):
         stream(e, n_prompt=400).read()
-    assert e.free_pages == 1
-    first.close()
-    assert e.free_pages == 2
-
-
-def test_two_streams_interleave_and_neither_sees_the_other():
-    class PerSequence(Script):
-        def __call__(self, batch, cache):
-            """The next token follows the page's first write: each sequence has its own text."""
-            page = batch.page_tables[0, 0]
-            if batch.positions[0] == 0:
-                cache.pages[0, page, 0, 0] = batch.tokens[0]
-            self.text = {1: b"first\0", 9: b"other\0"}[int(cache.pages[0, page, 0, 0])]
-            return super().__call__(batch, cache)
-
-    e = engine(PerSequence("", 3))
-    a = Stream(e, Sequence(Request((1, 2, 3), 50, Sampling(temperature=0), (), frozenset({0})), Bytes()))
-    b = Stream(e, Sequence(Request((9, 2, 3), 50, Sampling(temperature=0), (), frozenset({0})), Bytes()))
-    pairs = list(zip(a, b, strict=True))
-    assert "".join(x.text for x, _ in pairs) == "first" and "".join(y.text for _, y in pairs) == "other"
-    assert e.free_pages == 8
-
-
-def test_one_step_serves_many_sequences():
-    """Prefill of one and decode of another in the same batch, as continuous batching will do."""
-    script = Script("ab\0", 3)
-    e = engine(script, chunk=2)
-    first, second = (stream(e)._sequence for _ in range(2))
-    e.step([first]), e.step([first])
-    texts = [e.step([first, second]), e.step([first, second])]
-    assert texts == [["b", ""], ["", "a"]]
-    assert script.batches[-1].starts.tolist() == [0, 1, 2] and script.batches[-2].output_rows.tolist() == [0]
-    assert first.finish_reason == "stop"
+    assert e.load.free_pages == 2 and e.load.running == e.load.waiting == 0
 
 
 def test_seeds_reproduce_whatever_runs_beside():
@@ -270,7 +236,7 @@ def test_logits_of_all_rows_in_chunks():
     e = engine(script, chunk=4)
     logits = e.logits([1, 2, 3, 4, 5, 6])
     assert logits.shape == (6, ROWS) and logits[:, :256].argmax(1).tolist() == list(b"abcdef")
-    assert [len(b.tokens) for b in script.batches] == [4, 2] and e.free_pages == 8
+    assert [len(b.tokens) for b in script.batches] == [4, 2] and e.load.free_pages == 8
 
 
 def test_a_closed_engine_says_so():

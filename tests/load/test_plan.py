@@ -42,7 +42,7 @@ def test_a_good_file(demo):
     assert by_name["token_embd.weight"] == ("mmap", "embedding Q8_0")
     assert by_name["blk.3.ffn_down.weight"] == ("mmap", "linear Q8_0")
     assert by_name["output_norm.weight"] == ("cpu", "read as F32")
-    assert "linear Q8_0" in plan.text() and "1024 tokens, f16" in plan.text()
+    assert "linear Q8_0" in plan.text() and "1,024 tokens, f16" in plan.text()
     with pytest.raises(AttributeError):
         plan.cache = "f32"
 

@@ -80,9 +80,13 @@ class PagedCache:
         """Claim `n` pages; InsufficientMemoryError when fewer are free."""
         if n > len(self.free):
             raise InsufficientMemoryError(
-                f"the cache has {len(self.free)} free pages of {PAGE_TOKENS} tokens, {n} are needed. Raise context_length, or end other requests."
+                f"the cache has {len(self.free)} free pages of {PAGE_TOKENS} tokens, {n} are needed. Raise cache_tokens, or end other requests."
             )
         return [self.free.pop() for _ in range(n)]
+
+    def copy(self, source: int, target: int) -> None:
+        """Make page `target` hold what page `source` holds, of all layers."""
+        self.pages[:, target] = self.pages[:, source]
 
     def give_back(self, pages: list[int]) -> None:
         """Return pages taken before; a page that nobody holds is a mistake of the caller."""

@@ -1,25 +1,52 @@
-"""Runs forwards for sequences: prefill in chunks, decode, any mix of them in one batch."""
+"""Runs forwards for all requests at once: whoever waits for a token computes the next step for everybody."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
-from contextlib import AbstractContextManager, nullcontext
-from threading import Lock
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from threading import Condition, Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.cache import PAGE_TOKENS, Batch, PagedCache
-from qtransformers.errors import ConfigError
-from qtransformers.generate.requests import Sequence
+from qtransformers.cache import Batch, PagedCache
+from qtransformers.errors import ConfigError, InsufficientMemoryError
+from qtransformers.generate.pages import PagePool, Table
+from qtransformers.generate.schedule import Part, Scheduler
+from qtransformers.generate.sequence import Sequence
+from qtransformers.sampling import logprobs
 
 Forward = Callable[[Batch, PagedCache], NDArray[np.float32]]
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an open engine works with."""
+
+    forward: Forward
+    cache: PagedCache
+    pages: PagePool
+    scheduler: Scheduler
+    threads: AbstractContextManager[Any]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an engine is doing: sequences, and pages of the cache (`free` ones may hold beginnings for reuse)."""
+
+    running: int
+    waiting: int
+    pages: int
+    free_pages: int
 
 
 class Engine:
-    """One model's forward and its cache. Thread-safe: one forward runs at a time."""
+    """One model's forward, its cache, and the requests that share them. Thread-safe; it has no thread of its own."""
 
     def __init__(
         self,
@@ -30,6 +57,9 @@ class Engine:
         context_length: int,
         prefill_chunk: int,
         logits_rows: int | None = None,
+        parallel: int = 8,
+        few_rows: int = 8,
+        deterministic: bool = False,
         unused_ids: Iterable[int] = (),
         pool: AbstractContextManager[Any] | None = None,
     ) -> None:
@@ -38,95 +68,202 @@ class Engine:
         self.prefill_chunk = prefill_chunk
         self._logits_chunk = min(prefill_chunk, logits_rows or prefill_chunk)
         self._unused = np.array(sorted(i for i in unused_ids if i < n_tokens), np.int64)
-        self._forward: Forward | None = forward
-        self._cache: PagedCache | None = cache
-        self._pool: AbstractContextManager[Any] = pool if pool is not None else nullcontext()
-        self._lock = Lock()
+        # What recurrent layers remember is of one sequence and of its last token: it can neither be shared nor rewound.
+        pages = PagePool(cache, shares=not cache.states.nbytes, partly=not deterministic)
+        scheduler = Scheduler(
+            pages, parallel=parallel, prefill_chunk=prefill_chunk, few_rows=few_rows, deterministic=deterministic
+        )
+        self._parts: Parts | None = Parts(forward, cache, pages, scheduler, pool or nullcontext())
+        self._turn = Condition(Lock())  # whoever computes has set _busy; not reentrant, see `drop`
+        self._busy = False
+        self._dropped: deque[Sequence] = deque()
+        self._scoring = Lock()
 
-    def step(self, sequences: Seq[Sequence]) -> list[str]:
-        """One forward for all of `sequences`: the next chunk of a prompt, or the next token; the text that became ready."""
-        with self._lock:
-            forward, cache = self._open()
-            parts = [self._rows(sequence, cache) for sequence in sequences]
-            with self._pool:
-                logits = forward(Batch.join(parts), cache)
-        texts = []
-        row = 0
-        for sequence, part in zip(sequences, parts, strict=True):
-            sequence.past += len(part.tokens)
-            if not len(part.output_rows):
-                texts.append("")
-                continue
-            candidates = logits[row, : self.n_tokens]
-            if len(self._unused):
-                candidates[self._unused] = -np.inf
-            with self._pool:
-                token = sequence.sampler(
-                    candidates, [*sequence.request.prompt, *sequence.tokens], len(sequence.request.prompt)
-                )
-            texts.append(sequence.accept(token))
-            row += 1
-        return texts
+    def submit(self, sequence: Sequence) -> None:
+        """Let a sequence take part from the next step on. `advance` or another's steps fill its `chunks`."""
+        with self._exclusive():
+            self._use().scheduler.add(sequence)
 
-    def logits(self, tokens: Seq[int]) -> NDArray[np.float32]:
+    def advance(self, sequence: Sequence) -> None:
+        """Compute steps, or wait while another thread does, until a submitted sequence has a chunk or an end.
+
+        What the forward raises, it raises here; what a sequence's own sampling raises, becomes its `error`.
+        """
+        while True:
+            with self._turn:
+                while self._busy and not sequence.news:
+                    self._turn.wait()
+                if sequence.news:
+                    return
+                self._busy = True
+            try:
+                self._step()
+            finally:
+                self._end_turn()
+
+    def step(self) -> bool:
+        """One forward for all that run; whether there was anything to do."""
+        with self._exclusive():
+            return self._step()
+
+    def drop(self, sequence: Sequence) -> None:
+        """Forget a sequence and free its pages, at once or after the forward under way.
+
+        Never waits: it also runs when a stream is collected, on whatever thread, perhaps amid a step.
+        """
+        self._dropped.append(sequence)
+        self._reap()
+
+    def logits(self, tokens: Seq[int]) -> F32:
         """Logits of every token, `[T, vocab_size]`, at most `logits_rows` of them in one forward."""
         parts = []
-        pages: list[int] = []
-        try:
-            for past in range(0, len(tokens), self._logits_chunk):
-                chunk = tokens[past : past + self._logits_chunk]
-                with self._lock:
-                    forward, cache = self._open()
-                    self._reserve(pages, past + len(chunk), cache)
-                    with self._pool:
-                        parts.append(forward(Batch.single(chunk, past, pages, outputs=None), cache))
-        finally:
-            self.release(pages)
+        table = Table()
+        with self._scoring:  # two could starve each other of pages
+            try:
+                for past in range(0, len(tokens), self._logits_chunk):
+                    chunk = tokens[past : past + self._logits_chunk]
+                    with self._exclusive():
+                        engine = self._use()
+                        _reserve(engine, table, past + len(chunk))
+                        with engine.threads:
+                            batch = Batch.single(chunk, past, table.numbers, outputs=None)
+                            parts.append(engine.forward(batch, engine.cache))
+            finally:
+                with self._exclusive():
+                    if self._parts:
+                        self._parts.pages.release(table)
         return np.concatenate(parts)
 
-    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+    def hidden(self, batch: Batch) -> F32:
         """What an encoder makes of the whole texts in `batch`: hidden states `[T, n_embd]`."""
-        with self._lock:
-            forward, cache = self._open()
-            with self._pool:
-                return forward(batch, cache)
-
-    def release(self, pages: list[int]) -> None:
-        """Give pages back and forget them. Takes no lock: it also runs when a stream is dropped amid a forward."""
-        cache = self._cache
-        if cache is not None and pages:
-            cache.give_back(pages)
-        pages.clear()
+        with self._exclusive():
+            engine = self._use()
+            with engine.threads:
+                return engine.forward(batch, engine.cache)
 
     def close(self) -> None:
         """Let weights, cache and threads go, after the forward that runs now. Later calls raise ConfigError."""
-        with self._lock:
-            self._forward = self._cache = None
-            self._pool = nullcontext()
+        with self._exclusive():
+            self._parts = None
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._forward is None
+        return self._parts is None
 
     @property
-    def free_pages(self) -> int:
-        """Pages of the cache that no request holds."""
-        return len(self._open()[1].free)
+    def load(self) -> Load:
+        """How busy it is."""
+        engine = self._use()
+        s, pages = engine.scheduler, engine.pages
+        return Load(len(s.running), len(s.waiting), pages.n_pages, pages.n_free)
 
-    def _open(self) -> tuple[Forward, PagedCache]:
-        if self._forward is None or self._cache is None:
+    def _use(self) -> Parts:
+        if self._parts is None:
             raise ConfigError("the model is closed. Load it again to use it.")
-        return self._forward, self._cache
+        return self._parts
 
-    def _rows(self, sequence: Sequence, cache: PagedCache) -> Batch:
-        """The next rows of a sequence; its logits only where the last of its tokens is among them."""
-        tokens = sequence.pending(self.prefill_chunk)
-        end = sequence.past + len(tokens)
-        self._reserve(sequence.pages, end, cache)
-        return Batch.single(tokens, sequence.past, sequence.pages, outputs=int(end == sequence.length))
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._turn:
+            while self._busy:
+                self._turn.wait()
+            self._busy = True
+        try:
+            yield
+        finally:
+            self._end_turn()
 
-    def _reserve(self, pages: list[int], n_tokens: int, cache: PagedCache) -> None:
-        missing = -(-n_tokens // PAGE_TOKENS) - len(pages)
-        if missing > 0:
-            pages += cache.take(missing)
+    def _end_turn(self) -> None:
+        with self._turn:
+            self._busy = False
+            self._turn.notify_all()
+        self._reap()
+
+    def _reap(self) -> None:
+        """Free what was dropped, unless somebody is computing, who will do so in the end."""
+        while self._dropped and self._turn.acquire(blocking=False):
+            try:
+                if self._busy:
+                    return
+                while self._dropped:
+                    sequence = self._dropped.popleft()
+                    if self._parts:
+                        self._parts.scheduler.drop(sequence)
+                    elif not sequence.ended:
+                        sequence.finish("cancelled")
+            finally:
+                self._turn.release()
+
+    def _step(self) -> bool:
+        engine = self._use()
+        if _sweep(engine.scheduler):
+            return True
+        parts = engine.scheduler.next_parts()
+        if not parts:
+            return False
+        batch = Batch.join([_rows(part) for part in parts])
+        with engine.threads:
+            logits = engine.forward(batch, engine.cache)
+            row = 0
+            for part in parts:
+                gives_logits = part.gives_logits
+                engine.scheduler.computed(part)
+                if gives_logits:
+                    self._continue(part.sequence, logits[row, : self.n_tokens])
+                    row += 1
+                if part.sequence.ended:
+                    engine.scheduler.drop(part.sequence)
+        return True
+
+    def _continue(self, s: Sequence, logits: F32) -> None:
+        """Choose the sequence's next token; an error in this ends it and nothing else."""
+        try:
+            self._choose(s, logits)
+        except Exception as e:
+            s.error = e
+
+    def _choose(self, s: Sequence, logits: F32) -> None:
+        request, history = s.request, s.history
+        if len(self._unused):
+            logits[self._unused] = -np.inf
+        raw = logits.copy() if request.logprobs is not None else None
+        for hook in request.hooks:
+            logits = _hooked(hook, history, logits)
+        if len(history) - s.n_prompt < request.min_tokens:
+            logits[list(request.stop_ids)] = -np.inf
+        token = s.sampler(logits, history, s.n_prompt)
+        s.accept(token, None if raw is None else logprobs(raw, token, request.logprobs or 0))
+
+
+def _sweep(scheduler: Scheduler) -> bool:
+    """End what was cancelled; whether there was any."""
+    ended = [s for s in (*scheduler.running, *scheduler.waiting) if s.cancelled]
+    for s in ended:
+        s.finish("cancelled")
+        scheduler.drop(s)
+    return bool(ended)
+
+
+def _reserve(engine: Parts, table: Table, n_tokens: int) -> None:
+    while True:
+        try:
+            return engine.pages.reserve(table, n_tokens)
+        except InsufficientMemoryError:
+            if not engine.scheduler.give_way():
+                raise
+
+
+def _rows(part: Part) -> Batch:
+    """The rows of a part; its logits only where the last of the tokens is among them."""
+    s = part.sequence
+    return Batch.single(s.tokens[s.past : part.end], s.past, s.table.numbers, outputs=int(part.gives_logits))
+
+
+def _hooked(hook: Callable[[NDArray[np.int32], F32], Any], tokens: NDArray[np.int32], logits: F32) -> F32:
+    """Logits as a user's function leaves them; ConfigError where they are none."""
+    changed = hook(tokens, logits.copy())
+    if not isinstance(changed, np.ndarray) or changed.shape != logits.shape or changed.dtype.kind != "f":
+        found = f"{changed.dtype} {list(changed.shape)}" if isinstance(changed, np.ndarray) else type(changed).__name__
+        raise ConfigError(f"a hook returned {found}; expected logits as it was given, float32 {list(logits.shape)}.")
+    return np.ascontiguousarray(changed, np.float32)

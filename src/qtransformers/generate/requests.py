@@ -1,15 +1,17 @@
-"""What one caller asks for, and how far it has come."""
+"""What one caller asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qtransformers.checks import shown, text, whole
 from qtransformers.errors import ConfigError
-from qtransformers.generate.stops import StopText
-from qtransformers.sampling import Sampler, Sampling
+from qtransformers.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "cancelled"]
 MAX_STOPS = 64
@@ -27,6 +29,9 @@ class Decoder(Protocol):
         """What is still held back, incomplete bytes as U+FFFD."""
 
 
+Hook = Callable[[NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32]]
+
+
 @dataclass(frozen=True)
 class Request:
     """A prompt and how to go on from it. `stop_ids` end the answer and are no part of it, nor are the `stop` texts."""
@@ -36,53 +41,10 @@ class Request:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
-
-
-@dataclass
-class Sequence:
-    """A request under way."""
-
-    request: Request
-    decoder: Decoder
-    sampler: Sampler = field(init=False)  # of the engine that takes it
-    tokens: list[int] = field(default_factory=list)  # the answer so far
-    past: int = 0  # tokens whose keys and values are in the cache
-    pages: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    _stops: StopText = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._stops = StopText(self.request.stop)
-
-    def pending(self, limit: int) -> list[int]:
-        """The next tokens to compute, at most `limit`: of the prompt first, then the last one chosen."""
-        prompt = self.request.prompt
-        if self.past < len(prompt):
-            return list(prompt[self.past : self.past + limit])
-        return self.tokens[self.past - len(prompt) :][:limit]
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prompt and the answer so far."""
-        return len(self.request.prompt) + len(self.tokens)
-
-    def accept(self, token: int) -> str:
-        """Take the next token; the text that may be shown because of it."""
-        if token in self.request.stop_ids:
-            return self.finish("stop")
-        self.tokens.append(token)
-        shown_text = self._stops.push(self.decoder.push(token))
-        if self._stops.found:
-            self.finish_reason = "stop"
-        elif len(self.tokens) >= self.request.max_tokens:
-            shown_text += self.finish("length")
-        return shown_text
-
-    def finish(self, reason: FinishReason) -> str:
-        """End here; the text that was held back."""
-        rest = self._stops.push(self.decoder.finish())
-        self.finish_reason = "stop" if self._stops.found else reason
-        return rest if self._stops.found else rest + self._stops.rest()
+    min_tokens: int = 0  # of the answer, before it may end
+    logprobs: int | None = None  # log-probabilities of the tokens, and of so many of the likeliest each time
+    hooks: tuple[Hook, ...] = ()  # (tokens so far, logits) -> logits, in their order
+    salt: Hashable = None  # only requests of the same salt share what they have in the cache
 
 
 def stop_texts(stop: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -2,136 +2,91 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from threading import Lock
+from contextlib import suppress
 from types import TracebackType
 
 from qtransformers.generate.engine import Engine
-from qtransformers.generate.requests import FinishReason, Sequence
-from qtransformers.sampling import Sampler
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds spent on the prompt (until the first token was chosen) and on the tokens after it."""
-
-    prompt_tokens: int
-    prompt_seconds: float
-    tokens: int
-    seconds: float
-
-    @property
-    def prompt_tokens_per_second(self) -> float:
-        """Speed of the prefill."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Speed of the decoding: the tokens after the first over their time."""
-        return (self.tokens - 1) / self.seconds if self.seconds and self.tokens > 1 else 0.0
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer. `tokens` are without the stop token; `text` is without the stop text."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: FinishReason | None  # None only while the stream is still running
-    prompt_tokens: int
-    timings: Timings
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of an answer: whole characters, and the tokens chosen since the last piece."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: FinishReason | None  # only on the last chunk
+from qtransformers.generate.sequence import Chunk, Completion, Sequence
 
 
 class Stream(Iterator[Chunk]):
-    """Chunks of an answer. Dropping it, `close()`, an error or the end of a `with` block frees its pages."""
+    """Chunks of an answer. Dropping it, `close()`, an error or the end of a `with` block frees its pages.
+
+    Its first `next` makes it part of what the engine computes; from then on the steps of other streams continue it too.
+    """
 
     def __init__(self, engine: Engine, sequence: Sequence) -> None:
         self._engine = engine
         self._sequence = sequence
-        sequence.sampler = Sampler(sequence.request.sampling, engine.n_tokens)
-        self._lock = Lock()  # one thread computes; others may cancel and close
-        self._cancelled = False
-        self._closing = False
-        self._ended = False
-        self._texts: list[str] = []
-        self._n_shown = 0
-        self._start = self._first = self._last = 0.0
+        self._submitted = False
+        self._closed = False
+
+    def start(self) -> None:
+        """Take part from now on, not only from the first `next` on."""
+        if not self._submitted:
+            self._submitted = True
+            self._engine.submit(self._sequence)
 
     def __next__(self) -> Chunk:
-        try:
-            with self._lock:
-                if self._ended:
-                    raise StopIteration
-                return self._advance()
-        except BaseException:
-            self._closing = True
-            raise
-        finally:
-            if self._closing:  # asked for while the lock was held
+        while (chunk := self.ready()) is None:
+            if self.ended:
+                raise StopIteration
+            try:
+                self._engine.advance(self._sequence)
+            except BaseException:
                 self.close()
-
-    def _advance(self) -> Chunk:
-        s = self._sequence
-        self._start = self._start or time.perf_counter()
-        text = ""
-        while not text and s.finish_reason is None:
-            if self._cancelled:
-                text = s.finish("cancelled")
-                break
-            text = self._engine.step([s])[0]
-            self._last = time.perf_counter()
-            if len(s.tokens) <= 1:
-                self._first = self._last
-        self._texts.append(text)
-        chunk = Chunk(text, tuple(s.tokens[self._n_shown :]), s.finish_reason)
-        self._n_shown = len(s.tokens)
-        if s.finish_reason is not None:
-            self._end()
+                raise
         return chunk
 
-    def _end(self) -> None:
-        self._ended = True
-        self._engine.release(self._sequence.pages)
+    def ready(self) -> Chunk | None:
+        """A chunk that is there already, else None; what ended the answer in error is raised."""
+        if self._closed:
+            return None
+        self.start()
+        s = self._sequence
+        if s.chunks:
+            with suppress(IndexError):  # another thread may have been quicker
+                return s.chunks.popleft()
+        if s.error is None:
+            return None
+        self.close()
+        raise s.error
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more chunks will come beyond those that are `ready`."""
+        return self._closed or self._sequence.ended
+
+    @property
+    def news(self) -> bool:
+        """Whether a chunk or an end is there to be read."""
+        return self._closed or self._sequence.news
+
+    @property
+    def has_room_again(self) -> bool:
+        """Whether it has just come to have room for half of the chunks that may lie unread."""
+        return len(self._sequence.chunks) == self._sequence.run_ahead // 2
 
     def cancel(self) -> None:
-        """End the answer after the token under way; the next chunk is the last, with `finish_reason` "cancelled"."""
-        self._cancelled = True
+        """End the answer after the token under way; the last chunk has `finish_reason` "cancelled"."""
+        self._sequence.cancelled = True
 
     def close(self) -> None:
         """End without another chunk and free the pages; where a thread computes right now, it does so when it is done."""
-        self._closing = True
-        if self._lock.acquire(blocking=False):
-            try:
-                if self._sequence.finish_reason is None:
-                    self._texts.append(self._sequence.finish("cancelled"))
-                self._end()
-            finally:
-                self._lock.release()
+        if not self._closed:
+            self._closed = self._submitted = True
+            self._engine.drop(self._sequence)
 
     @property
     def prompt_progress(self) -> tuple[int, int]:
         """Tokens of the prompt computed so far, and all of them."""
-        n = len(self._sequence.request.prompt)
-        return min(self._sequence.past, n), n
+        return min(self._sequence.past, self._sequence.n_prompt), self._sequence.n_prompt
 
     @property
     def completion(self) -> Completion:
         """The answer so far; all of it once the stream has ended."""
-        s = self._sequence
-        n_prompt = len(s.request.prompt)
-        timings = Timings(n_prompt, self._first - self._start, len(s.tokens), self._last - self._first)
-        return Completion("".join(self._texts), tuple(s.tokens), s.finish_reason, n_prompt, timings)
+        return self._sequence.completion
 
     def read(self) -> Completion:
         """Run to the end."""

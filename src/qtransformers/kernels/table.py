@@ -11,6 +11,11 @@ from qtransformers.types import QuantType
 
 # How activations enter products with quantised weights, as int8 planes; none: as floats. See kernels.cpu.bind.
 ACCURACIES = {"exact": 0, "high": 2, "fast": 1}
+FEW_ROWS = {
+    "exact": 8,
+    "high": 4,
+    "fast": 8,
+}  # tokens up to which their number does not change a product's sums (csrc/linear.cpp)
 ACCURACY = "fast"  # perplexity within 0.03% of exact (benchmarks/accuracy.py)
 
 

@@ -30,7 +30,7 @@ from qtransformers.load.config import (
 )
 from qtransformers.load.files import other_tokenizer_files, tokenizer_file
 from qtransformers.load.hub import Hub
-from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK, LoadPlan, make_plan
+from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK, LoadPlan, make_plan
 from qtransformers.load.source import Sources, resolve
 from qtransformers.machine import memory
 from qtransformers.settings import Settings
@@ -65,11 +65,11 @@ class Loaded:
     settle: Callable[[], None]  # ends what still reads the weights in the background
 
     def new_cache(self, n_tokens: int | None = None) -> PagedCache:
-        """Room for `n_tokens` tokens (None: the plan's context) of keys, values and recurrent states."""
+        """Room for `n_tokens` tokens (None: as planned) of keys, values and recurrent states."""
         h, shape = self.hparams, self.plan.cache_shape
         return PagedCache.allocate(
             shape.n_layers, shape.n_kv_heads, shape.head_dim_k, shape.head_dim_v,
-            (self.plan.context_length if n_tokens is None else n_tokens) if shape.n_layers else 0,
+            (self.plan.cache_tokens if n_tokens is None else n_tokens) if shape.n_layers else 0,
             self.plan.cache, self.spec.states(h),
         )  # fmt: skip
 
@@ -90,6 +90,8 @@ def load(
     accuracy: str = ACCURACY,
     prefill_chunk: int = PREFILL_CHUNK,
     logits_rows: int = LOGITS_ROWS,
+    cache_tokens: int | None = None,
+    parallel: int = PARALLEL,
     threads: int | None = None,
     pre: str | None = None,
     mlock: bool = False,
@@ -113,6 +115,8 @@ def load(
         cache=cache,
         prefill_chunk=prefill_chunk,
         logits_rows=logits_rows,
+        cache_tokens=cache_tokens,
+        parallel=parallel,
         accuracy=accuracy,
         threads=threads,
     )
@@ -160,6 +164,8 @@ def prepare(
     cache: str = "f16",
     prefill_chunk: int = PREFILL_CHUNK,
     logits_rows: int = LOGITS_ROWS,
+    cache_tokens: int | None = None,
+    parallel: int = PARALLEL,
     accuracy: str = ACCURACY,
     threads: int | None = None,
 ) -> Prepared:
@@ -170,6 +176,8 @@ def prepare(
         cache=cache,
         prefill_chunk=prefill_chunk,
         logits_rows=logits_rows,
+        cache_tokens=cache_tokens,
+        parallel=parallel,
         accuracy=accuracy,
         threads=threads,
     )
@@ -194,6 +202,8 @@ def examine(
     cache: str = "f16",
     prefill_chunk: int = PREFILL_CHUNK,
     logits_rows: int = LOGITS_ROWS,
+    cache_tokens: int | None = None,
+    parallel: int = PARALLEL,
     accuracy: str = ACCURACY,
     threads: int | None = None,
 ) -> Examined:
@@ -234,6 +244,8 @@ def examine(
         cache=cache,
         prefill_chunk=prefill_chunk,
         logits_rows=logits_rows,
+        cache_tokens=cache_tokens,
+        parallel=parallel,
         accuracy=accuracy,
         threads=threads,
         vocabulary=vocabulary_of(gguf.metadata),

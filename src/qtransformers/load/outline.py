@@ -12,7 +12,7 @@ from qtransformers.cache.pages import check_codec
 from qtransformers.kernels.table import ACCURACY, why_not
 from qtransformers.load.findings import LAYER
 from qtransformers.load.footprint import CacheShape, program_bytes, temporaries
-from qtransformers.load.plan import LOGITS_ROWS, PREFILL_CHUNK, LoadPlan, PlannedTensor, products
+from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK, LoadPlan, PlannedTensor, products
 from qtransformers.settings import usable_cores
 from qtransformers.tensor import QTensor
 
@@ -72,13 +72,14 @@ def outline(
         context_length=context,
         cache=cache,
         weights_bytes=sum(t.nbytes for t in planned),
+        cache_tokens=context,
         cache_bytes=shape.bytes(context, cache),
         activations_bytes=temporaries(
             width,
             vocab,
             products(planned, get("expert_used_count", 1)),
             rows,
-            LOGITS_ROWS,
+            max(LOGITS_ROWS, PARALLEL),
             accuracy,
             threads or usable_cores(),
         ),

@@ -23,6 +23,7 @@ from qtransformers.types import QuantType
 
 PREFILL_CHUNK = 512  # tokens of a prompt that one forward pass takes
 LOGITS_ROWS = 1
+PARALLEL = 8  # requests that are computed at the same time
 DECODED_ROLES = ("norm", "state")  # small tensors that models read as arrays, of whatever shape
 NO_CACHE = CacheShape(0, 0, 0, 0)
 _OTHER = "The file is incomplete or of another architecture: download or convert it again"
@@ -61,6 +62,7 @@ class LoadPlan:
     context_length: int  # tokens
     cache: str  # codec of keys and values
     weights_bytes: int
+    cache_tokens: int  # of all requests together
     cache_bytes: int  # with every page in use
     activations_bytes: int  # peak of one forward pass
     program_bytes: int = 0  # interpreter, library, tokenizer
@@ -124,7 +126,7 @@ class LoadPlan:
                 f"{self.file} ({self.architecture})",
                 *self.rows(),
                 f"weights {memory_text(self.weights_bytes)} (mapped, not copied), "
-                f"cache {memory_text(self.cache_bytes)} ({self.context_length} tokens, {self.cache}), "
+                f"cache {memory_text(self.cache_bytes)} ({self.cache_tokens:,} tokens, {self.cache}), "
                 + (f"states {memory_text(self.states_bytes)} a sequence, " if self.states_bytes else "")
                 + f"temporaries {memory_text(self.activations_bytes)}",
                 *self.warnings,
@@ -142,6 +144,8 @@ def make_plan(
     cache: str = "f16",
     prefill_chunk: int = PREFILL_CHUNK,
     logits_rows: int = LOGITS_ROWS,
+    cache_tokens: int | None = None,
+    parallel: int = PARALLEL,
     accuracy: str = ACCURACY,
     threads: int | None = None,
     vocabulary: tuple[int, int] | None = None,
@@ -152,6 +156,11 @@ def make_plan(
     `vocabulary` counts tokens and merges of the tokenizer. With an error among the problems the plan is not fit to be carried out. ConfigError for a bad argument.
     """
     context = _context(spec, context_length, hparams["context_length"])
+    tokens = context if cache_tokens is None else cache_tokens
+    if tokens < context:
+        raise ConfigError(
+            f"cache_tokens={tokens:,} is less than one request may take, context_length={context:,}. Raise it, or lower context_length."
+        )
     check_codec(cache, hparams.get("head_dim", 0), hparams.get("head_dim_v", 0))
     check_accuracy(accuracy)
     planned, ties, problems = match_tensors(spec, hparams, tensors)
@@ -172,14 +181,15 @@ def make_plan(
         context_length=context,
         cache=cache,
         weights_bytes=sum(t.nbytes for t in planned),
-        cache_bytes=cache_shape.bytes(context, cache),
+        cache_tokens=tokens,
+        cache_bytes=cache_shape.bytes(tokens, cache),
         activations_bytes=in_batch
         + temporaries(
             hparams["n_embd"],
             hparams["vocab_size"] if generates else 0,
             products(planned, hparams.get("n_experts_used", 1)),
             rows,
-            logits_rows,
+            max(logits_rows, parallel) if generates else logits_rows,
             accuracy,
             threads or usable_cores(),
         ),

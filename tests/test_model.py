@@ -292,13 +292,13 @@ def test_a_context_beyond_memory_is_refused(data):
 
 
 def test_leaving_a_stream_frees_its_pages(demo):
-    free = demo._engine.load.free_pages
+    free = demo._engine.usage.free_pages
     for chunk in demo.chat(STORY, stream=True):
-        assert demo._engine.load.free_pages == free - 1
+        assert demo._engine.usage.free_pages == free - 1
         if chunk.text:
             break
     gc.collect()
-    assert demo._engine.load.free_pages == free
+    assert demo._engine.usage.free_pages == free
 
 
 def test_a_stream_can_be_cancelled(demo):
@@ -328,7 +328,7 @@ def test_async_twins_give_the_same(demo):
 
 
 def test_cancelling_a_task_frees_its_pages(demo):
-    free = demo._engine.load.free_pages
+    free = demo._engine.usage.free_pages
 
     async def run():
         task = asyncio.create_task(demo.agenerate("Once", temperature=1.0, seed=3, max_tokens=900))
@@ -343,7 +343,7 @@ def test_cancelling_a_task_frees_its_pages(demo):
 
     asyncio.run(run())
     demo._engine.step()  # after the one under way
-    assert demo._engine.load.free_pages == free
+    assert demo._engine.usage.free_pages == free
 
 
 def test_errors_come_before_the_loop_starts(demo):
@@ -389,7 +389,7 @@ def test_close_waits_for_the_forward_under_way(data):
 
     thread = threading.Thread(target=work)
     thread.start()
-    while not model._engine.load.free_pages < 4 and thread.is_alive():
+    while not model._engine.usage.free_pages < 4 and thread.is_alive():
         pass
     model.close()
     thread.join(30)
@@ -408,6 +408,8 @@ HOSTILE_REQUESTS = [
     ("min_p", [-0.1, NAN, 1.1, "1", False]),
     ("seed", [-1, NAN, 0.5, "1", True, 2**64]),
     ("stop", [5, True, "", [""], [None], ["x"] * 65, {"a": 1}, "x" * 5000, ["\ud800"]]),
+    ("logprobs", [-1, NAN, 1.5, "1", True, 2**20]),
+    ("hooks", [5, True, "x", [None], [5], len, {"a": len}]),
     ("sampling", [5, {"top_k": 1}, "greedy"]),
     ("encode_special", [1, "yes", None]),
 ]
@@ -417,7 +419,7 @@ HOSTILE_REQUESTS = [
     "name, value", [pytest.param(n, v, id=f"{n}-{i}") for n, vs in HOSTILE_REQUESTS for i, v in enumerate(vs)]
 )
 def test_a_bad_request_field_is_named(demo, name, value):
-    free = demo._engine.load.free_pages
+    free = demo._engine.usage.free_pages
     for use in (
         demo.generate,
         demo.stream,
@@ -426,7 +428,7 @@ def test_a_bad_request_field_is_named(demo, name, value):
     ):
         with pytest.raises(ConfigError, match=f"^{name}"):
             use("Once", **{name: value})
-    assert demo._engine.load.free_pages == free
+    assert demo._engine.usage.free_pages == free
 
 
 def test_every_request_field_is_tried():
@@ -566,3 +568,31 @@ def test_template_variables_and_tools_reach_the_template(data, tmp_path):
             ASK, template_variables={"mood": "calm"}, tools=[{"function": {"name": "f"}}], documents=[{"title": "T"}]
         )
         assert model.tokenizer.decode(ids) == "calm f T What is 7 plus 5?"
+
+
+def test_many_prompts_are_answered_together_in_their_order(demo):
+    prompts = ["Once upon a time", "The fox", [5, 6, 7], "What is 7 plus 5?"] * 3
+    alone = [demo.generate(p, max_tokens=20, temperature=0).tokens for p in prompts]
+    assert [c.tokens for c in demo.generate_many(prompts, max_tokens=20, temperature=0)] == alone
+    assert demo.generate_many([]) == []
+    assert demo.usage.running == demo.usage.waiting == 0
+    for wrong in ("text", 5, None):
+        with pytest.raises(ConfigError, match=r"^prompts="):
+            demo.generate_many(wrong)
+    with pytest.raises(ConfigError, match="the prompt has no tokens"):
+        demo.generate_many(["fine", []])
+    assert demo.usage.free_pages == demo.usage.pages
+
+
+def test_logprobs_are_the_models_own(demo):
+    done = demo.generate("Once upon a time", max_tokens=12, temperature=0.7, top_k=3, seed=1, logprobs=4)
+    logits = demo.logits(done.prompt + done.tokens)[len(done.prompt) - 1 : -1, : demo.tokenizer.n_tokens].astype(float)
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    assert [p.token for p in done.logprobs] == list(done.tokens)
+    for row, p in zip(expected, done.logprobs, strict=True):
+        assert p.logprob == pytest.approx(row[p.token], abs=2e-2)
+        assert [i for i, _ in p.top] == np.argsort(-row)[:4].tolist()
+        assert [x for _, x in p.top] == pytest.approx(np.sort(row)[::-1][:4], abs=2e-2)
+    chunks = list(demo.stream("Once upon a time", max_tokens=12, temperature=0.7, top_k=3, seed=1, logprobs=0))
+    assert [p for c in chunks for p in c.logprobs] == [(p.token, p.logprob, ()) for p in done.logprobs]
+    assert demo.generate("Once", max_tokens=3).logprobs == ()

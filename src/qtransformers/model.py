@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from qtransformers.cache.pages import check_codec
 from qtransformers.checks import flag, shown, text, whole
 from qtransformers.errors import ConfigError
-from qtransformers.generate import Completion, Engine, Request, Stream
+from qtransformers.generate import Completion, Engine, Request, Stream, Usage
 from qtransformers.generate import Sequence as Answer
 from qtransformers.generate.embed import check_pooling, embed, normalized
-from qtransformers.generate.requests import Decoder, answer_limit, prompt_ids, stop_texts
+from qtransformers.generate.requests import Decoder, Hook, answer_limit, prompt_ids, stop_texts
 from qtransformers.kernels.table import ACCURACY, FEW_ROWS, check_accuracy
 from qtransformers.load import Loaded, load
 from qtransformers.load.chat.formats import PromptFormat
@@ -43,6 +43,7 @@ __all__ = ["Model", "ModelConfig"]
 
 MAX_TOKENS = 2**31 - 1
 MAX_PARALLEL = 1024
+MAX_LOGPROBS = 1024
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,23 @@ class Options(TypedDict, total=False):
 
     max_tokens: int | None  # of the answer; None: until the context is full
     stop: str | Sequence[str] | None  # texts that end the answer and are no part of it
+    logprobs: (
+        int | None
+    )  # log-probabilities of the tokens by the model alone, and of so many of the likeliest each time
+    hooks: Sequence[Hook]  # functions (tokens so far, logits) -> logits, called before sampling in their order
     sampling: Sampling | None  # all of the following at once
     temperature: float | None
     top_k: int | None
     top_p: float | None
     min_p: float | None
     seed: int | None
+
+
+class PromptOptions(Options, total=False):
+    """What a request whose prompt is text or token ids may say beside."""
+
+    add_bos: bool | None
+    encode_special: bool
 
 
 class Model:
@@ -269,6 +281,21 @@ class Model:
         continues = not isinstance(prompt, str) or bool(prompt)
         return self._stream(ids, self.tokenizer.decoder(continues=continues), **options)
 
+    def generate_many(
+        self, prompts: Sequence[str | Sequence[int]], **options: Unpack[PromptOptions]
+    ) -> list[Completion]:
+        """`generate` for each of the prompts, computed together, `parallel` at a time: their answers in the same order."""
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise ConfigError(f"prompts={shown(prompts)}; expected a list of prompts, [prompt] for one.")
+        streams = [self.stream(prompt, **options) for prompt in prompts]
+        try:
+            for stream in streams:
+                stream.start(run_ahead=MAX_TOKENS)
+            return [stream.read() for stream in streams]
+        finally:
+            for stream in streams:
+                stream.close()
+
     @overload
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = ..., tools: Sequence[Mapping[str, Any]] | None = ...,
@@ -406,6 +433,44 @@ class Model:
             raise ConfigError(f"tokens has {len(ids):,} ids; expected 1 to {self.context_length:,} (context_length).")
         return self._engine.logits(ids)
 
+    def save_session(self, path: str | Path, tokens: Sequence[int], *, overwrite: bool = False) -> int:
+        """Write the keys and values of `tokens` to a file, computing what the cache lacks; how many tokens it holds.
+
+        `completion.prompt + completion.tokens` are those of an answer. ConfigError where the file exists or there are more
+        tokens than the context takes, UnsupportedError for models with recurrent layers.
+        """
+        from qtransformers.generate import session
+
+        self._check_generates()
+        ids = prompt_ids(tokens, self._engine.n_tokens, "tokens")
+        if not 0 < len(ids) <= self.context_length:
+            raise ConfigError(f"tokens has {len(ids):,} ids; expected 1 to {self.context_length:,} (context_length).")
+        if len(ids) < self.context_length:  # or there is no room for even one token more
+            self.generate(ids, max_tokens=1, temperature=0)
+        return session.save(self._engine, Path(path), ids, self._fingerprint, flag("overwrite", overwrite))
+
+    def load_session(self, path: str | Path) -> tuple[int, ...]:
+        """Bring a saved session back into the cache; its tokens. A prompt that begins with them goes on from there.
+
+        LoadError for a file of another model, cache type or version of this library, or a damaged one.
+        """
+        from qtransformers.generate import session
+
+        self._check_generates()
+        return session.restore(self._engine, Path(path), self._fingerprint)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        from qtransformers.generate.session import fingerprint
+
+        assert self._gguf is not None  # the model is open
+        return f"{fingerprint(self._gguf)}-{self.config.accuracy}"
+
+    @property
+    def usage(self) -> Usage:
+        """Requests that run and wait, and pages of the cache."""
+        return self._engine.usage
+
     def embed(
         self,
         texts: Sequence[str | Sequence[int]],
@@ -487,9 +552,15 @@ class Model:
         *,
         max_tokens: int | None = None,
         stop: str | Sequence[str] | None = None,
+        logprobs: int | None = None,
+        hooks: Sequence[Hook] = (),
         sampling: Sampling | None = None,
         **fields: Any,
     ) -> Stream:
+        if logprobs is not None:
+            whole("logprobs", logprobs, 0, MAX_LOGPROBS)
+        if not isinstance(hooks, (list, tuple)) or not all(map(callable, hooks)):
+            raise ConfigError(f"hooks={shown(hooks)}; expected a list of functions (tokens, logits) -> logits.")
         if sampling is not None and not isinstance(sampling, Sampling):
             raise ConfigError(f"sampling={shown(sampling)}; expected a Sampling.")
         stops = stop_texts(stop)
@@ -499,6 +570,8 @@ class Model:
             max_tokens=answer_limit(len(ids), max_tokens, self.context_length),
             sampling=(sampling or self.sampling).override(**fields),
             stop=stops,
+            logprobs=logprobs,
+            hooks=tuple(hooks),
             # control tokens leave no text by which to find them
             stop_ids=self.eos_ids | {i for i in own if i in self.tokenizer.special_ids},
         )

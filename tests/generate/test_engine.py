@@ -61,7 +61,7 @@ def test_an_answer_until_the_stop_token():
     done = stream(e).read()
     assert (done.text, done.finish_reason, done.prompt_tokens) == ("Hello.", "stop", 3)
     assert bytes(done.tokens) == b"Hello."
-    assert e.load.free_pages == 8
+    assert e.usage.free_pages == 8
     assert done.timings.tokens == 6 and done.timings.seconds > 0 and done.timings.prompt_seconds > 0
 
 
@@ -130,11 +130,11 @@ def test_what_was_held_back_comes_at_the_end():
 def test_leaving_the_loop_frees_the_pages():
     e = engine(Script("x" * 900, 3))
     for chunk in stream(e):
-        assert e.load.free_pages == 7
+        assert e.usage.free_pages == 7
         if chunk.text:
             break
     gc.collect()
-    assert e.load.free_pages == 8
+    assert e.usage.free_pages == 8
 
 
 def test_close_ends_it_and_is_harmless_twice():
@@ -143,7 +143,7 @@ def test_close_ends_it_and_is_harmless_twice():
     next(s)
     s.close()
     s.close()
-    assert e.load.free_pages == 8 and list(s) == []
+    assert e.usage.free_pages == 8 and list(s) == []
     assert (s.completion.text, s.completion.finish_reason) == ("x", "cancelled")
 
 
@@ -151,7 +151,7 @@ def test_a_stream_never_read_costs_nothing():
     e = engine(Script("x", 3))
     s = stream(e)
     s.close()
-    assert e.load.free_pages == 8 and s.completion.tokens == ()
+    assert e.usage.free_pages == 8 and s.completion.tokens == ()
 
 
 def test_cancel_gives_a_last_chunk():
@@ -160,7 +160,7 @@ def test_cancel_gives_a_last_chunk():
     next(s)
     s.cancel()
     last = next(s)
-    assert last.finish_reason == "cancelled" and list(s) == [] and e.load.free_pages == 8
+    assert last.finish_reason == "cancelled" and list(s) == [] and e.usage.free_pages == 8
 
 
 def test_cancel_shows_what_was_held_back():
@@ -186,10 +186,10 @@ def test_close_from_another_thread_while_computing():
     reader.start()
     assert inside.wait(10)
     s.close()
-    assert e.load.free_pages == 7  # the forward still writes to its page
+    assert e.usage.free_pages == 7  # the forward still writes to its page
     go_on.set()
     reader.join(10)
-    assert not reader.is_alive() and e.load.free_pages == 8 and 3 <= len(got) <= 4
+    assert not reader.is_alive() and e.usage.free_pages == 8 and 3 <= len(got) <= 4
 
 
 def test_an_error_in_the_forward_frees_the_pages_and_ends_the_stream():
@@ -203,14 +203,14 @@ def test_an_error_in_the_forward_frees_the_pages_and_ends_the_stream():
     s = stream(e)
     with pytest.raises(KeyboardInterrupt):
         list(s)
-    assert e.load.free_pages == 8 and list(s) == []
+    assert e.usage.free_pages == 8 and list(s) == []
 
 
 def test_a_sequence_that_outgrows_the_cache_is_an_error_that_frees_what_it_held():
     e = engine(Script("x", 3), n_tokens=512, chunk=400)
     with pytest.raises(InsufficientMemoryError, match=r"0 free pages of 256 tokens, 1 are needed"):
         stream(e, n_prompt=400).read()
-    assert e.load.free_pages == 2 and e.load.running == e.load.waiting == 0
+    assert e.usage.free_pages == 2 and e.usage.running == e.usage.waiting == 0
 
 
 def test_seeds_reproduce_whatever_runs_beside():
@@ -236,7 +236,7 @@ def test_logits_of_all_rows_in_chunks():
     e = engine(script, chunk=4)
     logits = e.logits([1, 2, 3, 4, 5, 6])
     assert logits.shape == (6, ROWS) and logits[:, :256].argmax(1).tolist() == list(b"abcdef")
-    assert [len(b.tokens) for b in script.batches] == [4, 2] and e.load.free_pages == 8
+    assert [len(b.tokens) for b in script.batches] == [4, 2] and e.usage.free_pages == 8
 
 
 def test_a_closed_engine_says_so():

@@ -22,7 +22,7 @@ def test_answers_are_computed_together():
     answers = [s.read().tokens for s in streams]
     assert answers == [continuation(random_prompt(i, 10), 5) for i in range(4)]
     assert lengths(e) == [[10] * 4, [1] * 4, [1] * 4, [1] * 4, [1] * 4]
-    assert e.load.free_pages == e.load.pages == 8
+    assert e.usage.free_pages == e.usage.pages == 8
 
 
 def test_prompts_come_in_between_answers_a_little_at_a_time():
@@ -55,7 +55,7 @@ def test_a_beginning_is_computed_once():
     other = prompt[:600] + random_prompt(9, 50)
     done = stream(e, other, 5).read()
     assert done.tokens == continuation(other, 5) and done.timings.cached_tokens == 600
-    assert e.load.free_pages == 8
+    assert e.usage.free_pages == 8
 
 
 def test_the_next_turn_of_a_chat_reuses_the_answer_too():
@@ -75,7 +75,7 @@ def test_shared_pages_are_not_written_to():
         s.start()
     assert [s.read().tokens for s in streams] == [continuation((*prompt, i), 30) for i in range(5)]
     assert stream(e, prompt, 30).read().tokens == continuation(prompt, 30)
-    assert e.load.free_pages == e.load.pages
+    assert e.usage.free_pages == e.usage.pages
 
 
 def test_requests_at_the_same_time_compute_a_common_beginning_once():
@@ -86,7 +86,7 @@ def test_requests_at_the_same_time_compute_a_common_beginning_once():
         s.start()
     assert [s.read().tokens for s in streams] == [continuation((*prompt, i), 3) for i in range(4)]
     assert forward_of(e).computed < 1.7 * 1500
-    assert e.load.free_pages == e.load.pages
+    assert e.usage.free_pages == e.usage.pages
 
 
 def test_only_the_same_salt_shares():
@@ -104,7 +104,7 @@ def test_what_was_let_go_first_is_forgotten_first():
     stream(e, random_prompt(3, 400), 1).read()
     assert stream(e, a, 1).read().timings.cached_tokens == 509
     assert stream(e, b, 1).read().timings.cached_tokens < 300
-    assert e.load.free_pages == 4
+    assert e.usage.free_pages == 4
 
 
 def test_without_pages_the_last_one_waits_and_goes_on_where_it_was():
@@ -115,7 +115,7 @@ def test_without_pages_the_last_one_waits_and_goes_on_where_it_was():
         s.start()
     got = [s.read() for s in streams]
     assert [g.tokens for g in got] == [continuation(p, 300) for p in prompts]
-    assert e.load.free_pages == 4 and max(len(b.starts) for b in forward_of(e).batches) == 5
+    assert e.usage.free_pages == 4 and max(len(b.starts) for b in forward_of(e).batches) == 5
 
 
 def test_no_more_than_parallel_at_a_time():
@@ -134,7 +134,7 @@ def test_who_is_not_read_pauses_and_blocks_nobody():
     other = stream(e, random_prompt(1, 300), 100)
     assert other.read().tokens == continuation(random_prompt(1, 300), 100)
     assert idle.read().tokens == continuation(random_prompt(0, 300), 150)
-    assert e.load.free_pages == 2
+    assert e.usage.free_pages == 2
 
 
 def test_deterministic_lets_nothing_of_one_depend_on_others():
@@ -172,7 +172,7 @@ def test_many_threads():
     [t.start() for t in threads]
     [t.join(60) for t in threads]
     assert answers == {i: continuation(random_prompt(i % 7, 40 + i), 30) for i in range(24)}
-    assert e.load.free_pages == 8
+    assert e.usage.free_pages == 8
     assert max(len(b.starts) - 1 for b in forward_of(e).batches) > 1
 
 
@@ -186,7 +186,7 @@ def test_an_error_in_ones_own_sampling_ends_nobody_else():
     with pytest.raises(ValueError, match="mine"):
         bad.read()
     assert good.read().tokens == continuation(random_prompt(0, 10), 9)
-    assert e.load.free_pages == 8 and list(bad) == []
+    assert e.usage.free_pages == 8 and list(bad) == []
 
 
 def test_hooks_see_tokens_and_change_logits():
@@ -247,7 +247,7 @@ def test_random_requests_with_cancellations_end_as_alone(deterministic):
     item = s = None
     open_streams.clear()
     gc.collect()
-    assert (e.load.running, e.load.waiting, e.load.free_pages) == (0, 0, 10)
+    assert (e.usage.running, e.usage.waiting, e.usage.free_pages) == (0, 0, 10)
 
 
 def check(s, prompt, tokens):

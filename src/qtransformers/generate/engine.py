@@ -36,8 +36,8 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Load:
-    """What an engine is doing: sequences, and pages of the cache (`free` ones may hold beginnings for reuse)."""
+class Usage:
+    """What an engine is doing: requests, and pages of the cache of 256 tokens (`free` ones may hold beginnings for reuse)."""
 
     running: int
     waiting: int
@@ -134,6 +134,36 @@ class Engine:
                         self._parts.pages.release(table)
         return np.concatenate(parts)
 
+    @contextmanager
+    def held(self, tokens: Seq[int]) -> Iterator[tuple[PagedCache, list[int], int]]:
+        """The cache, the pages that hold the first of `tokens`, and how many these are; nobody writes to them meanwhile."""
+        table = Table()
+        with self._exclusive():
+            engine = self._use()
+            n = engine.pages.extend(table, [*tokens, -1])  # the last is always left to compute
+        try:
+            yield engine.cache, table.numbers, n
+        finally:
+            with self._exclusive():
+                if self._parts:
+                    engine.pages.release(table)
+
+    def take_in(self, tokens: Seq[int], page: Callable[[int], NDArray[np.uint8]]) -> None:
+        """Have `page(i) [n_layers, n_kv_heads, head_bytes]` as the pages of `tokens`, for requests that begin so."""
+        table = Table()
+        with self._exclusive():
+            engine = self._use()
+            _reserve(engine, table, len(tokens))
+        n = 0
+        try:
+            for i, number in enumerate(table.numbers):
+                engine.cache.pages[:, number] = page(i)
+            n = len(tokens)
+        finally:
+            with self._exclusive():
+                if self._parts:
+                    engine.pages.release(table, tokens, n)
+
     def hidden(self, batch: Batch) -> F32:
         """What an encoder makes of the whole texts in `batch`: hidden states `[T, n_embd]`."""
         with self._exclusive():
@@ -152,11 +182,11 @@ class Engine:
         return self._parts is None
 
     @property
-    def load(self) -> Load:
+    def usage(self) -> Usage:
         """How busy it is."""
         engine = self._use()
         s, pages = engine.scheduler, engine.pages
-        return Load(len(s.running), len(s.waiting), pages.n_pages, pages.n_free)
+        return Usage(len(s.running), len(s.waiting), pages.n_pages, pages.n_free)
 
     def _use(self) -> Parts:
         if self._parts is None:

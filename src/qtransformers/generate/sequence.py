@@ -59,6 +59,7 @@ class Completion:
     prompt_tokens: int
     timings: Timings
     logprobs: tuple[Logprob, ...] = ()  # of each token, where they were asked for
+    prompt: tuple[int, ...] = ()  # `prompt + tokens` is what the cache holds, for save_session or to go on from
 
 
 @dataclass(eq=False)
@@ -188,7 +189,13 @@ class Sequence:
     def completion(self) -> Completion:
         """The answer so far."""
         return Completion(
-            "".join(self.texts), self.answer, self.finish_reason, self.n_prompt, self.timings, tuple(self.logprobs)
+            text="".join(self.texts),
+            tokens=self.answer,
+            finish_reason=self.finish_reason,
+            prompt_tokens=self.n_prompt,
+            timings=self.timings,
+            logprobs=tuple(self.logprobs),
+            prompt=self.request.prompt,
         )
 
     def _end(self, reason: FinishReason, text: str) -> None:

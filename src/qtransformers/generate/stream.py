@@ -22,9 +22,10 @@ class Stream(Iterator[Chunk]):
         self._submitted = False
         self._closed = False
 
-    def start(self) -> None:
-        """Take part from now on, not only from the first `next` on."""
+    def start(self, run_ahead: int | None = None) -> None:
+        """Take part from now on, not only from the first `next` on; `run_ahead` chunks may lie unread before it pauses."""
         if not self._submitted:
+            self._sequence.run_ahead = run_ahead or self._sequence.run_ahead
             self._submitted = True
             self._engine.submit(self._sequence)
 

@@ -43,6 +43,14 @@ void expect(const char* what, const Array& a, std::initializer_list<int64_t> sha
     refuse(std::string(what) + " is " + shape_of(a) + "; expected [" + expected + "].");
 }
 
+// ConfigError unless `starts` [n] cuts T rows into n - 1 sequences.
+inline void check_starts(const int32_t* starts, size_t n, size_t T) {
+    if (!n || starts[0] != 0 || starts[n - 1] != int64_t(T))
+        refuse("starts runs " + (n ? "from " + std::to_string(starts[0]) + " to " + std::to_string(starts[n - 1]) : std::string("nowhere")) + "; expected 0 to " + std::to_string(T) + ".");
+    for (size_t s = 0; s + 1 < n; s++)
+        if (starts[s + 1] < starts[s]) refuse("starts falls from " + std::to_string(starts[s]) + " to " + std::to_string(starts[s + 1]) + "; expected no fall.");
+}
+
 // A new float array, and where its values go.
 struct Fresh {
     float* data;

@@ -37,13 +37,6 @@ const KvKind& kind(const char* what, int id, size_t d) {
     return k;
 }
 
-void check_starts(const int32_t* starts, size_t n, size_t T) {
-    if (!n || starts[0] != 0 || starts[n - 1] != int64_t(T))
-        refuse("starts runs " + (n ? "from " + std::to_string(starts[0]) + " to " + std::to_string(starts[n - 1]) : std::string("nowhere")) + "; expected 0 to " + std::to_string(T) + ".");
-    for (size_t s = 0; s + 1 < n; s++)
-        if (starts[s + 1] < starts[s]) refuse("starts falls from " + std::to_string(starts[s]) + " to " + std::to_string(starts[s + 1]) + "; expected no fall.");
-}
-
 // Positions of a sequence rise, and every page that is read or written exists.
 void check_sequence(size_t s, const AttendJob& job, size_t n, size_t table, size_t n_pages) {
     auto refuse = [&](const std::string& message) { qt::refuse("sequence " + std::to_string(s) + ": " + message); };

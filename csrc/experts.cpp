@@ -33,6 +33,8 @@ struct Experts : Weight {
     std::string shape() const { return "[" + std::to_string(n) + ", " + std::to_string(rows) + ", " + std::to_string(cols) + "]"; }
 };
 
+constexpr size_t wave_bytes = size_t(32) << 20;  // of activations at a time, so that prompts of wide models do not need gigabytes
+
 // How weights follow from logits, and which experts are open to a token.
 struct Routing {
     size_t n_experts, n_used;
@@ -209,11 +211,42 @@ Out moe(Floats x, Ints ids, Floats weights, const Experts& gate, const Experts& 
     nb::gil_scoped_release released;
     std::fill_n(y.data, T * down.rows, 0.f);
     const Rows rows(ids.data(), T, k, up.n);
-    constexpr size_t wave_bytes = size_t(32) << 20;  // of activations at a time, so that prompts of wide models do not need gigabytes
     const size_t most = std::max<size_t>(1, wave_bytes / sizeof(float) / (up.cols + up.rows + down.rows));
     for (size_t e0 = 0, e1 = 0; e0 < up.n; e0 = e1) {
         for (e1 = e0 + 1; e1 < up.n && rows.starts[e1 + 1] - rows.starts[e0] <= most;) e1++;
         if (rows.starts[e1] > rows.starts[e0]) some_experts(layer, rows, e0, e1, x.data(), weights.data(), T, k, y.data);
+    }
+    return y.array;
+}
+// Head h of x [T, n, cols] by matrix h.
+Out per_head(Floats x, const Experts& w) {
+    expect("x", x, {-1, int64_t(w.n), int64_t(w.cols)});
+    const size_t T = x.shape(0), n = w.n, in = w.cols, out = w.rows;
+    Fresh y{T, n, out};
+    nb::gil_scoped_release released;
+    std::vector<Factor> factors;
+    if (T == 1) {  // lies as the products want it
+        for (size_t h = 0; h < n; h++) factors.push_back({x.data() + h * in, 1, w.of(h), nullptr, y.data + h * out});
+        multiply(factors);
+        return y.array;
+    }
+    const size_t most = std::max<size_t>(1, wave_bytes / sizeof(float) / std::max<size_t>(1, T * (in + out)));  // heads at a time
+    for (size_t h0 = 0; h0 < n; h0 += most) {
+        const size_t heads = std::min(most, n - h0);
+        Room from(heads * T * in), to(heads * T * out);
+        auto transpose = [&](const float* a, float* b, size_t width, bool gather) {  // [T][n] or [heads][T] of rows
+            parallel(heads * T, 64, double(heads) * T * width, [&](size_t begin, size_t end) {
+                for (size_t i = begin; i < end; i++) {
+                    const size_t apart = (i % T * n + h0 + i / T) * width, together = i * width;
+                    std::copy_n(a + (gather ? apart : together), width, b + (gather ? together : apart));
+                }
+            });
+        };
+        transpose(x.data(), from.data, in, true);
+        factors.clear();
+        for (size_t h = 0; h < heads; h++) factors.push_back({from.data + h * T * in, T, w.of(h0 + h), nullptr, to.data + h * T * out});
+        multiply(factors);
+        transpose(to.data, y.data, out, false);
     }
     return y.array;
 }
@@ -232,5 +265,6 @@ void bind_experts(nb::module_& m) {
           nb::arg("scale"), "The experts of each token and their weights, both [T, n_used].");
     m.def("moe", &moe, nb::arg("x"), nb::arg("ids").noconvert(), nb::arg("weights"), nb::arg("gate"), nb::arg("up"), nb::arg("down"), nb::arg("act"), nb::arg("gate_bias").none(),
           nb::arg("up_bias").none(), nb::arg("down_bias").none(), "Each token through its experts, summed with their weights: [T, n_embd].");
+    m.def("per_head", &per_head, nb::arg("x"), nb::arg("w"), "Each head of x [T, n, cols] by a matrix of its own: [T, n, rows].");
 }
 }  // namespace qt

@@ -28,6 +28,8 @@ struct Kernels {
     Attend attend;
     AttendFinish attend_finish;
     KvStore kv_store;
+    Delta delta;
+    Conv conv;
     Scan scan;
     Histogram histogram;
     Collect collect;

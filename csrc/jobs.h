@@ -99,6 +99,30 @@ using AttendFinish = void (*)(const AttendJob&, size_t kv_head, size_t row, size
 using KvStore = void (*)(const AttendJob&, size_t kv_head, size_t position, const float* k, const float* v, float* scratch);
 QT_INLINE size_t kv_store_scratch(size_t d, size_t dv) { return 2 * (padded(d) > padded(dv) ? padded(d) : padded(dv)) + 64; }  // floats
 
+// The gated delta rule over tokens of one sequence: a head's state [d_k][d_v] fades, is corrected at k, and read by q.
+struct DeltaJob {
+    const float *q, *k;        // [tokens][n_k][d_k], of length 1 but for what q is scaled by
+    const float* v;            // [tokens][n_v][d_v]
+    const float *fade, *beta;  // [tokens][n_v]
+    float* y;                  // [tokens][n_v][d_v]
+    size_t tokens, n_k, n_v, d_k, d_v;
+};
+// Columns [c0, c1) of a head of v; columns of a state know nothing of each other. scratch: delta_columns_most * d_k floats.
+using Delta = void (*)(const DeltaJob&, size_t head, size_t c0, size_t c1, float* state, float* scratch);
+inline constexpr size_t delta_columns_most = 64;
+
+// Each channel with a kernel of its own over the last `width` tokens; tokens before the first are rows of `past`.
+struct ConvJob {
+    const float* x;       // [tokens][channels]
+    const float* past;    // [width - 1][channels]
+    const float* kernel;  // [channels][width]
+    float* y;             // [tokens][channels]
+    size_t channels, width;
+};
+inline constexpr size_t conv_channels = 256, conv_tokens = 64;  // of a thread at a time
+// Tokens [t0, t1) of channels [c0, c1), at most conv_channels; scratch: width * conv_channels floats.
+using Conv = void (*)(const ConvJob&, size_t t0, size_t t1, size_t c0, size_t c1, float* scratch);
+
 // Choosing from logits; those of minus infinity take no part.
 struct Extremes {
     float most, least;

@@ -14,6 +14,7 @@ void bind_experts(nb::module_& m);
 void bind_gguf(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_linear(nb::module_& m);
+void bind_recurrent(nb::module_& m);
 void bind_rows(nb::module_& m);
 void bind_limits(nb::module_& m);
 void bind_pool(nb::module_& m);
@@ -39,6 +40,7 @@ NB_MODULE(_native, m) {
     qt::bind_quants(m);
     qt::bind_pool(m);
     qt::bind_linear(m);
+    qt::bind_recurrent(m);
     qt::bind_rows(m);
     qt::bind_attention(m);
     qt::bind_experts(m);

@@ -22,6 +22,8 @@ void rope(const RopeJob&, size_t t0, size_t t1, float* turns);
 void attend(const AttendJob&, size_t kv_head, size_t row, size_t n, size_t segment, float* state, float* scratch);
 void attend_finish(const AttendJob&, size_t kv_head, size_t row, size_t n, const float* state, float* out);
 void kv_store(const AttendJob&, size_t kv_head, size_t position, const float* k, const float* v, float* scratch);
+void delta(const DeltaJob&, size_t head, size_t c0, size_t c1, float* state, float* scratch);
+void conv(const ConvJob&, size_t t0, size_t t1, size_t c0, size_t c1, float* scratch);
 Extremes scan(const float* x, size_t n);
 void histogram(const float* x, size_t n, const Range&, double top, bool masses, double* bins);
 size_t collect(const float* x, size_t n, const Range&, int32_t bin, int32_t* ids);

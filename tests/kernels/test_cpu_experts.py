@@ -227,3 +227,34 @@ def test_a_tensor_of_experts_of_whole_numbers_is_refused():
 
     with pytest.raises(UnsupportedError, match="whole numbers"):
         cpu.bind(QTensor("blk.0.ffn_up_exps.weight", BY_NAME["I8"], (2, 3, 4), np.zeros(24, np.uint8), "a.gguf"))
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_K"])
+@pytest.mark.parametrize("n_tokens, heads", [(0, 2), (1, 1), (1, 5), (3, 5), (70, 3)])
+def test_a_matrix_for_each_head_is_its_twin(kind, n_tokens, heads, isa):
+    w, x = experts(kind, heads, 40, 256), floats(n_tokens, heads, 256)
+    with cpu.Pool(2, isa):
+        found = nn.per_head(x, cpu.bind(w))
+    expected = reference.per_head(x, w)
+    assert found.shape == expected.shape == (n_tokens, heads, 40)
+    if n_tokens:
+        assert_near(found, expected, 1e-5)
+
+
+def test_many_heads_go_in_waves():
+    """More activations than a wave holds; a token gets the same by itself."""
+    w, x = experts("Q8_0", 64, 512, 128), floats(300, 64, 128)
+    bound = cpu.bind(w, "fast")
+    with cpu.Pool(2):
+        found = nn.per_head(x, bound)
+        assert_near(found, reference.per_head(x, w), 0.03)
+        assert_near(nn.per_head(x[7:8], bound), found[7:8], 1e-5)
+
+
+def test_heads_that_do_not_fit():
+    w = cpu.bind(experts("Q8_0", 3, 32, 64))
+    for x in (floats(2, 3, 32), floats(2, 2, 64), floats(2, 64)):
+        with pytest.raises(ConfigError, match=r"x is \[.*expected \[any, 3, 64\]"):
+            nn.per_head(x, w)
+    with pytest.raises(ConfigError, match="per_head expects"):
+        cpu.per_head(floats(2, 3, 64), cpu.bind(QTensor("w", BY_NAME["F32"], (2, 2), np.zeros(16, np.uint8), "a")))

@@ -1,10 +1,12 @@
-"""Recurrent layers by chunks against their twins token by token."""
+"""Recurrent layers against their twins."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from qtransformers.errors import ConfigError
 from qtransformers.kernels import cpu, reference
-from qtransformers.kernels.recurrent import CHUNK
 
 TOLERANCE = 2e-5  # of outputs and states about 1
 
@@ -33,12 +35,12 @@ def both(arguments):
     return results
 
 
-@pytest.mark.parametrize("lengths", [[1], [CHUNK], [CHUNK + 1], [100], [1, 5, 70], [3, 0, 4]])
+@pytest.mark.parametrize("lengths", [[1], [2], [100], [1, 5, 70], [3, 0, 4], [0], []])
 @pytest.mark.parametrize("heads", [(1, 1), (2, 4), (3, 3)])
 def test_gated_delta(lengths, heads):
     (y, states), (expected, theirs) = both(case(lengths, heads))
-    assert y.dtype == np.float32 and np.abs(expected).max() > 0.1
-    assert np.abs(y - expected).max() < TOLERANCE
+    assert y.dtype == np.float32 and y.shape == expected.shape and (not y.size or np.abs(expected).max() > 0.1)
+    assert np.abs(y - expected).max(initial=0) < TOLERANCE
     for state, their in zip(states, theirs, strict=True):
         assert np.abs(state - their).max() < TOLERANCE
 
@@ -90,3 +92,74 @@ def test_causal_conv(lengths, width):
     assert np.abs(y - expected).max() < 1e-5
     for past, their in zip(pasts, theirs, strict=True):
         assert np.array_equal(past, their)
+
+
+@pytest.mark.parametrize("dims", [(16, 8), (3, 5), (128, 128), (20, 70), (1, 1)])
+def test_every_instruction_set(isa, dims):
+    """Whole and partial vectors of columns, few and many tokens."""
+    with cpu.Pool(2, isa):
+        (y, states), (expected, theirs) = both(case([1, 2, 40], dims=dims))
+    assert np.abs(y - expected).max() < TOLERANCE * max(1, np.abs(expected).max())
+    for state, their in zip(states, theirs, strict=True):
+        assert np.abs(state - their).max() < TOLERANCE * max(1, np.abs(their).max())
+
+
+@pytest.mark.parametrize("channels, width", [(1, 1), (5, 2), (300, 4), (257, 9)])
+def test_convolutions_on_every_instruction_set(isa, channels, width):
+    rng = np.random.default_rng(2)
+    lengths = [1, 0, 3, 150]
+    x, kernel = random(rng, sum(lengths), channels), random(rng, channels, width)
+    pasts = [random(rng, width - 1, channels) for _ in lengths]
+    theirs = [p.copy() for p in pasts]
+    starts = np.cumsum([0, *lengths]).astype(np.int32)
+    with cpu.Pool(2, isa):
+        y = cpu.causal_conv(x, kernel, starts, pasts)
+    assert np.abs(y - reference.causal_conv(x, kernel, starts, theirs)).max() < 1e-5
+    assert all(np.array_equal(past, their) for past, their in zip(pasts, theirs, strict=True))
+
+
+def test_neither_threads_nor_chunks_change_a_bit():
+    q, k, v, decay, beta, _, states = case([90], dims=(64, 128))
+    found = []
+    for threads, cuts in ((1, (0, 90)), (3, (0, 90)), (2, (0, 1, 33, 90))):
+        own = [states[0].copy()]
+        with cpu.Pool(threads):
+            y = [
+                cpu.gated_delta(q[a:b], k[a:b], v[a:b], decay[a:b], beta[a:b], np.array([0, b - a], np.int32), own)
+                for a, b in pairwise(cuts)
+            ]
+        found.append((np.concatenate(y), own[0]))
+    for y, state in found[1:]:
+        assert np.array_equal(y, found[0][0]) and np.array_equal(state, found[0][1])
+
+
+def test_what_is_no_number_stays_in_its_head():
+    q, k, v, decay, beta, starts, states = case([5])
+    v[2, 1] = np.nan
+    y = cpu.gated_delta(q, k, v, decay, beta, starts, states)
+    assert np.isnan(y[2:, 1]).all() and np.isfinite(y[:2]).all() and np.isfinite(y[:, [0, 2, 3]]).all()
+
+
+@pytest.mark.parametrize("field, change, message", [
+    (0, lambda q: q[:, :1], "q is"), (1, lambda k: k[:-1], "v is"), (1, lambda k: k[0], "k is"), (2, lambda v: v[:, :3], "expected a multiple"),
+    (3, lambda x: x[:, :1], "fade is"), (4, lambda x: x[:1], "beta is"), (5, lambda s: s[:-1], "starts is"), (5, lambda s: s[::-1].copy(), "starts"),
+    (5, lambda s: s.astype(np.int64), "gated_delta expects"), (6, lambda s: [x[:1] for x in s], "a state is"), (6, lambda s: [x.astype(np.float64) for x in s], "gated_delta expects"),
+    (0, lambda q: None, "gated_delta expects"), (6, lambda s: [np.broadcast_to(np.float32(0), s[0].shape)], "gated_delta expects"),
+])  # fmt: skip
+def test_arguments_that_do_not_fit(field, change, message):
+    arguments = list(case([4]))
+    arguments[field] = change(arguments[field])
+    with pytest.raises(ConfigError, match=message):
+        cpu.gated_delta(*arguments)
+
+
+@pytest.mark.parametrize("field, change, message", [
+    (0, lambda x: x[0], "x is"), (1, lambda k: k[:2], "kernel is"), (1, lambda k: k[:, :0], "at least one"), (2, lambda s: s + 1, "starts runs"),
+    (3, lambda p: [x[:1] for x in p], "a past is"), (3, lambda p: [], "starts is"), (3, lambda p: [None], "causal_conv expects"),
+])  # fmt: skip
+def test_convolutions_that_do_not_fit(field, change, message):
+    rng = np.random.default_rng(1)
+    arguments = [random(rng, 5, 6), random(rng, 6, 4), np.array([0, 5], np.int32), [random(rng, 3, 6)]]
+    arguments[field] = change(arguments[field])
+    with pytest.raises(ConfigError, match=message):
+        cpu.causal_conv(*arguments)

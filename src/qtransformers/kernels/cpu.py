@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.kv import CODECS
-from qtransformers.kernels.recurrent import causal_conv, gated_delta
 from qtransformers.kernels.reference import F32, Ints
 from qtransformers.kernels.table import ACCURACIES, FUNCTIONS, check, check_accuracy
 from qtransformers.native import lib
@@ -36,6 +35,7 @@ __all__ = [
     "linear",
     "linears",
     "moe",
+    "per_head",
     "rms_norm",
     "rope",
     "route",
@@ -55,7 +55,7 @@ else:
 def bind(tensor: QTensor, accuracy: str = "exact") -> Any:
     """A matrix `[out, in]` the kernels multiply with, read where it lies: `.shape`, `.type`, `.name`, `.tensor`.
 
-    A tensor `[n_experts, out, in]` becomes `Experts`, for `moe`.
+    A tensor `[n, out, in]` becomes `Experts`, for `moe` and `per_head`.
 
     `accuracy` says how activations enter a product with quantised weights: `exact`
     as floats; `fast` as int8 with a power of two per 32 columns, off by about 1e-2 of the norms; `high` as two such planes,
@@ -108,6 +108,14 @@ def gated(
     except TypeError:
         expected = "x [T, in] float32, w_gate and w_up Weight, act text, gate_bias and up_bias [out] float32 or None"
         raise _refusal("gated", expected, x, w_gate, w_up, act, gate_bias, up_bias) from None
+
+
+def per_head(x: F32, w: Experts) -> F32:
+    """`x [T, H, in]`, each head times a matrix of its own of `w [H, out, in]`: `[T, H, out]`. ConfigError where shapes differ."""
+    try:
+        return lib.per_head(x, w)
+    except TypeError:
+        raise _refusal("per_head", "x [T, H, in] float32, w Experts", x, w) from None
 
 
 def embedding(tokens: Ints, w: Weight) -> F32:
@@ -220,6 +228,27 @@ def attention(
         )
         found = (q, k, v, pages, codec, positions, starts, page_tables, scale, window, softcap, sinks, causal)
         raise _refusal("attention", expected, *found) from None
+
+
+def causal_conv(x: F32, kernel: F32, starts: Ints, pasts: Sequence[F32]) -> F32:
+    """Each channel of `x [T, C]` with `kernel [C, K]` over its last K tokens: `[T, C]`; see `nn.causal_conv`."""
+    try:
+        return lib.causal_conv(x, kernel, starts, list(pasts))
+    except TypeError:
+        expected = "x [T, C], kernel [C, K] float32, starts [S + 1] int32, pasts [[K - 1, C] writable float32, ...]"
+        raise _refusal("causal_conv", expected, x, kernel, starts, *pasts) from None
+
+
+def gated_delta(q: F32, k: F32, v: F32, decay: F32, beta: F32, starts: Ints, states: Sequence[F32]) -> F32:
+    """The gated delta rule over sequences of `starts [S + 1]`, token by token: `[T, H, D_v]`; see `nn.gated_delta`."""
+    try:
+        d = q.shape[-1]
+        unit = np.full(d, d**-0.5, np.float32)
+        q, k = (rms_norm(x, w, 1e-6 / d) for x, w in ((q, unit * np.float32(d**-0.5)), (k, unit)))
+        return lib.gated_delta(q, k, v, np.exp(decay), beta, starts, list(states))
+    except (TypeError, AttributeError, IndexError):
+        expected = "q, k [T, H_k, D_k], v [T, H, D_v], decay, beta [T, H] float32, starts [S + 1] int32, states [[H, D_k, D_v] writable float32, ...]"
+        raise _refusal("gated_delta", expected, q, k, v, decay, beta, starts, *states) from None
 
 
 def sample(logits: F32, temperature: float, top_k: int, top_p: float, min_p: float, u: float) -> int:

@@ -27,6 +27,11 @@ def linears(x: F32, ws: Sequence[QTensor], biases: Sequence[F32 | None]) -> list
     return [linear(x, w, bias) for w, bias in zip(ws, biases, strict=True)]
 
 
+def per_head(x: F32, w: QTensor) -> F32:
+    """`x [T, H, in]`, each head times a matrix `[out, in]` of its own: `[T, H, out]`, summed in float64."""
+    return np.einsum("thi,hoi->tho", x.astype(np.float64), w.dequantize().astype(np.float64)).astype(np.float32)
+
+
 def embedding(tokens: Ints, w: QTensor) -> F32:
     """Rows of `w [vocab, n_embd]`."""
     return np.concatenate([w.rows(int(t), int(t) + 1) for t in tokens] or [w.rows(0, 0)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,14 +46,7 @@ def _bound(slot: Slot, tensor: QTensor, accuracy: str) -> Any:
     small = slot.part == "bias" or len(tensor.shape) == 1 or slot.spec.role in DECODED_ROLES
     if small:
         return vector(tensor)
-    if slot.spec.role == "attn" and len(tensor.shape) == 3:  # a matrix for each head, multiplied one by one
-        return tuple(cpu.bind(head, accuracy) for head in _matrices(tensor))
     return cpu.bind(tensor, accuracy)
-
-
-def _matrices(tensor: QTensor) -> Iterator[QTensor]:
-    for i, data in enumerate(np.split(tensor.data, tensor.shape[0])):
-        yield QTensor(f"{tensor.name}[{i}]", tensor.type, tensor.shape[1:], data, tensor.file)
 
 
 def _namespace(specs: Any) -> SimpleNamespace:

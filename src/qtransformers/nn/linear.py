@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from qtransformers.kernels import kernels_for
 
 
@@ -20,9 +18,9 @@ def linears(x: Any, ws: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
     return kernels_for(x).linears(x, ws, biases)
 
 
-def per_head(x: Any, ws: Sequence[Any]) -> Any:
-    """`x [T, H, in]`, each head times a weight `[out, in]` of its own: `[T, H, out]`."""
-    return np.stack([linear(np.ascontiguousarray(x[:, i]), w) for i, w in enumerate(ws)], axis=1)
+def per_head(x: Any, w: Any) -> Any:
+    """`x [T, H, in]`, each head times a matrix of its own of a stored weight `[H, out, in]`: `[T, H, out]`."""
+    return kernels_for(x).per_head(x, w)
 
 
 def embedding(tokens: Any, w: Any) -> Any:

@@ -189,6 +189,7 @@ CASES = {
     "glm4": Case("glm4", "Glm4", {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}}, {**without(*QKV_BIASES), **flat("post_attention_norm", "post_ffw_norm"), "partial rotation": Off({"rope_dim": 16})}, gains=SHARP),
     "granite": Case("granite", "Granite", {"embedding_multiplier": 3.0, "residual_multiplier": 0.6, "attention_multiplier": 0.6, "logits_scaling": 1.7}, {**one("embedding_scale", "residual_scale", "logit_scale"), "attn scale": Off({"attn_scale": 0.0})}),
     "olmo2": Case("olmo2", "Olmo2", {}, {**QK_NORMS, **flat("post_attention_norm", "post_ffw_norm")}),
+    "olmo3": Case("olmo2", "Olmo3", {"num_hidden_layers": 5, "sliding_window": 16, "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0}}}, {"window": NO_WINDOW, "every fourth layer": Off({"swa_period": 99}), "yarn": PLAIN_ROPE}, gains=SHARP, golden=False),
     "command-r": Case("command-r", "Cohere", {"logit_scale": 0.5}, one("logit_scale"), gains=SHARP),
     "command-r-plus": Case("command-r", "Cohere", {"use_qk_norm": True, "logit_scale": 0.5}, {**one("logit_scale"), **QK_NORMS}, gains={"q_norm": 2.0}, golden=False),
     "starcoder2": Case("starcoder2", "Starcoder2", {"use_bias": True}, without(*QKV_BIASES, "attn_output_bias", "ffn_up_bias", "ffn_down_bias", "attn_norm_bias", "ffn_norm_bias", "output_norm_bias"), gains=SHARP),

@@ -140,13 +140,13 @@ def test_only_unsupported_things_are_an_unsupported_error(remake, make):
 
 def test_what_nothing_reads_is_a_warning(remake, make):
     path = remake(
-        metadata={"llama.logit_scale": 2.0},
+        metadata={"llama.new_setting": 2.0},
         add=[make.tensor(f"blk.{i}.attn_rot_embd", np.zeros(32)) for i in range(4)]
         + [make.tensor("blk.0.attn_q.scale", [1.0]), make.tensor("blk.0.attn_q.input_scale", [0.5])],
     )
     warnings = prepared(path).plan.warnings
     assert len(warnings) == 3
-    assert "llama.logit_scale = 2.0 is not read" in warnings[0]
+    assert "llama.new_setting = 2.0 is not read" in warnings[0]
     assert warnings[1].startswith("blk.0-3.attn_rot_embd is not used")
     assert warnings[2].startswith("blk.0.attn_q.input_scale is not used")
 

@@ -20,16 +20,16 @@ from qtransformers.archs.parts import (
     scale,
     window_period,
 )
-from qtransformers.archs.rotary import KEYS, ROPE_HPARAMS, rotation
+from qtransformers.archs.rotary import ROPE_HPARAMS, rope_base_swa, rotation, unstretched
 from qtransformers.archs.spec import ArchSpec, HParam
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, gated, linear, rms_norm, rope, rope_frequencies, softcap
+from qtransformers.nn import Rotation, attention, embedding, gated, linear, rms_norm, rope, softcap
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     """Logits `[R, vocab_size]` of the batch's output rows; keys and values of its T tokens enter the cache."""
     everywhere = rotation(h, interleaved=False)
-    nearby = Rotation(rope_frequencies(h.rope_dim, h.rope_base_swa), False) if "rope_base_swa" in h else everywhere
+    nearby = unstretched(h) if "rope_base_swa" in h else everywhere
     x = embedding(batch.tokens, w.token_embd) * h.n_embd**0.5  # [T, n_embd]
     for i, layer in enumerate(w.layers):
         window = h.sliding_window if (i + 1) % h.swa_period else 0
@@ -61,14 +61,6 @@ def query_pre_attn_scalar(config: Mapping[str, Any]) -> Any:
     """What scores are multiplied by; config.json has it to the power of -2."""
     scalar = config.get("query_pre_attn_scalar")
     return scalar**-0.5 if scalar is not None else None
-
-
-def rope_local_base_freq(config: Mapping[str, Any]) -> Any:
-    """The rope base of layers with a window."""
-    for key in KEYS:
-        if isinstance(config.get(key), Mapping) and isinstance(config[key].get("sliding_attention"), Mapping):
-            return config[key]["sliding_attention"].get("rope_theta")
-    return config.get("rope_local_base_freq")
 
 
 def attn_scale(of_27b: int) -> HParam:
@@ -126,7 +118,7 @@ GEMMA3 = replace(
         *SIZES,
         RMS_EPS,
         *ROPE_HPARAMS,
-        HParam("rope_base_swa", "rope.freq_base_swa", float, default=10000.0, minimum=1.000001, hf=(rope_local_base_freq,)),
+        rope_base_swa(lambda h: 10000.0),
         WINDOW,
         window_period(6),
         attn_scale(62),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qtransformers.archs.rotary import check_rope
@@ -38,17 +38,20 @@ WINDOW = HParam(
 def window_period(default: int) -> HParam:
     """Of how many layers the last sees everything, and the others a window."""
 
+    def of_layers(windows: Sequence[Any]) -> int:
+        full = [i for i, window in enumerate(windows) if not window]
+        period = full[0] + 1 if full else max(default, len(windows) + 1)
+        if full != list(range(period - 1, len(windows), period)):
+            raise BadValue(f"is {shown(windows)}; expected every n-th layer to have full attention", unsupported=True)
+        return period if full else default if default > len(windows) else period
+
     def layer_types(config: Mapping[str, Any]) -> Any:
         kinds = config.get("layer_types")
         if kinds is None:
             return config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
-        full = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
-        period = full[0] + 1 if full else max(default, len(kinds) + 1)
-        if full != list(range(period - 1, len(kinds), period)):
-            raise BadValue(f"is {shown(kinds)}; expected every n-th layer to have full attention", unsupported=True)
-        return period if full else default if default > len(kinds) else period
+        return of_layers([kind != "full_attention" for kind in kinds])
 
-    return HParam("swa_period", "attention.sliding_window_pattern", default=default, minimum=1, hf=(layer_types,))
+    return HParam("swa_period", "attention.sliding_window_pattern", default=default, minimum=1, hf=(layer_types,), of_layers=of_layers)  # fmt: skip
 
 
 def layer_norm_eps(*hf: str) -> HParam:

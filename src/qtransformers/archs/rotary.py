@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,14 @@ def partial_rotary_factor(config: Mapping[str, Any]) -> Any:
     return int(head_dim * share)
 
 
+def rope_local_base_freq(config: Mapping[str, Any]) -> Any:
+    """The rope base of layers with a window."""
+    for key in KEYS:
+        if isinstance(config.get(key), Mapping) and isinstance(config[key].get("sliding_attention"), Mapping):
+            return config[key]["sliding_attention"].get("rope_theta")
+    return config.get("rope_local_base_freq")
+
+
 def attention_factor(config: Mapping[str, Any]) -> Any:
     """What the rotated grow by, beside what `magnitude` makes of the rest."""
     rope, kind = said(config), rope_type(config)
@@ -83,6 +91,15 @@ def truncate(config: Mapping[str, Any]) -> Any:
     return None if said_so is None or rope_type(config) != "yarn" else not said_so
 
 
+def _as_it_is(value: Any, h: Mapping[str, Any]) -> Any:
+    return value
+
+
+def _beside_yarn(value: Any, h: Mapping[str, Any]) -> Any:
+    """All that the rotated grow by, as some converters write it, less what `magnitude` makes of the factor."""
+    return value / yarn_magnitude(h["rope_factor"]) if h["rope_scaling"] == "yarn" else value
+
+
 def _is(*kinds: str) -> Any:
     return lambda h: h["rope_scaling"] in kinds
 
@@ -90,15 +107,20 @@ def _is(*kinds: str) -> Any:
 ROPE_HPARAMS = (
     HParam("rope_dim", "rope.dimension_count", default=lambda h: h["head_dim"], minimum=2, hf=(partial_rotary_factor,)),
     HParam("rope_base", "rope.freq_base", float, default=10000.0, minimum=1.000001, hf=("rope_parameters.rope_theta", "rope_theta", rope_theta)),
-    HParam("rope_scaling", "rope.scaling.type", str, default="none", choices=SCALINGS, hf=("rope_parameters.rope_type", "rope_scaling.rope_type", "rope_scaling.type", rope_type), hf_values=TYPES),
-    HParam("rope_factor", "rope.scaling.factor", float, default=1.0, minimum=1e-6, hf=("rope_parameters.factor", "rope_scaling.factor", factor), applies=_is("linear", "ntk", "yarn")),
+    HParam("rope_scaling", "rope.scaling.type", str, default="none", choices=SCALINGS, hf=("rope_parameters.rope_type", "rope_scaling.rope_type", "rope_scaling.type", rope_type), hf_values=TYPES, implied={"rope_long": "longrope", "rope.scaling.factor": "linear", "rope.scale_linear": "linear"}),
+    HParam("rope_factor", "rope.scaling.factor", float, default=1.0, minimum=1e-6, hf=("rope_parameters.factor", "rope_scaling.factor", factor), applies=_is("linear", "ntk", "yarn"), also={"rope.scale_linear": _as_it_is}),
     HParam("rope_original", "rope.scaling.original_context_length", default=lambda h: h["context_length"], minimum=1, hf=(original_max_position_embeddings,), applies=_is("yarn", "longrope")),
     HParam("rope_beta_fast", "rope.scaling.yarn_beta_fast", float, default=32.0, minimum=1e-6, hf=("rope_parameters.beta_fast", "rope_scaling.beta_fast"), applies=_is("yarn")),
     HParam("rope_beta_slow", "rope.scaling.yarn_beta_slow", float, default=1.0, minimum=1e-6, hf=("rope_parameters.beta_slow", "rope_scaling.beta_slow"), applies=_is("yarn")),
     HParam("rope_unrounded", "rope.scaling.yarn_unrounded", bool, default=False, hf=(truncate,), applies=_is("yarn")),
     HParam("rope_log_multiplier", "rope.scaling.yarn_log_multiplier", float, default=0.0, minimum=0, applies=_is("yarn")),
-    HParam("rope_attn_factor", "rope.scaling.attn_factor", float, default=1.0, minimum=1e-6, hf=(attention_factor,), applies=_is("yarn", "longrope")),
+    HParam("rope_attn_factor", "rope.scaling.attn_factor", float, default=1.0, minimum=1e-6, hf=(attention_factor,), applies=_is("yarn", "longrope"), also={"rope.scaling.yarn_attn_factor": _beside_yarn}),
 )  # fmt: skip
+
+
+def rope_base_swa(default: Callable[[Mapping[str, Any]], float]) -> HParam:
+    """The base of layers with a window."""
+    return HParam("rope_base_swa", "rope.freq_base_swa", float, default=default, minimum=1.000001, hf=(rope_local_base_freq,))  # fmt: skip
 
 
 def llama3(config: Mapping[str, Any], h: Mapping[str, Any]) -> NDArray[np.float32] | None:
@@ -145,6 +167,13 @@ def rotation(h: Any, w: Any = None, *, interleaved: bool) -> Rotation:
     turn = Rotation(freqs, interleaved, magnitude(h))
     h.derived["rotation", interleaved] = turn, factors
     return turn
+
+
+def unstretched(h: Any) -> Rotation:
+    """The rotation of layers with a window, which need none of the scaling."""
+    if "unstretched" not in h.derived:
+        h.derived["unstretched"] = Rotation(rope_frequencies(h.rope_dim, h.rope_base_swa), False)
+    return h.derived["unstretched"]  # type: ignore[no-any-return]
 
 
 def magnitude(h: Any) -> float:

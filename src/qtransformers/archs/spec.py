@@ -25,6 +25,18 @@ IGNORED_KEYS = (
     "tensor_data_layout",
 )  # metadata that changes nothing, whatever the architecture
 NEWER = "Use a version of qtransformers that knows such models"
+# Metadata that changes what a model computes, where its spec has no row for it, and the values (value, hparams) at which it does not
+HARMLESS: Mapping[str, Callable[[Any, Mapping[str, Any]], bool]] = {
+    "attention.causal": lambda value, h: value is True,
+    "attention.scale": lambda value, h: isinstance(value, float) and (value == 0 or math.isclose(value, h["head_dim"] ** -0.5, rel_tol=1e-5)),
+    "attention.sliding_window": lambda value, h: isinstance(value, int) and (value == 0 or value >= h["context_length"]),
+    "rope.scaling.alpha": lambda value, h: value in (0, 1),
+    **dict.fromkeys(
+        ("attention.clamp_kqv", "attention.max_alibi_bias", "attn_logit_softcapping", "final_logit_softcapping", "attention.temperature_scale"),
+        lambda value, h: value == 0,
+    ),
+    **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale"), lambda value, h: value in (0, 1)),
+}  # fmt: skip
 FromConfig = Callable[[Mapping[str, Any]], Any]
 When = Callable[[Mapping[str, Any], int], bool]
 INT_LIMIT = 2**31 - 1
@@ -63,6 +75,15 @@ class HParam:
     agree: Agreement = "equal"  # how config.json's value must stand to the file's
     rows_of: str = ""  # the truth is the number of rows of this tensor (a TensorSpec's attr), the key only repeats it
     applies: Callable[[Mapping[str, Any]], bool] | None = None  # whether it means anything, given those read so far
+    also: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] = field(
+        default_factory=dict
+    )  # other keys that say it, and how their values become ours, given those read so far
+    implied: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what a file means that does not say it, by another key or a tensor (its attr) that it has
+    of_layers: Callable[[Sequence[Any]], Any] | None = (
+        None  # what an array with one value a layer says, where it may differ
+    )
 
 
 @dataclass(frozen=True)
@@ -246,8 +267,11 @@ def read_hparams(
         key = f"{arch}.{p.key}"
         try:
             default = p.default(values) if callable(p.default) else p.default
-            if key in metadata:
-                values[p.name], origins[p.name] = checked(p, metadata[key], values.get("n_layers")), key
+            of_file = _said(p, arch, metadata, rows, values)
+            if of_file is not None:
+                values[p.name], origins[p.name] = of_file
+                if key in metadata and p.applies and not p.applies(values) and of_file[0] != default:
+                    problems.append(Problem(f"{file}: {key} = {shown(of_file[0])} means nothing beside the file's other settings", "warning"))  # fmt: skip
             if p.rows_of in rows:
                 n = rows[p.rows_of]
                 if values.get(p.name, n) != n:
@@ -277,6 +301,21 @@ def read_hparams(
     return Hyperparameters.frozen(values, origins), problems
 
 
+def _said(
+    p: HParam, arch: Any, metadata: Mapping[str, Any], rows: Mapping[str, int], values: Mapping[str, Any]
+) -> tuple[Any, str] | None:
+    """What a file says of a hyperparameter, and where; None where it does not."""
+    n = values.get("n_layers")
+    for key in (p.key, *p.also):
+        if (name := f"{arch}.{key}") in metadata:
+            value = checked(p, metadata[name], n)
+            return (checked(p, p.also[key](value, values)) if key in p.also else value), name
+    for cause, value in p.implied.items():
+        if cause in rows or f"{arch}.{cause}" in metadata:
+            return value, f"implied by {cause}"
+    return None
+
+
 class BadValue(ValueError):
     """A value that a hyperparameter cannot have."""
 
@@ -292,7 +331,7 @@ class BadValue(ValueError):
 def checked(p: HParam, value: Any, n_layers: int | None = None) -> Any:
     """The value as `p.kind`, within bounds; an array with one value a layer counts as that value when all are equal."""
     if p.kind is not str and isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
-        value = _of_all_layers(value, n_layers)
+        value = _of_all_layers(value, n_layers, p.of_layers)
     if p.kind is float and type(value) is int:
         value = float(value) if abs(value) < 2**53 else math.inf
     if isinstance(value, np.generic):
@@ -311,10 +350,12 @@ def checked(p: HParam, value: Any, n_layers: int | None = None) -> Any:
     return value
 
 
-def _of_all_layers(values: Any, n_layers: int | None) -> Any:
+def _of_all_layers(values: Any, n_layers: int | None, read: Callable[[Sequence[Any]], Any] | None) -> Any:
     n = len(values)
     if not 0 < n <= LAYER_LIMIT or n != (n_layers or n):
         raise BadValue(f"has {n} values; expected one, or one for each of the {n_layers or ''} layers")
+    if read is not None:
+        return read(np.asarray(values).tolist())
     first = values[0]
     if any(values[i] != first for i in range(n)):
         some = np.asarray(values[:6]).tolist()

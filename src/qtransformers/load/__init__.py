@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from qtransformers.archs import spec_of
-from qtransformers.archs.spec import IGNORED_KEYS, ArchSpec, Hyperparameters, Problem, read_hparams
+from qtransformers.archs.spec import HARMLESS, IGNORED_KEYS, NEWER, ArchSpec, Hyperparameters, Problem, read_hparams
 from qtransformers.cache import PagedCache
 from qtransformers.errors import ConfigError, LoadError
 from qtransformers.gguf import GGUFFile
@@ -234,7 +234,8 @@ def examine(
         problems += disagreements(spec, hparams, file, architecture, said, config, config_file)
     if {p.name for p in spec.hparams} - hparams.keys():
         return Examined(headline, problems)  # without all sizes nothing can be said about tensors
-    notes = [*(p.text for p in problems if p.grade == "warning"), *_unread(spec, architecture, gguf)]
+    problems += _unread(spec, hparams, architecture, gguf)
+    notes = [p.text for p in problems if p.grade == "warning"]
     plan, misfits = make_plan(
         spec,
         hparams,
@@ -316,16 +317,25 @@ def _generation(sources: Sources, n_vocab: int) -> GenerationDefaults:
     return own or GenerationDefaults()
 
 
-def _unread(spec: ArchSpec, architecture: str, gguf: GGUFFile) -> list[str]:
-    """A warning for every setting of the architecture that nothing here reads."""
-    keys = (*(p.key for p in spec.hparams), *spec.ignored_keys, *IGNORED_KEYS)
+def _unread(spec: ArchSpec, h: Hyperparameters, architecture: str, gguf: GGUFFile) -> list[Problem]:
+    """Settings of the architecture that nothing here reads: unsupported where they are known to change what is computed."""
+    keys = (*(key for p in spec.hparams for key in (p.key, *p.also)), *spec.ignored_keys, *IGNORED_KEYS)
     known = {f"{architecture}.{key}" for key in keys}
     prefix = f"{architecture}."
-    return [
-        f"{gguf.path}: {key} = {str(gguf.metadata[key])[:60]} is not read by this version; results may differ from the model's"
-        for key in gguf.metadata
-        if key.startswith(prefix) and key not in known
-    ]
+    found = []
+    for key in gguf.metadata:
+        if not key.startswith(prefix) or key in known:
+            continue
+        value = gguf.metadata[key]
+        said = f"{gguf.path}: {key} = {str(value)[:60]}"
+        harmless = HARMLESS.get(key.removeprefix(prefix))
+        if harmless is None:
+            text = f"{said} is not read by this version; results may differ from the model's"
+            found.append(Problem(text, "warning"))
+        elif not harmless(value, h):
+            text = f"{said} changes what {spec.id} models compute, and this version cannot do it. {NEWER}."
+            found.append(Problem(text, "unsupported"))
+    return found
 
 
 def _no_weights(sources: Sources) -> LoadError:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.archs.spec import ArchSpec, Slot
+from qtransformers.archs.spec import REMAKE, ArchSpec, Slot
+from qtransformers.errors import LoadError
 from qtransformers.kernels import cpu
 from qtransformers.kernels.table import ACCURACY
 from qtransformers.load.plan import DECODED_ROLES, LoadPlan
@@ -28,7 +29,7 @@ def place(
     for planned in plan.tensors:
         slot = planned.slot
         home = weights if slot.layer is None else layers[slot.layer]
-        setattr(home, slot.attr, _bound(slot, tensors[slot.name], accuracy))
+        setattr(home, slot.attr, _bound(slot, _shaped(tensors[slot.name], planned.shape), accuracy))
     for attr, target in plan.ties.items():
         setattr(weights, attr, getattr(weights, target))
     weights.layers = tuple(layers)
@@ -45,8 +46,16 @@ def vector(tensor: QTensor) -> NDArray[np.float32]:
 def _bound(slot: Slot, tensor: QTensor, accuracy: str) -> Any:
     small = slot.part == "bias" or len(tensor.shape) == 1 or slot.spec.role in DECODED_ROLES
     if small:
-        return vector(tensor)
+        values = vector(tensor)
+        if slot.spec.role == "rope" and not (np.isfinite(values) & (values > 0)).all():
+            raise LoadError(f"{tensor.file}: {tensor.name} has factors from {values.min():g} to {values.max():g}; expected finite numbers above 0. {REMAKE}.")  # fmt: skip
+        return values
     return cpu.bind(tensor, accuracy)
+
+
+def _shaped(tensor: QTensor, shape: tuple[int, ...]) -> QTensor:
+    """The same values; a file may say first dimensions of 1 or not."""
+    return tensor if tensor.shape == shape else QTensor(tensor.name, tensor.type, shape, tensor.data, tensor.file)
 
 
 def _namespace(specs: Any) -> SimpleNamespace:

@@ -227,7 +227,7 @@ def match_tensors(
         if slot.presence == "never":
             findings.add(name, f"is in the file, but {spec.id} has no bias there, and leaving it out would change the results. Convert the model as its own architecture.")  # fmt: skip
             continue
-        if tensor.shape != shape:
+        if _without_ones(tensor.shape) != _without_ones(shape):
             symbols = ", ".join(slot.spec.shape[: len(shape)])
             findings.add(name, f"is {list(tensor.shape)}; expected {list(shape)} ({symbols}). Metadata and tensors are of different models: download or convert the file again.")  # fmt: skip
             continue
@@ -237,6 +237,11 @@ def match_tensors(
         planned.append(PlannedTensor(slot, tensor.type, shape, tensor.nbytes, "mmap" if len(shape) > 1 else "cpu", kernel))  # fmt: skip
     _judge_strangers(spec, hparams, tensors, slots, strangers, findings)
     return tuple(planned), ties, list(findings.problems())
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape as GGUF knows it: first dimensions of 1 may be said or not."""
+    return shape[next((i for i, n in enumerate(shape) if n != 1), len(shape)) :]
 
 
 def kernel_of(slot: Slot, type: QuantType) -> tuple[str, str]:

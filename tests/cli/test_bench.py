@@ -6,24 +6,54 @@ import pytest
 
 
 def test_json_has_a_result_for_each_test(command):
-    done = command("bench", "demo", "-p", "16,40", "-n", "3", "-b", "1,2", "-d", "0,5", "--json")
+    flags = [
+        "-p",
+        "16,40",
+        "-n",
+        "3",
+        "-b",
+        "1,2",
+        "-d",
+        "0,5",
+        "-t",
+        "2",
+        "--cache",
+        "q8",
+        "--accuracy",
+        "high",
+        "--json",
+    ]
+    done = command("bench", "demo", *flags, env={"QTRANSFORMERS_ISA": "generic"})
     assert done.returncode == 0, done.stderr
-    results = {r["test"]: r for r in json.loads(done.stdout)["results"]}
+    found = json.loads(done.stdout)
+    results = {r["test"]: r for r in found["results"]}
     assert list(results) == ["pp16", "pp40", "tg3", "tg3 x2", "tg3@5", "tg3@5 x2"]
     assert all(r["tokens_per_second"] > 0 for r in results.values())
     assert all((r["of_peak"] is None) == name.startswith("tg") for name, r in results.items())
     assert all((r["of_plain_read"] is None) == name.startswith("pp") for name, r in results.items())
-    single, pair = results["tg3"], results["tg3 x2"]
-    bytes_a_step = [r["weights_gb_per_second"] / r["tokens_per_second"] * n for r, n in ((single, 1), (pair, 2))]
-    assert bytes_a_step[0] == pytest.approx(bytes_a_step[1])
-    assert bytes_a_step[0] == pytest.approx(3.9e-3, rel=0.02)  # the demo model's weights, in GB
+    for r in results.values():
+        limit, speed = (
+            ("peak_gops", "gops") if r["test"].startswith("pp") else ("plain_read_gb_per_second", "gb_per_second")
+        )
+        assert r[limit] > 0 and r[speed] > 0
+    a_step = {n: r["gb_per_second"] / r["tokens_per_second"] for n, r in results.items() if n.startswith("tg")}
+    token = (
+        4 * 2 * (64 + 64) * 8.5 / 8 * 1e-9
+    )  # GB of a token in the cache: layers, KV heads, values of keys and values
+    assert a_step["tg3"] == pytest.approx(3.9e-3, rel=0.02)  # the demo model's weights, in GB
+    assert a_step["tg3@5"] - a_step["tg3"] == pytest.approx(5 * token)
+    assert 2 * (a_step["tg3@5 x2"] - a_step["tg3 x2"]) == pytest.approx(2 * 5 * token)
+    about = {name: found[name] for name in ("architecture", "cache", "accuracy", "threads", "isa")}
+    assert about == {"architecture": "llama", "cache": "q8", "accuracy": "high", "threads": 2, "isa": "generic"}
+    assert found["model"].endswith("demo.gguf") and found["cpu"]
 
 
 def test_the_table_is_for_people(command):
     done = command("bench", "demo", "-p", "8", "-n", "2", "-b", "1", "--accuracy", "exact", "--cache", "f32")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
+    assert "demo.gguf (llama), cache f32, accuracy exact" in lines[3] and "plain reads" in lines[3]
     assert lines[0].split() == ["test", "tok/s", "GB/s", "of", "read", "GOPS", "of", "peak"]
 
 
@@ -34,6 +64,7 @@ def test_the_table_is_for_people(command):
         (["-b", "1,x"], "expected whole numbers from 1"),
         (["-n", "-3"], "-n"),
         (["-d", "2000"], "the context of the model holds 1024"),
+        (["-d", "1023", "-n", "2"], "1025 tokens are asked for"),
         (["-p", "5000"], "5000 tokens are asked for"),
         (["--accuracy", "best"], "expected one of exact, high, fast"),
     ],

@@ -1,7 +1,8 @@
 """How fast a model runs here, beside what the machine can do at most.
 
 pp: a prompt of so many tokens; tg: tokens one after another, with `@` so many before them; a batch of n: n texts at once.
-Plain reads of the same weights and plain multiplications take turns with the measurements, for speeds of shared machines move.
+GB/s counts weights, keys and values that each step reads. Plain reads of as many bytes and plain multiplications take turns
+with the measurements, for speeds of shared machines move.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
+from qtransformers import machine
 from qtransformers.cli.flags import add_flags
-from qtransformers.cli.terminal import progress, table
+from qtransformers.cli.terminal import note, printable, progress, table
 from qtransformers.settings import Settings, usable_cores
 
 if TYPE_CHECKING:
@@ -42,23 +47,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a row a measurement on stdout."""
+    """Print a row a measurement on stdout, then what it was measured on."""
     from qtransformers.cli.measure import measure
     from qtransformers.kernels.table import ACCURACY
     from qtransformers.load import load
     from qtransformers.load.hub import resolve_model
+    from qtransformers.native import lib
 
-    threads = args.threads or Settings.from_env().threads or usable_cores()
-    loaded = load(resolve_model(args.model), cache=args.cache or "f16", accuracy=args.accuracy or ACCURACY)
+    settings = Settings.from_env()
+    threads = args.threads or settings.threads or usable_cores()
+    cache, accuracy = args.cache or "f16", args.accuracy or ACCURACY
+    loaded = load(resolve_model(args.model), cache=cache, accuracy=accuracy)
+    plan = loaded.plan
+    if loaded.spec.kind == "encoder":
+        note(f"{plan.file} is an encoder, which generates nothing: only prompts are measured.", color=args.color)
     with progress("measuring", args.color, "tests") as update:
         results = measure(loaded, threads, args.prompt, args.gen, args.batch, args.depth, update)
+    about = {
+        "model": plan.file, "architecture": plan.architecture, "weights_bytes": plan.weights_bytes, "cache": cache, "accuracy": accuracy,
+        "cpu": machine.cpu_name(), "isa": lib.isa(settings.isa or ""), "threads": threads,
+    }  # fmt: skip
     if args.json:
-        json.dump({"threads": threads, "results": [asdict(r) for r in results]}, sys.stdout, indent=2)
+        json.dump(about | {"results": [asdict(r) for r in results]}, sys.stdout, indent=2)
         print()
     else:
         rows = [("test", "tok/s", "GB/s", "of read", "GOPS", "of peak"), *map(_cells, results)]
         print("\n".join(table(rows, right=range(1, 6))))
+        print(printable("  " + _about(about, results)))
     return 0
+
+
+def _about(about: dict[str, Any], results: Sequence[Result]) -> str:
+    """A line on the model, the machine and its limits."""
+    reads = [r.plain_read_gb_per_second for r in results if r.plain_read_gb_per_second is not None]
+    peaks = [r.peak_gops for r in results if r.peak_gops is not None]
+    limits = [f"plain reads {median(reads):.1f} GB/s"] if reads else []
+    limits += [f"peak {median(peaks):.0f} GOPS"] if peaks else []
+    model = (
+        f"{Path(about['model']).name} ({about['architecture']}), cache {about['cache']}, accuracy {about['accuracy']}"
+    )
+    return f"{model}; {about['cpu']}, {about['isa']}, {about['threads']} threads; {', '.join(limits)}"
 
 
 def _cells(r: Result) -> tuple[str, ...]:
@@ -66,7 +94,7 @@ def _cells(r: Result) -> tuple[str, ...]:
         return "" if value is None else form.format(value)
 
     return (
-        r.test, f"{r.tokens_per_second:.1f}", cell(r.weights_gb_per_second, "{:.1f}"), cell(r.of_plain_read, "{:.0%}"),
+        r.test, f"{r.tokens_per_second:.1f}", cell(r.gb_per_second, "{:.1f}"), cell(r.of_plain_read, "{:.0%}"),
         cell(r.gops, "{:.0f}"), cell(r.of_peak, "{:.0%}"),
     )  # fmt: skip
 

@@ -470,6 +470,11 @@ HOSTILE_LOADS = [
     ("logits_rows", [0, -1, NAN, 1.5, "5", True, 2**21, None]),
     ("cache_tokens", [0, -1, NAN, 1.5, "5", True, 2**41, 10]),
     ("parallel", [0, -1, NAN, 1.5, "5", True, 2**20, None]),
+    ("rope_base", [0, -1, NAN, 1, float("inf"), "5", True, 1e13]),
+    (
+        "rope_scaling",
+        ["", "yarn", "yarn:", "yarn:0.5", "yarn:nan", "linear:x", "longrope:2", "none:2", "ntk:1e9", 4, True],
+    ),
     ("deterministic", [0, 1, "yes", None]),
     ("threads", [0, -1, NAN, 1.5, "5", True, 5000]),
     ("prompt_format", [5, "", "chatlm", True, ["chatml"]]),
@@ -596,3 +601,16 @@ def test_logprobs_are_the_models_own(demo):
     chunks = list(demo.stream("Once upon a time", max_tokens=12, temperature=0.7, top_k=3, seed=1, logprobs=0))
     assert [p for c in chunks for p in c.logprobs] == [(p.token, p.logprob, ()) for p in done.logprobs]
     assert demo.generate("Once", max_tokens=3).logprobs == ()
+
+
+def test_every_setting_says_where_it_came_from(data, monkeypatch):
+    monkeypatch.delenv("QTRANSFORMERS_THREADS", raising=False)
+    with Model.load(data / "demo-Q8_0.gguf", cache="q8", context_length=512) as model:
+        assert model.provenance["cache"] == ("q8", "given") and model.provenance["context_length"] == (512, "given")
+        assert model.provenance["cache_tokens"] == (512, "context_length")
+        assert model.provenance["parallel"] == (8, "default") and model.provenance["threads"][1] == "machine"
+        assert set(model.provenance) == {f.name for f in fields(ModelConfig)} | {"sampling"}
+    monkeypatch.setenv("QTRANSFORMERS_THREADS", "1")
+    with Model.load(data / "demo-Q8_0.gguf") as model:
+        assert model.provenance["threads"] == (1, "environment")
+        assert model.provenance["context_length"] == (1024, model.plan.file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from qtransformers.load.chat.formats import PromptFormat
 from qtransformers.load.chat.formats import prompt_format as named_format
 from qtransformers.load.placement import check_placement
 from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK
+from qtransformers.load.rope import check_rope_base, check_rope_scaling
 from qtransformers.sampling import Sampling
 from qtransformers.settings import MAX_THREADS, Settings, usable_cores
 
@@ -60,6 +61,10 @@ class ModelConfig:
     logits_rows: int = LOGITS_ROWS  # rows of logits that one forward gives at most; more is memory, for `logits()`
     cache_tokens: int | None = None  # of all requests together; None: of one that fills the context
     parallel: int = PARALLEL  # requests that are computed at the same time; others wait
+    rope_base: float | None = None  # of the rotary frequencies, in place of the file's
+    rope_scaling: str | None = (
+        None  # `none`, or `linear`, `ntk` or `yarn` with a factor (yarn:4), in place of the file's
+    )
     deterministic: bool = False  # an answer does not depend on what is computed beside it, not even by rounding
     threads: int | None = None  # None: QTRANSFORMERS_THREADS, else every core this process may use
     prompt_format: str | Path | None = None  # name or jinja file, instead of the model's chat template
@@ -82,6 +87,10 @@ class ModelConfig:
         if self.cache_tokens is not None:
             whole("cache_tokens", self.cache_tokens, 1, 2**40)
         whole("parallel", self.parallel, 1, MAX_PARALLEL)
+        if self.rope_base is not None:
+            check_rope_base(self.rope_base)
+        if self.rope_scaling is not None:
+            check_rope_scaling(self.rope_scaling)
         flag("deterministic", self.deterministic)
         if self.threads is not None:
             whole("threads", self.threads, 1, MAX_THREADS)
@@ -102,6 +111,8 @@ class LoadOptions(TypedDict, total=False):
     logits_rows: int
     cache_tokens: int | None
     parallel: int
+    rope_base: float | None
+    rope_scaling: str | None
     deterministic: bool
     threads: int | None
     prompt_format: str | Path | None
@@ -152,6 +163,7 @@ class Model:
         self.hparams: Hyperparameters = h
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.sampling = _recommended(loaded)
+        self._recommended_by = loaded.generation.origin
         self.eos_ids = frozenset(loaded.tokenizer.eos_ids) | frozenset(loaded.generation.eos)
         self.notes = loaded.notes
         self._format = format
@@ -189,6 +201,8 @@ class Model:
         logits_rows: int = LOGITS_ROWS,
         cache_tokens: int | None = None,
         parallel: int = PARALLEL,
+        rope_base: float | None = None,
+        rope_scaling: str | None = None,
         deterministic: bool = False,
         threads: int | None = None,
         prompt_format: str | Path | None = None,
@@ -203,7 +217,7 @@ class Model:
         ConfigError, ModelNotFoundError, GGUFError, LoadError, UnsupportedError, TokenizerError, InsufficientMemoryError.
         """
         config = ModelConfig(
-            gguf_path, model_path, context_length, cache, placement, accuracy, prefill_chunk, logits_rows, cache_tokens, parallel, deterministic, threads, prompt_format, pre,
+            gguf_path, model_path, context_length, cache, placement, accuracy, prefill_chunk, logits_rows, cache_tokens, parallel, rope_base, rope_scaling, deterministic, threads, prompt_format, pre,
             mlock, preload,
         )  # fmt: skip
         format = None if prompt_format is None else named_format(prompt_format)
@@ -218,6 +232,8 @@ class Model:
             logits_rows=config.logits_rows,
             cache_tokens=config.cache_tokens,
             parallel=config.parallel,
+            rope_base=config.rope_base,
+            rope_scaling=config.rope_scaling,
             threads=config.threads or Settings.from_env().threads,
             pre=config.pre,
             mlock=config.mlock,
@@ -244,6 +260,22 @@ class Model:
     def context_length(self) -> int:
         """Tokens that prompt and answer may have together."""
         return self.plan.context_length
+
+    @property
+    def provenance(self) -> dict[str, tuple[Any, str]]:
+        """Each setting as it took effect, and where it came from: given, a file, the environment, the machine, or the default."""
+        found: dict[str, tuple[Any, str]] = {}
+        for field in fields(self.config):
+            value = getattr(self.config, field.name)
+            found[field.name] = value, "default" if value == field.default else "given"
+        if self.config.context_length is None:
+            found["context_length"] = self.context_length, self.plan.file
+        if self.config.cache_tokens is None:
+            found["cache_tokens"] = self.plan.cache_tokens, "context_length"
+        if self.config.threads is None:
+            settings = Settings.from_env()
+            found["threads"] = (settings.threads, "environment") if settings.threads else (usable_cores(), "machine")
+        return found | {"sampling": (self.sampling, self._recommended_by or "default")}
 
     def generate(
         self,

@@ -107,6 +107,8 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
             cache=args.cache or "f16",
             placement=args.placement or "auto",
             accuracy=args.accuracy or ACCURACY,
+            rope_base=args.rope_base,
+            rope_scaling=args.rope_scaling,
             threads=args.threads,
             prompt_format=args.prompt_format,
             pre=args.pre,
@@ -118,7 +120,13 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
                     if line not in said:
                         note(line, "dim", args.color)
             if args.verbose:
-                note(f"{model.plan.text()}\n{model.sampling.override(**sampling(args))}", "dim", args.color)
+                given = model.sampling.override(**sampling(args))
+                settings = [
+                    f"{name} = {value} ({source})"
+                    for name, (value, source) in model.provenance.items()
+                    if value is not None and name != "sampling"
+                ]
+                note("\n".join((model.plan.text(), *settings, str(given))), "dim", args.color)
             raw = args.raw or continues(model, args)
             yield Talk(model, request_options(args), args.system, raw, args.verbose, args.color)
 

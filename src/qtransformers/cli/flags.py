@@ -93,6 +93,8 @@ _ROWS = (
     Flag(("--model-path",), "tokenizer, chat template and config from this directory or Hub id; weights from MODEL", str, "PATH"),
     Flag(("-c", "--context", "--ctx-size"), "context length in tokens (default: the model's)", integer(1), "N", field="context_length"),
     Flag(("--cache",), "type of the key-value cache: f32, f16, q8, q6, q4, or k8v4, keys in q8 and values in q4 (default: f16)", str, "TYPE"),
+    Flag(("--rope-scaling",), "stretch the context: linear, ntk or yarn with a factor (yarn:4), or none (default: as the file says)", str, "KIND:X"),
+    Flag(("--rope-base",), "base of the rotary frequencies (default: the file's)", number(1), "X"),
     Flag(("--accuracy",), "of products with quantised weights: exact, high or fast (default: fast)", str, "LEVEL"),
     Flag(("-t", "--threads"), "worker threads (default: one per usable core)", integer(1), "N"),
     Flag(("--pre",), "name of the pre-tokenizer, where the file's own is unknown or wrong", str, "NAME"),

@@ -14,7 +14,19 @@ from qtransformers.cli.flags import add_flags
 from qtransformers.errors import ConfigError
 from qtransformers.settings import Settings
 
-LOADING = ("model-path", "ctx-size", "cache", "placement", "accuracy", "threads", "pre", "mlock", "preload")
+LOADING = (
+    "model-path",
+    "ctx-size",
+    "rope-scaling",
+    "rope-base",
+    "cache",
+    "placement",
+    "accuracy",
+    "threads",
+    "pre",
+    "mlock",
+    "preload",
+)
 TALKING = ("prompt-format", "system", "raw", "max-tokens")
 SAMPLING = ("temp", "top-k", "top-p", "min-p", "seed")
 

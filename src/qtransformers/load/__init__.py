@@ -31,6 +31,7 @@ from qtransformers.load.config import (
 from qtransformers.load.files import other_tokenizer_files, tokenizer_file
 from qtransformers.load.hub import Hub
 from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK, LoadPlan, make_plan
+from qtransformers.load.rope import override_rope
 from qtransformers.load.source import Sources, resolve
 from qtransformers.machine import memory
 from qtransformers.settings import Settings
@@ -92,6 +93,8 @@ def load(
     logits_rows: int = LOGITS_ROWS,
     cache_tokens: int | None = None,
     parallel: int = PARALLEL,
+    rope_base: float | None = None,
+    rope_scaling: str | None = None,
     threads: int | None = None,
     pre: str | None = None,
     mlock: bool = False,
@@ -117,6 +120,8 @@ def load(
         logits_rows=logits_rows,
         cache_tokens=cache_tokens,
         parallel=parallel,
+        rope_base=rope_base,
+        rope_scaling=rope_scaling,
         accuracy=accuracy,
         threads=threads,
     )
@@ -166,6 +171,8 @@ def prepare(
     logits_rows: int = LOGITS_ROWS,
     cache_tokens: int | None = None,
     parallel: int = PARALLEL,
+    rope_base: float | None = None,
+    rope_scaling: str | None = None,
     accuracy: str = ACCURACY,
     threads: int | None = None,
 ) -> Prepared:
@@ -178,6 +185,8 @@ def prepare(
         logits_rows=logits_rows,
         cache_tokens=cache_tokens,
         parallel=parallel,
+        rope_base=rope_base,
+        rope_scaling=rope_scaling,
         accuracy=accuracy,
         threads=threads,
     )
@@ -204,6 +213,8 @@ def examine(
     logits_rows: int = LOGITS_ROWS,
     cache_tokens: int | None = None,
     parallel: int = PARALLEL,
+    rope_base: float | None = None,
+    rope_scaling: str | None = None,
     accuracy: str = ACCURACY,
     threads: int | None = None,
 ) -> Examined:
@@ -236,6 +247,7 @@ def examine(
         return Examined(headline, problems)  # without all sizes nothing can be said about tensors
     problems += _unread(spec, hparams, architecture, gguf)
     notes = [p.text for p in problems if p.grade == "warning"]
+    hparams = override_rope(hparams, rope_base, rope_scaling, file)
     plan, misfits = make_plan(
         spec,
         hparams,

@@ -165,8 +165,13 @@ def test_many_threads():
     e = engine(n_tokens=2048, parallel=4)
     answers = {}
 
+    all_are_there = threading.Barrier(24)
+
     def ask(i):
-        answers[i] = stream(e, random_prompt(i % 7, 40 + i), 30).read().tokens
+        s = stream(e, random_prompt(i % 7, 40 + i), 30)
+        s.start()
+        all_are_there.wait(60)
+        answers[i] = s.read().tokens
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(24)]
     [t.start() for t in threads]

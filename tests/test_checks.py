@@ -42,10 +42,18 @@ def test_shown_is_short_and_never_raises():
 
 
 @pytest.mark.parametrize(
-    "text, n", [("24GiB", 24 << 30), ("24G", 24 << 30), ("1.5GB", 1_500_000_000), ("7", 7), ("512 mb", 512_000_000), (5, 5), ("1TiB", 1 << 40)]
+    "text, n", [("24GiB", 24 << 30), ("24G", 24 << 30), ("1.5GB", 1_500_000_000), ("512 mb", 512_000_000), (5, 5), ("1TiB", 1 << 40)]
 )  # fmt: skip
 def test_sizes(text, n):
     assert size("ram", text) == n
+
+
+def test_few_bytes_are_a_forgotten_unit():
+    with pytest.raises(
+        ConfigError, match=r"ram='64' would be so many bytes; expected an amount of memory such as 64GiB"
+    ):
+        size("ram", "64")
+    assert size("ram", "68719476736") == 64 << 30
 
 
 @pytest.mark.parametrize("bad", ["-1", "12XB", "NaN", "inf", "", "0", 0, -1, True, 1.5, None, "1e9", "٣GiB", "9" * 30 + "GiB", "9999999TiB", ".5G", "1GiB GiB"])  # fmt: skip

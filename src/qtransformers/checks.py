@@ -73,6 +73,10 @@ def size(name: str, value: Any) -> int:
         match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", value, re.ASCII)
         scale = _UNITS.get(match[2].upper()) if match else None
         found = round(float(match[1]) * scale) if match and scale else None
+        if found is not None and match and not match[2] and 0 < found < 1 << 20:
+            raise ConfigError(
+                f"{name}={shown(value)} would be so many bytes; expected an amount of memory such as {match[1]}GiB."
+            )
     if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= MAX_SIZE:
         raise ConfigError(f"{name}={shown(value)}; expected an amount of memory such as 24GiB or 500MB.")
     return found

@@ -153,12 +153,23 @@ def test_saved_and_loaded(giant, demo, tmp_path):
     assert resolve(giant, str(path), budget) == resolve(giant, load_saved(path, giant), budget) == table
     with pytest.raises(ConfigError, match=r"is for deepseek2 with 61 layers; the model is llama with 4"):
         load_saved(path, demo)
-    for bad in ("", "[]", "{}", '{"architecture": 1, "layers": 4, "placement": 3}'):
+    for bad in (
+        "",
+        "[]",
+        "{}",
+        '{"architecture": 1, "layers": 4, "placement": 3}',
+        '{"architecture": "llama", "layers": 4, "placement": "cpu"}',
+    ):
         path.write_text(bad)
         with pytest.raises(ConfigError, match="cannot be read"):
             load_saved(path, demo)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_saved(tmp_path / "none.json", demo)
+
+
+def test_saving_where_there_is_no_folder(demo, tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be saved in .* Name a file in a folder that exists"):
+        save(tmp_path / "none" / "p.json", demo, resolve(demo, "cpu", Budget(GIB)))
 
 
 def test_a_model_is_loaded_with_a_saved_placement(demo, data, tmp_path):

@@ -50,8 +50,9 @@ def memory(text: str) -> int:
     try:
         return size("it", text)
     except ConfigError:
+        hint = f" ({text}GiB?)" if text.isdecimal() and len(text) < 6 else ""
         raise argparse.ArgumentTypeError(
-            f"{text[:60]!r}; expected an amount of memory such as 24GiB or 500MB"
+            f"{text[:60]!r}; expected an amount of memory such as 24GiB or 500MB{hint}"
         ) from None
 
 

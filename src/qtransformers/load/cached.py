@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qtransformers.errors import ConfigError, ModelNotFoundError
-from qtransformers.load.hub import Hub, Reference, cache_folder, parse_reference, quants, repository_folder
+from qtransformers.load.hub import Hub, Reference, cache_folder, is_wanted, parse_reference, quants, repository_folder
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def plan_removal(text: str, hub: Hub) -> Removal:
     if repo is None:
         there = ", ".join(sorted({m.name for m in models(hub)})[:8]) or "no model"
         raise ModelNotFoundError(f"{ref.repo} is not in the cache, {cache_folder(hub)}. It has {there}.")
-    found = [m for m in _models_of(repo) if ref.quant is None or m.quant == ref.quant.upper()]
+    found = [
+        m for m in _models_of(repo) if ref.quant is None or is_wanted(m.quant, [p.name for p in m.files], ref.quant)
+    ]
     if ref.quant is None:
         # Not by the manager's delete_revisions: it knows commits only, and copies of a repository share them.
         folder = repository_folder(ref.repo, hub)
@@ -90,7 +92,7 @@ def plan_removal(text: str, hub: Hub) -> Removal:
         return Removal(ref, tuple(found), (), (), folder, repo.size_on_disk)
     if not found:
         labels = ", ".join(sorted({m.quant for m in _models_of(repo)})) or "no GGUF file"
-        raise ModelNotFoundError(f"{ref.repo} in the cache has no quant {ref.quant.upper()}. It has {labels}.")
+        raise ModelNotFoundError(f"{ref.repo} in the cache has no quant {ref.quant}. It has {labels}.")
     links = tuple(dict.fromkeys(path for m in found for path in m.files))
     going = {path for m in found for path in m.blobs}
     kept = {Path(f.blob_path) for r in repo.revisions for f in r.files if Path(f.file_path) not in links}

@@ -6,7 +6,7 @@ huggingface_hub itself honours HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +22,17 @@ from qtransformers.settings import Settings
 DEFAULT_QUANT = "Q4_K_M"
 DEMO = Path(__file__).parent.parent / "data" / "demo.gguf"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_REPO = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s:@]+))?(?::(?P<quant>[A-Za-z0-9_-]+))?")
+_REPO = re.compile(
+    rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s:@]+))?(?::(?P<quant>[A-Za-z0-9][A-Za-z0-9._/-]*))?"
+)
+_PAGE = re.compile(
+    r"(?:https?://)?(?:hf\.co|huggingface\.co)/([^/\s]+/[^/\s?]+)(?:/(?:blob|resolve|tree)/([^/\s]+)(?:/(\S+\.gguf))?)?/?(?:\?\S*)?"
+)
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})")
-_QUANT = re.compile(r"(?:^|[-._/])(?P<quant>(?:UD-)?(?:I?Q|TQ|F|BF|MXFP|NVFP)\d+(?:_[A-Z0-9]+)*)$", re.IGNORECASE)
+_QUANT = re.compile(
+    r"(?:^|[-._/])(?P<quant>(?:UD-)?(?:I?Q|TQ|FP?|BF|MXFP|NVFP)\d+(?:_[A-Z0-9]+)*)(?=$|[-.])", re.IGNORECASE
+)
+_FP = re.compile(r"^fp(?=\d)", re.IGNORECASE)  # many write FP16 for F16
 _COMPANION = re.compile(r"(^|/|[-._])(mmproj|imatrix)([-._]|$)", re.IGNORECASE)  # a listing has nothing but names
 
 
@@ -41,7 +49,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class Reference:
-    """`user/repo`, optionally with `@revision` and `:QUANT`."""
+    """`user/repo`, optionally with `@revision` and `:QUANT` or `:FILE.gguf`."""
 
     repo: str
     revision: str
@@ -71,8 +79,10 @@ class Fetched:
 
 def parse_reference(text: str) -> Reference | None:
     """The repository a text names; None when it can only be a path."""
+    if page := _PAGE.fullmatch(text):  # as pasted from a browser
+        text = page[1] + (f"@{page[2]}" if page[2] else "") + (f":{page[3]}" if page[3] else "")
     match = _REPO.fullmatch(text)
-    if not match or ".." in text or text.lower().endswith((".gguf", ".safetensors", ".json")):
+    if not match or ".." in text or (not match["quant"] and text.lower().endswith((".gguf", ".safetensors", ".json"))):
         return None
     return Reference(match["repo"], match["revision"] or "main", match["quant"])
 
@@ -194,8 +204,7 @@ def fetch_gguf(
         directory = _cached_directory(ref, hub)
         if directory is None:
             raise
-        listing = Listing(directory.name, {p.relative_to(directory).as_posix(): 0 for p in directory.rglob("*.gguf")})
-        return directory / choose(listing, ref)[0]
+        return directory / choose(_snapshot(directory), ref)[0]
     snapshot = repository_folder(ref.repo, hub) / "snapshots" / offer.listing.commit
     missing = [name for name in offer.names if not (snapshot / name).is_file()]
     if missing and check:
@@ -208,6 +217,20 @@ def fetch_gguf(
             at_hand += offer.listing.sizes[name]
     _name_commit(ref, offer.listing.commit, hub)
     return snapshot / offer.names[0]
+
+
+def cached_gguf(ref: Reference, hub: Hub) -> Path | None:
+    """The file or first shard of a quant that is in the cache; None where it is not, or not all of it."""
+    directory = _cached_directory(ref, hub)
+    try:
+        return directory / choose(_snapshot(directory), ref)[0] if directory else None
+    except ModelNotFoundError:
+        return None
+
+
+def _snapshot(directory: Path) -> Listing:
+    names = (p.relative_to(directory).as_posix() for p in directory.rglob("*.gguf") if p.is_file())
+    return Listing(directory.name, dict.fromkeys(names, 0))
 
 
 def _of_all(progress: Progress | None, before: int, everything: int, done: int, total: int) -> None:
@@ -239,16 +262,24 @@ def choose(listing: Listing, ref: Reference) -> list[str]:
             f"{ref} holds no GGUF file. Pass it as model_path, or look for a GGUF repository of the model."
         )
     labels = sorted({label for label, _ in models})
-    wanted = (ref.quant or DEFAULT_QUANT).upper()
-    found = [names for (label, _), names in models.items() if label == wanted]
+    wanted = ref.quant or DEFAULT_QUANT
+    found = [names for (label, _), names in models.items() if is_wanted(label, names, wanted)]
     if not found and ref.quant is None and len(models) == 1:
         found = list(models.values())
     if len(found) == 1:
         return _all_shards(found[0], ref)
     if found:
         which = ", ".join(names[0] for names in found)
-        raise ModelNotFoundError(f"{ref} holds several models of quant {wanted}: {which}. Download the one you want and pass its path.")  # fmt: skip
+        raise ModelNotFoundError(f"{ref} holds several models of quant {wanted}: {which}. Say which: {ref}:{found[0][0]}, for instance.")  # fmt: skip
     raise ModelNotFoundError(f"{ref} has no quant {wanted}. It has {', '.join(labels)}: pass {ref}:{labels[0]}, for instance.")  # fmt: skip
+
+
+def is_wanted(label: str, names: Sequence[str], wanted: str) -> bool:
+    """Whether the model of these files is the one called `wanted`: by its quant, or by the name of a file."""
+    name = wanted.casefold()
+    if name.endswith(".gguf"):
+        return any(name in (n.casefold(), n.casefold().rpartition("/")[2]) for n in names)
+    return _FP.sub("f", name) == label.casefold()
 
 
 def _all_shards(names: list[str], ref: Reference) -> list[str]:
@@ -269,9 +300,17 @@ def quants(sizes: Mapping[str, int]) -> dict[tuple[str, str], list[str]]:
         shard = _SHARD.fullmatch(stem)
         stem = shard["stem"] if shard else stem
         folder, _, base = stem.rpartition("/")
-        label = _QUANT.search(base) or _QUANT.search(folder)
-        models.setdefault((label["quant"].upper() if label else base, stem), []).append(name)
+        label = _quant_in(base) or _quant_in(folder) or base
+        models.setdefault((label, stem), []).append(name)
     return models
+
+
+def _quant_in(name: str) -> str:
+    """The quant at the end of a name, or the only one in it; "" where there is none."""
+    found = list(_QUANT.finditer(name))
+    if not found or (len(found) > 1 and found[-1].end() < len(name)):
+        return ""
+    return _FP.sub("F", found[-1]["quant"]).upper()
 
 
 def list_files(ref: Reference, hub: Hub) -> Listing:

@@ -250,13 +250,20 @@ def entries(table: Mapping[Part, str]) -> list[str]:
 def save(path: str | Path, plan: LoadPlan, table: Mapping[Part, str]) -> None:
     """Write a resolved placement as JSON, which `load_saved` and `--placement FILE` read."""
     said = {"architecture": plan.architecture, "layers": _n_layers(table), "placement": entries(table)}
-    Path(path).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    try:
+        Path(path).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    except OSError as e:
+        raise ConfigError(
+            f"the placement cannot be saved in {path}: {e.strerror}. Name a file in a folder that exists."
+        ) from e
 
 
 def load_saved(path: str | Path, plan: LoadPlan) -> str:
     """The entries of a saved placement, made for a model of this architecture and as many layers; ConfigError otherwise."""
     try:
         said: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(said["placement"], list):
+            raise TypeError("placement is no list")
         found = ",".join(said["placement"])
         made_for = (said["architecture"], said["layers"])
     except (OSError, ValueError, KeyError, TypeError) as e:

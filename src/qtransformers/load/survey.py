@@ -11,7 +11,16 @@ from qtransformers.errors import UnsupportedError
 from qtransformers.gguf.headers import HeaderFile
 from qtransformers.load import examine, prepare, vocabulary_of
 from qtransformers.load.fit import Budget, fit, too_large
-from qtransformers.load.hub import Hub, find_offer, local_model, quants, read_header, the_hub, the_reference
+from qtransformers.load.hub import (
+    Hub,
+    cached_gguf,
+    find_offer,
+    local_model,
+    quants,
+    read_header,
+    the_hub,
+    the_reference,
+)
 from qtransformers.load.outline import outline
 from qtransformers.load.plan import PREFILL_CHUNK, LoadPlan
 from qtransformers.load.source import Report, Sources, resolve
@@ -30,12 +39,15 @@ class Survey:
 def find_sources(
     model: str, model_path: str | Path | None = None, hub: Hub | None = None
 ) -> tuple[Sources, dict[str, int]]:
-    """The files of MODEL and bytes of its other quantisations by name; of a model on the Hub only headers are read."""
+    """The files of MODEL and bytes of its other quantisations by name; of a model that is only on the Hub headers are read."""
     path = local_model(model)
     if path is not None:
         return resolve(path, model_path, hub=hub), {}
-    hub = hub or the_hub()
-    offer = find_offer(the_reference(model), hub)
+    hub, ref = hub or the_hub(), the_reference(model)
+    path = cached_gguf(ref, hub)
+    if path is not None:
+        return resolve(path, model_path, hub=hub), {}
+    offer = find_offer(ref, hub)
     header = read_header(offer, hub)
     beside = resolve(None, model_path, hub=hub) if model_path else Sources(None, None, MappingProxyType({}), Report())
     sizes = offer.listing.sizes

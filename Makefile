@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 BUILD := "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
 SOURCES := $(shell find src csrc -type f -not -name '*.so' -not -path '*/__pycache__/*') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-arm lint format fuzz wheel demo-model native clean
+.PHONY: demo test test-arm lint format fuzz soak wheel demo-model native clean
 
 demo: $(VENV)/.package
 	$(BIN)/qtransformers run demo "Tell me a story about a brave fox." </dev/null
@@ -27,7 +27,10 @@ format: $(VENV)/.dev
 
 # Minutes long: what every change need not wait for.
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow -rP
+	$(BIN)/python -m pytest -m slow -rP tests/fuzz
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow -rP tests/soak
 
 # The kernels of 64-bit ARM, cross-compiled and run under qemu: for Debian, minutes long (PYTHON must have nanobind, cmake and ninja).
 test-arm:

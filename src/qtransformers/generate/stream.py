@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 
 from qtransformers.generate.engine import Engine
@@ -87,7 +88,9 @@ class Stream(Iterator[Chunk]):
     @property
     def completion(self) -> Completion:
         """The answer so far; all of it once the stream has ended."""
-        return self._sequence.completion
+        done = self._sequence.completion
+        # A thread that computes right now will drop it when it is done.
+        return replace(done, finish_reason="cancelled") if self._closed and done.finish_reason is None else done
 
     def read(self) -> Completion:
         """Run to the end."""

@@ -20,7 +20,8 @@ from qtransformers.errors import ConfigError
 from qtransformers.generate import Completion, Engine, Request, Stream, Usage
 from qtransformers.generate import Sequence as Answer
 from qtransformers.generate.embed import check_pooling, embed, normalized
-from qtransformers.generate.requests import Decoder, Hook, answer_limit, prompt_ids, stop_texts
+from qtransformers.generate.requests import Hook, answer_limit, prompt_ids, texts
+from qtransformers.generate.text import Decoder
 from qtransformers.kernels.table import ACCURACY, FEW_ROWS, check_accuracy
 from qtransformers.load import Loaded, load
 from qtransformers.load.chat.formats import PromptFormat
@@ -360,7 +361,7 @@ class Model:
         ids = self.chat_ids(
             messages, tools=tools, documents=documents, template_variables=template_variables, encode_special=encode_special
         )  # fmt: skip
-        options["stop"] = (*self.chat_template.format.stop, *stop_texts(options.get("stop")))
+        options["stop"] = (*self.chat_template.format.stop, *texts("stop", options.get("stop")))
         answer = self._stream(ids, self.tokenizer.decoder(), **options)
         return answer if stream else answer.read()
 
@@ -595,7 +596,7 @@ class Model:
             raise ConfigError(f"hooks={shown(hooks)}; expected a list of functions (tokens, logits) -> logits.")
         if sampling is not None and not isinstance(sampling, Sampling):
             raise ConfigError(f"sampling={shown(sampling)}; expected a Sampling.")
-        stops = stop_texts(stop)
+        stops = texts("stop", stop)
         own = [self.tokenizer.id_of(s) for s in stops]
         request = Request(
             prompt=ids,

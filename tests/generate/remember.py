@@ -15,11 +15,16 @@ VOCAB = 200
 class Ids:
     """Tokens are numbers with a space."""
 
+    state = None
+
     def push(self, token):
         return f"{token} "
 
     def finish(self):
         return ""
+
+    def restore(self, state):
+        pass
 
 
 class Remember:

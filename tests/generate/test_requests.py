@@ -2,19 +2,30 @@ import numpy as np
 import pytest
 
 from qtransformers.errors import ConfigError
-from qtransformers.generate.requests import MAX_STOPS, answer_limit, prompt_ids, stop_texts
+from qtransformers.generate.requests import MAX_TEXTS, answer_limit, prompt_ids, texts
 
 
 def test_one_stop_is_one_stop_not_its_letters():
-    assert stop_texts("</s>") == ("</s>",)
-    assert stop_texts(["a", "b", "a"]) == ("a", "b")
-    assert stop_texts(None) == stop_texts([]) == ()
+    assert texts("stop", "</s>") == ("</s>",)
+    assert texts("stop", ["a", "b", "a"]) == ("a", "b")
+    assert texts("stop", None) == texts("stop", []) == ()
+    assert texts("stop", {"b", "a"}) == ("a", "b")
+    assert len(texts("stop", [str(i) for i in range(MAX_TEXTS)])) == MAX_TEXTS
 
 
-@pytest.mark.parametrize("stop", [5, True, b"x", {"a": 1}, [""], "", ["a", None], [["a"]], ["\ud800"], ["x"] * (MAX_STOPS + 1), "x" * 2000, ["x"] * 10_000])  # fmt: skip
+@pytest.mark.parametrize("stop", [5, True, b"x", {"a": 1}, [""], "", ["a", None], [["a"]], ["\ud800"], ["x"] * (MAX_TEXTS + 1), "x" * 2000, ["x"] * 10**6])  # fmt: skip
 def test_bad_stops(stop):
     with pytest.raises(ConfigError, match=r"^stop"):
-        stop_texts(stop)
+        texts("stop", stop)
+    with pytest.raises(ConfigError, match=r"^banned"):
+        texts("banned", stop)
+
+
+def test_too_many_are_refused_with_their_number_and_the_limit():
+    with pytest.raises(ConfigError, match=r"^stop has 16,385 texts; expected at most 16,384\.$"):
+        texts("stop", ["x"] * (MAX_TEXTS + 1))
+    with pytest.raises(ConfigError, match=r"^stop\[1\] has 2,000 characters; expected 1 to 1,024\.$"):
+        texts("stop", ["x", "x" * 2000])
 
 
 def test_prompt_ids():

@@ -1,43 +1,46 @@
 import random
 
-import pytest
-
-from qtransformers.generate.stops import StopText
+from qtransformers.generate.stops import Texts
 
 
-def run(stops, pieces):
-    """What is shown after each piece, and whether a stop was found."""
-    s = StopText(stops)
-    return [s.push(piece) for piece in pieces], s.found, s.rest()
+def found(texts, text):
+    """After each character: the longest end that begins a text, and the lengths of the texts that end there."""
+    t, tail = Texts(texts), ""
+    out = []
+    for c in text:
+        tail = t.advance(tail, c)
+        out.append((tail, t.endings(tail)))
+    return out
 
 
-@pytest.mark.parametrize(
-    "stops, pieces, expected",
-    [
-        ((), ["abc", "def"], (["abc", "def"], False, "")),
-        (("END",), ["a E", "N", "D b"], (["a ", "", ""], True, "")),
-        (("END",), ["a E", "N", "X"], (["a ", "", "ENX"], False, "")),
-        (("END",), ["abE"], (["ab"], False, "E")),
-        (("ab", "abc"), ["xabc"], (["x"], True, "")),
-        (("bcd", "abcdef"), ["abc", "d"], (["", "a"], True, "")),
-        (("bcd", "abcdef"), ["abcdef"], (["a"], True, "")),
-        (("aab",), ["a", "a", "a", "b"], (["", "", "a", ""], True, "")),
-        (("x",), ["", "ax"], (["", "a"], True, "")),
-        (("END",), ["END", "more"], (["", ""], True, "")),
-    ],
-)
-def test_held_back_until_it_is_clear(stops, pieces, expected):
-    assert run(stops, pieces) == expected
+def test_beginnings_and_ends():
+    assert found(["END", "ND"], "aENDx") == [("", []), ("E", []), ("EN", []), ("END", [2, 3]), ("", [])]
+    assert found([], "ab") == [("", []), ("", [])] and not Texts([]) and len(Texts(["a", "a", "b"])) == 2
 
 
-def test_any_cut_shows_the_same_text_and_never_a_part_of_the_stop():
-    rng = random.Random(1)
+def test_against_a_plain_search():
+    rng = random.Random(2)
     for _ in range(300):
-        stops = ["".join(rng.choices("ab", k=rng.randint(1, 5))) for _ in range(rng.randint(1, 3))]
-        text = "".join(rng.choices("ab", k=30))
-        places = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
-        expected = text[: min(places)[1]] if places else text
-        cuts = sorted(rng.sample(range(31), 6))
-        pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, 30], strict=True)]
-        shown, found, rest = run(stops, pieces)
-        assert "".join(shown) + rest == expected and found == bool(places)
+        texts = ["".join(rng.choices("abc", k=rng.randint(1, 6))) for _ in range(rng.randint(1, 12))]
+        text = "".join(rng.choices("abc", k=40))
+        for n, (tail, endings) in enumerate(found(texts, text), 1):
+            ends = [text[:n][n - k :] for k in range(n, 0, -1)]
+            assert tail == next((e for e in ends if any(t.startswith(e) for t in texts)), "")
+            assert endings == sorted({len(t) for t in texts if text[:n].endswith(t)})
+
+
+def test_work_is_bounded_by_the_text_not_by_the_number_of_texts():
+    """Comparisons counted, not timed: at most two searches a character beyond what the tails cost."""
+
+    class Counting(Texts):
+        searches = 0
+
+        def _begins(self, part):
+            Counting.searches += 1
+            return super()._begins(part)
+
+    t, tail = Counting(["a" * 1024, *(f"a{i:05d}" for i in range(16_000))]), ""
+    for c in ("a" * 1020 + "b") * 10:
+        tail = t.advance(tail, c)
+        assert t.endings(tail) == []
+    assert Counting.searches <= 2 * 10_210

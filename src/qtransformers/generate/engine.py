@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.cache import Batch, PagedCache
+from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, InsufficientMemoryError
 from qtransformers.generate.pages import PagePool, Table
+from qtransformers.generate.requests import Request
 from qtransformers.generate.schedule import Part, Scheduler
 from qtransformers.generate.sequence import Sequence
 from qtransformers.sampling import logprobs
@@ -69,7 +71,8 @@ class Engine:
         self._logits_chunk = min(prefill_chunk, logits_rows or prefill_chunk)
         self._unused = np.array(sorted(i for i in unused_ids if i < n_tokens), np.int64)
         # What recurrent layers remember is of one sequence and of its last token: it can neither be shared nor rewound.
-        pages = PagePool(cache, shares=not cache.states.nbytes, partly=not deterministic)
+        self._rewinds = not cache.states.nbytes
+        pages = PagePool(cache, shares=self._rewinds, partly=not deterministic)
         scheduler = Scheduler(
             pages, parallel=parallel, prefill_chunk=prefill_chunk, few_rows=few_rows, deterministic=deterministic
         )
@@ -81,8 +84,17 @@ class Engine:
 
     def submit(self, sequence: Sequence) -> None:
         """Let a sequence take part from the next step on. `advance` or another's steps fill its `chunks`."""
+        self.check(sequence.request)
         with self._exclusive():
             self._use().scheduler.add(sequence)
+
+    def check(self, request: Request) -> None:
+        """ConfigError for what this model cannot do."""
+        if request.banned and not self._rewinds:
+            raise ConfigError(
+                f"banned={shown(request.banned)}: an answer goes back to where such a text begins, but what the recurrent "
+                "layers of this model remember cannot go back. Leave banned out."
+            )
 
     def advance(self, sequence: Sequence) -> None:
         """Compute steps, or wait while another thread does, until a submitted sequence has a chunk or an end.
@@ -242,8 +254,10 @@ class Engine:
                 if gives_logits:
                     self._continue(part.sequence, logits[row, : self.n_tokens])
                     row += 1
-                if part.sequence.ended:
-                    engine.scheduler.drop(part.sequence)
+                s = part.sequence
+                engine.scheduler.rewind(s, len(s.tokens) if s.ended else len(s.tokens) - gives_logits)
+                if s.ended:
+                    engine.scheduler.drop(s)
         return True
 
     def _continue(self, s: Sequence, logits: F32) -> None:
@@ -260,8 +274,9 @@ class Engine:
         raw = logits.copy() if request.logprobs is not None else None
         for hook in request.hooks:
             logits = _hooked(hook, history, logits)
-        if len(history) - s.n_prompt < request.min_tokens:
-            logits[list(request.stop_ids)] = -np.inf
+        s.restrict(logits)
+        if s.ended:
+            return
         token = s.sampler(logits, history, s.n_prompt)
         s.accept(token, None if raw is None else logprobs(raw, token, request.logprobs or 0))
 

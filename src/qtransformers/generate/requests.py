@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,21 +13,12 @@ from qtransformers.checks import shown, text, whole
 from qtransformers.errors import ConfigError
 from qtransformers.sampling import Sampling
 
-FinishReason = Literal["stop", "length", "cancelled"]
-MAX_STOPS = 64
-MAX_STOP_CHARS = 1024
+# Why an answer ended: an EOS or a stop text; max_tokens, or a full context; it went in circles (max_repeats); every token
+# that could come leads to a banned text; its reader had enough.
+FinishReason = Literal["stop", "length", "loop", "banned", "cancelled"]
+MAX_TEXTS = 16_384
+MAX_TEXT_CHARS = 1024
 MAX_NEW_TOKENS = 2**31 - 1
-
-
-class Decoder(Protocol):
-    """Token ids in, whole UTF-8 characters out."""
-
-    def push(self, token: int) -> str:
-        """Text that is complete with this token."""
-
-    def finish(self) -> str:
-        """What is still held back, incomplete bytes as U+FFFD."""
-
 
 Hook = Callable[[NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32]]
 
@@ -41,26 +32,28 @@ class Request:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
+    banned: tuple[str, ...] = ()  # texts that the answer must not hold
     min_tokens: int = 0  # of the answer, before it may end
+    max_repeats: int | None = None  # it ends with the same tokens so many times in a row
     logprobs: int | None = None  # log-probabilities of the tokens, and of so many of the likeliest each time
     hooks: tuple[Hook, ...] = ()  # (tokens so far, logits) -> logits, in their order
     salt: Hashable = None  # only requests of the same salt share what they have in the cache
 
 
-def stop_texts(stop: str | Iterable[str] | None) -> tuple[str, ...]:
-    """`stop` as a tuple of texts: one text is one stop, not its letters; ConfigError for anything else."""
-    if stop is None:
+def texts(name: str, value: Any) -> tuple[str, ...]:
+    """`value` as a tuple of texts: one text is one, not its letters; ConfigError for anything else."""
+    if value is None:
         return ()
-    if isinstance(stop, str):
-        stop = (stop,)
-    if not isinstance(stop, (list, tuple, set, frozenset)):
-        raise ConfigError(f"stop={shown(stop)}; expected a text or a list of texts.")
-    if len(stop) > MAX_STOPS:
-        raise ConfigError(f"stop has {len(stop):,} texts; expected at most {MAX_STOPS}.")
-    for item in stop:
-        if not 0 < len(text("stop", item)) <= MAX_STOP_CHARS:
-            raise ConfigError(f"stop has a text of {len(item):,} characters; expected 1 to {MAX_STOP_CHARS}.")
-    return tuple(dict.fromkeys(sorted(stop) if isinstance(stop, (set, frozenset)) else stop))
+    if isinstance(value, str):
+        value = (value,)
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise ConfigError(f"{name}={shown(value)}; expected a text or a list of texts.")
+    if len(value) > MAX_TEXTS:
+        raise ConfigError(f"{name} has {len(value):,} texts; expected at most {MAX_TEXTS:,}.")
+    for i, item in enumerate(value):
+        if not 0 < len(text(f"{name}[{i}]", item)) <= MAX_TEXT_CHARS:
+            raise ConfigError(f"{name}[{i}] has {len(item):,} characters; expected 1 to {MAX_TEXT_CHARS:,}.")
+    return tuple(dict.fromkeys(sorted(value) if isinstance(value, (set, frozenset)) else value))
 
 
 def prompt_ids(prompt: Any, n_tokens: int, name: str = "prompt") -> tuple[int, ...]:

@@ -10,9 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.generate.pages import Table
-from qtransformers.generate.requests import Decoder, FinishReason, Request
-from qtransformers.generate.stops import StopText
+from qtransformers.generate.requests import FinishReason, Request
+from qtransformers.generate.text import AnswerText, Decoder
 from qtransformers.sampling import Logprob, Sampler
+
+F32 = NDArray[np.float32]
+MAX_TRIES = 256  # tokens taken back, one after the other, before the answer ends
+LONGEST_LOOP = 256  # tokens that a loop repeats
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer: whole characters, and the tokens chosen since the last piece."""
+    """A piece of an answer: whole characters, and the tokens chosen for good since the last piece."""
 
     text: str
     tokens: tuple[int, ...]
@@ -95,9 +99,12 @@ class Sequence:
         self.tokens = list(self.request.prompt)
         self._ids = np.array(self.tokens, np.int32)
         self.table = Table(self.request.salt)
-        self._stops = StopText(self.request.stop)
+        self._text = AnswerText(self.decoder, self.request.stop, self.request.banned)
         self._n_shown = 0
         self._n_ids = len(self.tokens)
+        self._before = [self.sampler.state]  # each token of the answer, where it may have to come back to it
+        self._forbidden: dict[int, set[int]] = {}  # place among the tokens -> ids that led to banned texts there
+        self._n_certain = self._tries = 0
 
     @property
     def n_prompt(self) -> int:
@@ -145,30 +152,54 @@ class Sequence:
         """Tokens it may come to hold."""
         return self.n_prompt + self.request.max_tokens
 
-    def accept(self, token: int, logprob: Logprob | None = None) -> None:
-        """Take the next token; a chunk comes of it once there is text to show."""
+    def restrict(self, logits: F32) -> None:
+        """Take away from the next token's logits what must not come now; the answer ends where that leaves nothing."""
+        if len(self.tokens) - self.n_prompt < self.request.min_tokens:
+            logits[list(self.request.stop_ids)] = -np.inf
+        forbidden = self._forbidden.get(len(self.tokens))
+        if forbidden:
+            logits[list(forbidden)] = -np.inf
+            if np.max(logits) == -np.inf:
+                self.finish("banned")
+
+    def accept(self, token: int, logprob: Logprob | None = None) -> bool:
+        """Take the next token; a chunk comes of it once there is text to show.
+
+        False where the answer does not go on behind it: it ended, or `tokens` became fewer, because a banned text was
+        complete. Then the cache has to go back as far.
+        """
         self.last = time.perf_counter()
         self.first = self.first or self.last
         if token in self.request.stop_ids:
-            return self.finish("stop")
+            self.finish("stop")
+            return False
         self.tokens.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
-        text = self._stops.push(self.decoder.push(token))
-        if self._stops.found:
-            self._end("stop", text)
+        found = self._text.push(token, stops=self._may_stop)
+        if found.back:
+            self._take_back(found.back)
+            return False
+        if self.request.banned:
+            self._before.append(self.sampler.state)
+        if found.stopped:
+            self._end("stop", found.text)
         elif len(self.tokens) >= self.longest:
-            self.finish("length", text)
-        elif text:
-            self._show(text)
-        return None
+            self.finish("length", found.text)
+        elif (
+            self.request.max_repeats
+            and self._may_stop
+            and loops(self.history[self.n_prompt :], self.request.max_repeats)
+        ):
+            self.finish("loop", found.text)
+        elif found.text:
+            self._show(found.text)
+        return not self.ended
 
     def finish(self, reason: FinishReason, text: str = "") -> None:
         """End here; what was held back is shown."""
-        text += self._stops.push(self.decoder.finish())
-        if self._stops.found:
-            return self._end("stop", text)
-        return self._end(reason, text + self._stops.rest())
+        found = self._text.finish(stops=self._may_stop)
+        self._end("stop" if found.stopped else reason, text + found.text)
 
     @property
     def timings(self) -> Timings:
@@ -198,12 +229,37 @@ class Sequence:
             prompt=self.request.prompt,
         )
 
+    @property
+    def _may_stop(self) -> bool:
+        return len(self.tokens) - self.n_prompt > self.request.min_tokens
+
+    def _take_back(self, n: int) -> None:
+        """Go back by `n` tokens, and never again to the first of them in this place."""
+        place = len(self.tokens) - n
+        n_certain = place - self._text.uncertain
+        self._forbidden = {p: ids for p, ids in self._forbidden.items() if n_certain <= p <= place}
+        self._forbidden.setdefault(place, set()).add(self.tokens[place])
+        self.sampler.restore(self._before[place - self.n_prompt])
+        del self.tokens[place:], self.logprobs[place - self.n_prompt :], self._before[place - self.n_prompt + 1 :]
+        self._n_ids = min(self._n_ids, place)
+        self._tries = 1 if n_certain > self._n_certain else self._tries + 1
+        self._n_certain = n_certain
+        if self._tries > MAX_TRIES:
+            self.finish("banned")
+
     def _end(self, reason: FinishReason, text: str) -> None:
         self._show(text, reason)
         self.finish_reason = reason  # after its chunk, for who reads on another thread
 
     def _show(self, text: str, reason: FinishReason | None = None) -> None:
-        begin, self._n_shown = self._n_shown, len(self.tokens) - self.n_prompt
+        begin, self._n_shown = self._n_shown, len(self.tokens) - self.n_prompt - self._text.uncertain
         self.texts.append(text)
-        tokens = tuple(self.tokens[self.n_prompt + begin :])
-        self.chunks.append(Chunk(text, tokens, reason, tuple(self.logprobs[begin:])))
+        tokens = tuple(self.tokens[self.n_prompt + begin : self.n_prompt + self._n_shown])
+        self.chunks.append(Chunk(text, tokens, reason, tuple(self.logprobs[begin : self._n_shown])))
+
+
+def loops(tokens: NDArray[np.int32], times: int) -> bool:
+    """Whether `tokens [n]` end with the same tokens `times` times in a row, at most LONGEST_LOOP of them."""
+    tail = tokens[::-1][: LONGEST_LOOP * times]
+    lengths = np.flatnonzero(tail[1 : len(tail) // times + 1] == tail[:1]) + 1
+    return any(bool(np.array_equal(tail[: (times - 1) * n], tail[n : times * n])) for n in lengths)

@@ -1,41 +1,39 @@
-"""Stop texts in a stream: nothing is shown that may turn out to be the beginning of one."""
+"""Texts that are looked for in a stream of characters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable
 
 
-class StopText:
-    """Text in, text that is safe to show out; `found` once a stop text has come."""
+class Texts:
+    """A set of texts to find as characters come. A character costs a binary search or two, however many texts there are."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-        self.found = False
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._known = frozenset(texts)
+        self._sorted = sorted(self._known)
+        self._firsts = frozenset(t[0] for t in self._known)
+        by_last: dict[str, set[int]] = {}
+        for t in self._known:
+            by_last.setdefault(t[-1], set()).add(len(t))
+        self._lengths = {last: sorted(lengths) for last, lengths in by_last.items()}
 
-    def push(self, text: str) -> str:
-        """What may be shown now: all before a stop text, or all that cannot be the beginning of one."""
-        if self.found or not text:
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def advance(self, tail: str, char: str) -> str:
+        """The longest end of `tail + char` that begins a text, where `tail` is what this gave for all before `char`."""
+        if not tail and char not in self._firsts:
             return ""
-        text = self._held + text
-        places = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text]
-        if places:  # the one complete first counts, so that it does not matter how the text came in pieces
-            self.found = True
-            self._held = ""
-            return text[: min(places)[1]]
-        n_held = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - n_held :]
-        return text[: len(text) - n_held]
+        tail += char
+        while tail and not self._begins(tail):  # each turn takes away what an earlier character had added
+            tail = tail[1:]
+        return tail
 
-    def rest(self) -> str:
-        """What is held back, once no more text will come."""
-        rest, self._held = self._held, ""
-        return rest
+    def endings(self, tail: str) -> list[int]:
+        """Lengths of the texts that end with what `advance` gave, rising."""
+        return [n for n in self._lengths.get(tail[-1:], ()) if n <= len(tail) and tail[-n:] in self._known]
 
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`."""
-    for n in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:n]):
-            return n
-    return 0
+    def _begins(self, part: str) -> bool:
+        i = bisect_left(self._sorted, part)
+        return i < len(self._sorted) and self._sorted[i].startswith(part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable
+from typing import Any
 
 from qtransformers.load.tokenizer.bpe import SPACE, byte_alphabet
 from qtransformers.load.tokenizer.vocab import BYTE, UNUSED, Vocab
@@ -67,6 +68,16 @@ class StreamDecoder:
     def finish(self) -> str:
         """What is left at the end: "" or U+FFFD for a character that was never completed."""
         return self._utf8.decode(b"", True)
+
+    @property
+    def state(self) -> Any:
+        """What `restore` needs to come back to this point."""
+        return self._strip_space, self._utf8.getstate()
+
+    def restore(self, state: Any) -> None:
+        """Forget what was pushed since `state`."""
+        self._strip_space, utf8 = state
+        self._utf8.setstate(utf8)
 
     def _next(self, token: int) -> bytes:
         piece = self._piece(token)

@@ -11,6 +11,10 @@ USES = {  # example: arguments, a line of its output
     "inspect_file.py": (["{gguf}"], "llama, 38 tensors, 3,970,080 bytes"),
     "chat.py": (["demo", "What is 7 plus 5?"], "7 plus 5 is 12."),
     "two_paths.py": (["{gguf}", "{folder}"], "7 plus 5 is 12."),
+    "many_prompts.py": ([], "tokens were in the cache"),
+    "side_by_side.py": ([], "Usage(running=0, waiting=0"),
+    "saved_session.py": (["{tmp}/s.gguf"], "tokens were there already"),
+    "look_inside.py": ([], "likeliest: "),
     "convert_model.py": (["{folder}", "{tmp}/out.gguf"], "wrote "),
 }
 

@@ -89,6 +89,18 @@ def test_requests_at_the_same_time_compute_a_common_beginning_once():
     assert e.usage.free_pages == e.usage.pages
 
 
+def test_short_requests_at_the_same_time_wait_for_the_page_they_share():
+    e = engine(n_tokens=8192)
+    prompt = random_prompt(0, 300)
+    streams = [stream(e, (*prompt, i), 3) for i in range(6)]
+    for s in streams:
+        s.start()
+    answers = [s.read() for s in streams]
+    assert [a.tokens for a in answers] == [continuation((*prompt, i), 3) for i in range(6)]
+    cached = [a.timings.cached_tokens for a in answers]
+    assert cached[0] == 0 and min(cached[1:]) >= 256
+
+
 def test_only_the_same_salt_shares():
     e = engine()
     prompt = random_prompt(0, 600)

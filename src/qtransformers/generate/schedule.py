@@ -117,6 +117,8 @@ class Scheduler:
             if left <= 0:
                 break
             self._look_up(s)
+            if any(_computes_page_of(part.sequence, s) for part in parts[len(answers) :]):
+                continue  # next time it will be there
             end = min(len(s.tokens), s.past + left)
             left -= end - s.past
             parts.append(Part(s, end))
@@ -194,3 +196,14 @@ class Scheduler:
     def _known(self, s: Sequence) -> int:
         """Tokens of it in the cache that others may find. Not those of an answer where another kernel would compute them as a prompt."""
         return min(s.past, s.n_prompt) if self._deterministic else s.past
+
+
+def _computes_page_of(other: Sequence, s: Sequence) -> bool:
+    """Whether the page that a sequence is about to begin is the one that another is computing."""
+    begin, end = s.past, s.past + PAGE_TOKENS
+    return (
+        begin % PAGE_TOKENS == 0
+        and begin <= other.past < end <= min(len(s.tokens) - 1, len(other.tokens))
+        and other.table.salt == s.table.salt
+        and other.tokens[:end] == s.tokens[:end]
+    )

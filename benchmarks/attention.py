@@ -1,6 +1,6 @@
 """Attention over the paged cache against this machine's limits: decoding against a plain read of the cache, prefill against its float peak.
 
-python benchmarks/attention.py [--threads 2] [--rounds 7] [--no-publish]
+python benchmarks/attention.py [--threads 2] [--rounds 9] [--print-only]
 """
 
 import argparse

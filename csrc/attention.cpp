@@ -61,11 +61,10 @@ void cut(Call& call, size_t s, size_t n_tokens) {
     }
 }
 
-// Keys and values of a sequence's tokens into their slots. Neighbours share words, so 128 positions stay in one thread.
+// Keys and values of a sequence's tokens into their slots. Neighbours share words, so a page's stay in one thread.
 void store(const AttendJob& job, size_t n, const float* k, const float* v, const Kernels& kernels) {
-    constexpr size_t together = 128;  // the block of two-bit codes
     auto snap = [&](size_t t) {
-        while (t && t < n && job.positions[t] / together == job.positions[t - 1] / together) t++;
+        while (t && t < n && job.positions[t] / page_tokens == job.positions[t - 1] / page_tokens) t++;
         return t;
     };
     parallel(n * job.n_kv_heads, 64, double(n) * job.n_kv_heads * (job.d + job.dv), [&](size_t begin, size_t end) {
@@ -89,7 +88,7 @@ void merge(float* a, const float* b, size_t n, size_t dv, size_t ld) {
             std::memcpy(a, b, ld * sizeof(float));
             continue;
         }
-        const float most = std::max(top, b[ld - 2]), up = std::exp(top - most), other = std::exp(b[ld - 2] - most);
+        const float most = std::max(top, b[ld - 2]), up = std::exp2(top - most), other = std::exp2(b[ld - 2] - most);
         for (size_t i = 0; i < dv; i++) a[i] = a[i] * up + b[i] * other;
         total = total * up + b[ld - 1] * other;
         top = most;

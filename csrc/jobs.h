@@ -82,7 +82,7 @@ struct AttendJob {
     QT_INLINE size_t group() const { return n_heads / n_kv_heads; }
     QT_INLINE size_t end(size_t token) const { return length - positions[token] > after ? positions[token] + after + 1 : length; }
     QT_INLINE size_t begin(size_t token) const { return size_t(positions[token]) > before ? positions[token] - before : 0; }
-    QT_INLINE size_t state_floats() const { return padded(dv) + 2; }  // of a row: unnormalised output, largest score, sum
+    QT_INLINE size_t state_floats() const { return padded(dv) + 2; }  // of a row: unnormalised output, largest score times log2(e), sum
     QT_INLINE uint8_t* head(size_t page, size_t kv_head) const { return pages + (size_t(table[page]) * n_kv_heads + kv_head) * head_bytes; }
 };
 inline constexpr size_t attend_rows = 32, attend_block = 64;  // keys that are decoded to floats at a time

@@ -23,7 +23,7 @@ QT_INLINE constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) /
 // Values that share a scale, and are rotated together.
 QT_INLINE constexpr size_t kv_group(size_t d) { return (d & -d) < 32 ? d & -d : 32; }
 QT_INLINE constexpr size_t kv_scale_bytes(size_t d) { return d / kv_group(d) * page_tokens * 2; }
-// Keys: vectors of 64 bytes in a tile of 16 tokens. Values: bytes of a row of 16-bit words.
+// Keys: vectors of 64 bytes in a tile of 16 tokens. Values: rows of D words of four tokens.
 QT_INLINE constexpr size_t key_vectors(int bits, size_t d) { return round_up(d, 32 / bits) / (32 / bits); }
 QT_INLINE constexpr size_t key_plane(int bits, size_t d) { return key_vectors(bits, d) * 64 * page_tokens / tile_tokens; }
 QT_INLINE constexpr size_t value_plane(int bits, size_t d) { return page_tokens * round_up(d, tile_tokens) * bits / 8; }

@@ -35,7 +35,7 @@ static void round_query(const Queries& q, size_t row, size_t d, const KvKind& ki
     for (size_t g = 0; g < groups; g++, x += n) {
         const Range r = range_of(x, n);
         const float most = -r.low > r.high ? -r.low : r.high, inverse = most == 0 ? 0 : kind.query / most;
-        const float step = r.finite ? most / kind.query : NAN;
+        const float step = r.finite ? most / kind.query * log2_e : NAN;
         I total{};
         for (size_t i = 0; i < n; i += VL) {  // where groups are shorter than a vector, the next group writes over what is too much
             const V part = n < VL ? load_part(x, n) : load(x + i);
@@ -65,8 +65,9 @@ static Queries prepare(const AttendJob& a, size_t kv_head, size_t row, size_t n,
     for (size_t r = 0; r < n; r++) {
         const float* from = a.q + ((row + r) / group * a.n_heads + kv_head * group + (row + r) % group) * a.d;
         float* to = q.x + r * ld;
-        for (size_t i = 0; i < ld; i++) to[i] = i < a.d ? from[i] * a.scale : 0;
-        if (!kv_kinds[a.keys].coded()) continue;
+        const bool coded = kv_kinds[a.keys].coded();  // those are scaled when they are rounded
+        for (size_t i = 0; i < ld; i++) to[i] = i < a.d ? from[i] * a.scale * (coded ? 1 : log2_e) : 0;
+        if (!coded) continue;
         rotate(to, ld, kv_group(a.d));
         round_query(q, r, a.d, kv_kinds[a.keys]);
     }
@@ -93,36 +94,8 @@ static Rows look(const AttendJob& a, size_t row, size_t n, size_t first) {
     return rows;
 }
 
-static void cap(float* scores, size_t begin, size_t end, float softcap) {
-    for (size_t i = begin / VL * VL; i < end; i += VL) store(scores + i, tanh(load(scores + i) / all(softcap)) * all(softcap));
-}
-
-// One row's scores become probabilities relative to its largest score so far, 0 where it sees nothing; returns what its earlier sums shrink by.
-static float soften(float* scores, size_t begin, size_t end, float& top, float& total) {
-    const size_t b = begin / VL * VL, e = round_up(end, VL);
-    for (size_t j = 0; j < b; j++) scores[j] = 0;
-    for (size_t j = b; j < begin; j++) scores[j] = -INFINITY;
-    for (size_t j = end; j < e; j++) scores[j] = -INFINITY;
-    for (size_t j = e; j < page_tokens; j++) scores[j] = 0;
-    if (begin >= end) return 1;
-    V m = load(scores + b);
-    for (size_t j = b + VL; j < e; j += VL) m = larger(load(scores + j), m);
-    const float here = largest(m), most = here > top ? here : top;
-    V part{};
-    for (size_t j = b; j < e; j += VL) {
-        const V p = exp_negative(load(scores + j) - all(most));
-        store(scores + j, p);
-        part += p;
-    }
-    const float shrink = top == most ? 1 : exp_negative(all(top - most))[0];
-    total = total * shrink + sum(part);
-    top = most;
-    return shrink;
-}
-
 void attend(const AttendJob& a, size_t kv_head, size_t row, size_t n, size_t segment, float* state, float* scratch) {
     const size_t vp = padded(a.dv), ld = a.state_floats();
-    const size_t lines = a.head_bytes - a.key_bytes;
     float *scores = scratch + attend_rows * 2 * padded(a.d), *room = scores + attend_rows * page_tokens;
     const Queries q = prepare(a, kv_head, row, n, scratch);
     for (size_t r = 0; r < n; r++) {
@@ -137,19 +110,10 @@ void attend(const AttendJob& a, size_t kv_head, size_t row, size_t n, size_t seg
         if (first + page_tokens <= begin) continue;
         const Rows rows = look(a, row, n, first);
         const uint8_t *keys = a.head(page, kv_head), *values = keys + a.key_bytes;
-        Ahead those(values, lines);
-        passes[a.keys].score(q, a.d, keys, rows, scores, room, those);
-        for (size_t i = 0; i < rows.tokens; i++)
-            for (size_t r = rows.first[i]; r < rows.first[i + 1]; r++) {
-                float *s = scores + r * page_tokens, *o = state + r * ld;
-                if (a.softcap) cap(s, rows.begin[i], rows.end[i], a.softcap);
-                const float shrink = soften(s, rows.begin[i], rows.end[i], o[vp], o[vp + 1]);
-                if (shrink != 1)
-                    for (size_t j = 0; j < vp; j += VL) store(o + j, load(o + j) * all(shrink));
-            }
         const bool more = first + page_tokens < end;
-        Ahead next(more ? a.head(page + 1, kv_head) : keys, more ? a.key_bytes : 0);
-        passes[a.values].blend(scores, a.dv, values, rows, state, ld, room, next);
+        Ahead next(more ? a.head(page + 1, kv_head) : keys, more ? a.head_bytes : 0);
+        passes[a.keys].score(q, a.d, keys, rows, scores, room, next);
+        passes[a.values].blend(scores, a.dv, values, rows, a.softcap, state, ld, room, next);
     }
 }
 
@@ -160,9 +124,9 @@ void attend_finish(const AttendJob& a, size_t kv_head, size_t row, size_t n, con
         float* to = out + ((row + r) / group * a.n_heads + head) * a.dv;
         float top = state[vp], total = state[vp + 1], up = 1;
         if (a.sinks) {
-            const float sink = a.sinks[head], most = sink > top ? sink : top;
-            up = exp_negative(all(top - most))[0];
-            total = total * up + exp_negative(all(sink - most))[0];
+            const float sink = a.sinks[head] * log2_e, most = sink > top ? sink : top;
+            up = exp2_negative(all(top - most))[0];
+            total = total * up + exp2_negative(all(sink - most))[0];
         }
         const V scale = all(up), sum = all(total);
         constexpr size_t room = 1024;  // rotated that many at a time: a multiple of every group

@@ -35,9 +35,9 @@ static void expand_values(const uint8_t* values, size_t d, size_t begin, size_t 
     const size_t n = kv_group(d), width = padded(d);
     const uint8_t *low = values, *high = low + value_plane(k.planes[0], d), *scales = high + (k.planes[1] ? value_plane(k.planes[1], d) : 0);
     auto words = [&](const uint8_t* plane, int bits, size_t t, size_t i) {
-        const size_t block = 32 * 8 / bits;
-        const int shift = int(bits * (t % block / 32) + 8 * (t / 16 % 2));
-        return __builtin_convertvector(QT_ISA::get<W>(plane + ((t / block * 16 + t % 16) * width + i) * 2), I) >> shift & ((1 << bits) - 1);
+        const size_t block = 64 * 8 / bits;
+        const int shift = int(t % block / 64) * bits + int(t / 16 % 4) * 8;
+        return QT_ISA::get<I>(plane + ((t / block * 16 + t % 16) * width + i) * 4) >> shift & ((1 << bits) - 1);
     };
     for (size_t t = begin; t < end; t++, to += width) {
         for (size_t i = 0; i < width; i += VL) {
@@ -53,7 +53,7 @@ static void expand_values(const uint8_t* values, size_t d, size_t begin, size_t 
 template <int kind>
 static void score_expanded(const Queries& q, size_t d, const uint8_t* keys, const Rows& rows, float* scores, float* room, Ahead& next) {
     Ahead none(nullptr, 0);
-    next.pace(page_tokens / VL * d / 8);
+    next.pace(score_share, page_tokens / VL * d / 8);
     for (size_t b = rows.any_begin / attend_block * attend_block; b < rows.any_end; b += attend_block) {
         expand_keys<kind>(keys, d, b, room, next);
         score_block<F32>(q, d, reinterpret_cast<const uint8_t*>(room), rows.any_end - b < attend_block ? rows.any_end - b : attend_block, scores + b, none);
@@ -61,9 +61,10 @@ static void score_expanded(const Queries& q, size_t d, const uint8_t* keys, cons
 }
 
 template <int kind>
-static void blend_expanded(float* p, size_t d, const uint8_t* values, const Rows& rows, float* state, size_t ld, float* room, Ahead& next) {
+static void blend_expanded(float* p, size_t d, const uint8_t* values, const Rows& rows, float softcap, float* state, size_t ld, float* room, Ahead& next) {
     Ahead none(nullptr, 0);
-    next.pace(page_tokens);
+    soften_rows(p, d, rows, softcap, state, ld, next, [&](size_t r, Seen seen, float& top, float& total) { return soften(p + r * page_tokens, seen, top, total); });
+    next.pace(blend_share, page_tokens);
     for (size_t b = rows.any_begin, e; b < rows.any_end; b = e) {
         e = b / attend_block * attend_block + attend_block;
         if (e > rows.any_end) e = rows.any_end;

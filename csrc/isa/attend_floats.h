@@ -104,14 +104,15 @@ static void score_floats(const Queries& q, size_t d, const uint8_t* keys, const 
     const size_t depth = round_up(d, 4);
     size_t blocks = 0;
     by_rows(q.n, [&]<int R>(size_t) { blocks += R < 3 ? 1 : 2; });
-    next.pace(page_tokens / (4 * VL) * blocks * depth / 4);
+    next.pace(score_share, page_tokens / (4 * VL) * blocks * depth / 4);
     for (size_t b = rows.any_begin / attend_block * attend_block; b < rows.any_end; b += attend_block)
         score_block<L>(q, depth, keys + b * depth * L::bytes, rows.any_end - b < attend_block ? rows.any_end - b : attend_block, scores + b, next);
 }
 
 template <class L>
-static void blend_floats(float* p, size_t d, const uint8_t* values, const Rows& rows, float* state, size_t ld, float*, Ahead& next) {
-    next.pace(page_tokens * (d / 64 + 1) / 2);
+static void blend_floats(float* p, size_t d, const uint8_t* values, const Rows& rows, float softcap, float* state, size_t ld, float*, Ahead& next) {
+    soften_rows(p, d, rows, softcap, state, ld, next, [&](size_t r, Seen seen, float& top, float& total) { return soften(p + r * page_tokens, seen, top, total); });
+    next.pace(blend_share, page_tokens * (d / 64 + 1) / 2);
     blend_block<L>(rows, p, values, padded(d), 0, rows.any_begin, rows.any_end, state, ld, next);
 }
 }  // namespace qt::QT_ISA

@@ -1,5 +1,5 @@
 // Passes over keys and values in codes by integer dot products. Keys: 16 scores grow in a register, four dimensions an
-// instruction. Values: probabilities times scales are rounded to 15 bits of the page's largest, and two tokens go at a time.
+// instruction. Values: probabilities times scales are rounded to one byte, or two, and four tokens go at a time.
 #pragma once
 #include "isa/attend.h"
 
@@ -7,7 +7,6 @@ namespace qt::QT_ISA {
 using Z = __m512i;
 
 QT_INLINE Z read(const void* p) { return _mm512_loadu_si512(p); }
-QT_INLINE Z words_of(const uint8_t* p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
 QT_INLINE Z both(Z a, int mask16) { return _mm512_and_si512(a, _mm512_set1_epi16((short)mask16)); }
 
 // Codes of 8 dimensions of a tile's 16 keys, [2][16][4] bytes; `c` counts such eights.
@@ -74,7 +73,7 @@ template <int kind>
 static void score_codes(const Queries& q, size_t d, const uint8_t* keys, const Rows& rows, float* scores, float*, Ahead& next) {
     size_t steps = 0;
     by_rows(q.n, [&]<int R>(size_t) { steps += tile_tokens / tiles_of(R) * d / 8; });
-    next.pace(steps);
+    next.pace(score_share, steps);
     // Four tiles, so that all rows find them in L1; tiles beyond the last token are read, their scores are not.
     for (size_t b = rows.any_begin / 64 * 4; b * tile_tokens < rows.any_end; b += 4)
         by_rows(q.n, [&]<int R>(size_t r) {
@@ -83,131 +82,234 @@ static void score_codes(const Queries& q, size_t d, const uint8_t* keys, const R
         });
 }
 
-// How a row's probabilities weigh a group's values: whole numbers, tokens i and i + 16 of every 32 in one word.
-struct Weights {
-    int32_t pairs[page_tokens / 2];
-    int32_t sum;
+// How a row's probabilities weigh a group's values: whole numbers, those of tokens i, i + 16, i + 32 and i + 48 of every 64 in one
+// word. What 4-bit values lose in rounding leaves room for 7 bits of the largest of 64 tokens; others get 15 of the page's.
+struct alignas(64) Weights {
+    int32_t quads[2][page_tokens / 4];  // 256 times the first plus the second
+    int32_t offset[4];  // what the code of 0 adds up to, negated: of every 64, or 0 and of all
 };
+constexpr size_t weighed = 64;  // tokens of a word in all its lanes
+struct Thresholds {
+    float at[weighed];
+    constexpr Thresholds() : at{} {
+        for (size_t t = 0; t < weighed; t++)
+            for (int b = 0; b < 6; b++) at[t] += float(t >> b & 1) / float(2 << b) + (b ? 0 : 1.f / 128);  // bits reversed
+    }
+};
+alignas(64) static constexpr Thresholds thresholds;
+template <int kind>
+constexpr bool coarse = kv_kinds[kind].bits == 4;
+template <int kind>
+constexpr size_t span = coarse<kind> ? weighed : page_tokens;
+template <int kind>
+constexpr float most_weight = coarse<kind> ? 127 : 32512;
 
 // Scales of a page's values [groups][page_tokens] as floats, and of every token the largest magnitude. What is not finite
-// becomes 0 there and stays here, so that rows that see it know and others need not.
-QT_INLINE void widen_scales(const uint8_t* halves, size_t groups, float* scales, float* most) {
+// becomes 0 there and stays here, so that rows that see it know and others need not. Returns whether all is finite.
+QT_INLINE bool widen_scales(const uint8_t* halves, size_t groups, float* scales, float* most) {
+    Z any = _mm512_setzero_si512();
     for (size_t t = 0; t < page_tokens; t += 16) {
         Z top = _mm512_setzero_si512();
         for (size_t g = 0; g < groups; g++) {
-            const V s = load_halves(halves + (g * page_tokens + t) * 2), size = magnitude(s);
-            top = _mm512_max_epu32(top, (Z)size);
-            store(scales + g * page_tokens + t, _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(size, all(INFINITY), _CMP_LT_OQ), s));
+            const V s = load_halves(halves + (g * page_tokens + t) * 2);
+            top = _mm512_max_epu32(top, (Z)magnitude(s));
+            store(scales + g * page_tokens + t, s);
         }
+        any = _mm512_max_epu32(any, top);
         store(most + t, (V)top);
     }
-}
-
-// A row's probabilities, scaled so that with no scale of the page they exceed 15 bits. Returns what 1 then stands for.
-QT_INLINE float stretch(float* p, const float* most) {
-    V x[page_tokens / 16];
-    Z top = _mm512_setzero_si512();
-    for (size_t i = 0; i < page_tokens / 16; i++) {
-        x[i] = load(p + 16 * i);  // 0 where nothing is seen, and scales may be anything
-        top = _mm512_max_epu32(top, (Z)magnitude(_mm512_maskz_mul_ps(_mm512_cmp_ps_mask(x[i], V{}, _CMP_NEQ_UQ), x[i], load(most + 16 * i))));
+    if (_mm512_reduce_max_epu32(any) < 0x7f800000) return true;
+    for (size_t i = 0; i < groups * page_tokens; i += 16) {
+        const V s = load(scales + i);
+        store(scales + i, _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(magnitude(s), all(INFINITY), _CMP_LT_OQ), s));
     }
-    const uint32_t bits = _mm512_reduce_max_epu32(top);
-    float largest;
-    __builtin_memcpy(&largest, &bits, 4);
-    largest = largest > 1e-30f ? largest : 1e-30f;
-    const V scale = all(32767 / largest);
-    for (size_t i = 0; i < page_tokens / 16; i++) store(p + 16 * i, x[i] * scale);
-    return bits >= 0x7f800000 ? __builtin_nanf("") : largest / 32767;
+    return false;
 }
 
+// Soften for rows that meet codes: the probabilities come scaled so that with no scale of their span they exceed the largest
+// weight. steps: what a weight of 1 then stands for.
+template <int kind, bool finite>
+static float soften_weights(float* p, Seen seen, const float* most, float* steps, float& top, float& total) {
+    hide(p, seen);
+    const float shrink = raise(p, 0, page_tokens, top);
+    const V by = all(top);
+    V part{};
+    for (size_t s = 0; s < page_tokens / span<kind>; s++, p += span<kind>, most += span<kind>) {
+        V x[span<kind> / 16];
+        Z size = _mm512_setzero_si512();
+QT_UNROLL
+        for (size_t i = 0; i < span<kind> / 16; i++) {
+            x[i] = exp2_negative(load(p + 16 * i) - by);
+            part += x[i];
+            V y = x[i] * load(most + 16 * i);
+            if constexpr (!finite) y = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x[i], V{}, _CMP_NEQ_UQ), y);  // unseen scales may be anything
+            size = _mm512_max_epu32(size, (Z)y);
+        }
+        const uint32_t bits = _mm512_reduce_max_epu32(size) & 0x7fffffff;  // a NaN may have a sign
+        float largest;
+        __builtin_memcpy(&largest, &bits, 4);
+        largest = largest > 1e-30f ? largest : 1e-30f;
+        const V scale = all(most_weight<kind> / largest);
+QT_UNROLL
+        for (size_t i = 0; i < span<kind> / 16; i++) store(p + 16 * i, x[i] * scale);
+        steps[s] = bits >= 0x7f800000 ? __builtin_nanf("") : largest / most_weight<kind>;
+    }
+    total = total * shrink + sum(part);
+    return shrink;
+}
+
+// The bytes of four vectors' lanes, from [4 vectors][16] to [16][4].
+QT_INLINE Z quads_of(Z ab, Z cd) {
+    const Z turn = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    return _mm512_shuffle_epi8(_mm512_packs_epi16(ab, cd), turn);
+}
+
+// Few bits are rounded up or down by thresholds that differ from token to token: small weights count on average, where
+// rounding to the nearest would lose them all.
+template <int kind>
 QT_INLINE void weigh(const float* p, const float* scales, Weights& w) {
-    Z sum = _mm512_setzero_si512();
-    for (size_t t = 0; t < page_tokens; t += 32) {
-        const Z a = _mm512_cvtps_epi32(load(p + t) * load(scales + t)), b = _mm512_cvtps_epi32(load(p + t + 16) * load(scales + t + 16));
-        put(w.pairs + t / 2, _mm512_mask_blend_epi16(0xaaaaaaaa, a, _mm512_slli_epi32(b, 16)));
-        sum = _mm512_add_epi32(sum, _mm512_add_epi32(a, b));
+    constexpr int half = kv_kinds[kind].half();
+    Z sums[4];
+    QT_UNROLL
+    for (size_t b = 0; b < 4; b++) {
+        Z x[4];
+        QT_UNROLL
+        for (size_t i = 0; i < 4; i++) {
+            const V a = load(p + 64 * b + 16 * i), s = load(scales + 64 * b + 16 * i);
+            if constexpr (coarse<kind>) x[i] = _mm512_cvt_roundps_epi32(fma(a, s, load(thresholds.at + 16 * i)), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+            else x[i] = _mm512_cvtps_epi32(a * s);
+        }
+        const Z ab = _mm512_packs_epi32(x[0], x[1]), cd = _mm512_packs_epi32(x[2], x[3]);
+        if constexpr (coarse<kind>) {
+            const Z q = quads_of(ab, cd);
+            put(w.quads[0] + 16 * b, q);
+            sums[b] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(half), q);
+        } else {
+            auto high = [](Z x) { return _mm512_srai_epi16(_mm512_add_epi16(x, _mm512_set1_epi16(128)), 8); };
+            auto low = [](Z x) { return _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8); };
+            put(w.quads[0] + 16 * b, quads_of(high(ab), high(cd)));
+            put(w.quads[1] + 16 * b, quads_of(low(ab), low(cd)));
+            const Z by = _mm512_set1_epi16(half);
+            sums[b] = _mm512_add_epi32(_mm512_madd_epi16(ab, by), _mm512_madd_epi16(cd, by));
+        }
     }
-    w.sum = _mm512_reduce_add_epi32(sum);
+    auto pairs = [](Z a, Z b) { return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)); };
+    const Z ab = pairs(sums[0], sums[1]), cd = pairs(sums[2], sums[3]), quarter = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i eighth = _mm256_add_epi32(_mm512_castsi512_si256(quarter), _mm512_extracti64x4_epi64(quarter, 1));
+    const __m128i found = _mm_sub_epi32(_mm_setzero_si128(), _mm_add_epi32(_mm256_castsi256_si128(eighth), _mm256_extracti128_si256(eighth, 1)));
+    _mm_storeu_si128((__m128i*)w.offset, found);
+    if constexpr (!coarse<kind>) w.offset[1] += w.offset[0] + w.offset[2] + w.offset[3], w.offset[0] = 0;
 }
 
-// Codes of 16 dimensions of two, or four, times two tokens: word `i` of a block of 32 or 64.
+// Codes of 16 dimensions times four tokens: word `i` of the block of 64, or of 128 for two of them.
 template <int kind>
 QT_INLINE void value_codes(const uint8_t* low, const uint8_t* high, size_t width, size_t block, size_t i, Z* v) {
-    const Z x = words_of(low + (block * 16 + i) * width * 2);
+    const Z x = read(low + (block * 16 + i) * width * 4);
     if constexpr (kind == kv_q8) {
         v[0] = x;
         return;
     }
-    v[0] = both(x, 15), v[1] = _mm512_srli_epi16(x, 4);
+    v[0] = both(x, 0x0f0f), v[1] = both(_mm512_srli_epi16(x, 4), 0x0f0f);
     if constexpr (kind == kv_q6) {
-        Z h = words_of(high + (block / 2 * 16 + i) * width * 2);
+        Z h = read(high + (block / 2 * 16 + i) * width * 4);
         if (block % 2) h = _mm512_srli_epi16(h, 4);
-        v[0] = _mm512_or_si512(v[0], both(_mm512_slli_epi16(h, 4), 0x30));
-        v[1] = _mm512_or_si512(v[1], both(_mm512_slli_epi16(h, 2), 0x30));
+        v[0] = _mm512_or_si512(v[0], both(_mm512_slli_epi16(h, 4), 0x3030));
+        v[1] = _mm512_or_si512(v[1], both(_mm512_slli_epi16(h, 2), 0x3030));
     }
 }
 
 // Adds N vectors of values to R rows of `out`. `other` weighs lanes 8 to 15 where groups are that short.
-template <int kind, int R, int N>
+template <int kind, int R, int N, bool two>
 QT_INLINE void blend_vectors(const Weights* w, const Weights* other, const float* steps, const uint8_t* low, const uint8_t* high, size_t width, size_t begin, size_t end, float* out, size_t ld, Ahead& next) {
-    constexpr KvKind k = kv_kinds[kind];
-    constexpr int fields = 8 / k.planes[0], chains = R * N < 6 ? 2 : 1;
-    Z a[chains][R][N];
-    for (int r = 0; r < R; r++)
-        for (int n = 0; n < N; n++) {
-            a[0][r][n] = _mm512_set1_epi32(-k.half() * w[r].sum);
-            if (other) a[0][r][n] = _mm512_mask_set1_epi32(a[0][r][n], 0xff00, -k.half() * other[r].sum);
-            if constexpr (chains == 2) a[1][r][n] = _mm512_setzero_si512();
-        }
-    for (size_t b = begin / (32 * fields); b < end / (32 * fields); b++)
-        for (size_t i = 0; i < 16; i += 2) {
-#pragma GCC unroll 2
-            for (size_t j = 0; j < 2; j++) {
-                Z v[N][2];
-                for (int n = 0; n < N; n++) value_codes<kind>(low + 32 * n, high + 32 * n, width, b, i + j, v[n]);
-                for (int f = 0; f < fields; f++)
-                    for (int r = 0; r < R; r++) {
-                        const size_t at = (b * fields + f) * 16 + i + j;
-                        Z y = _mm512_set1_epi32(w[r].pairs[at]);
-                        if (other) y = _mm512_mask_set1_epi32(y, 0xff00, other[r].pairs[at]);
-                        for (int n = 0; n < N; n++) a[chains == 2 ? j : 0][r][n] = _mm512_dpwssd_epi32(a[chains == 2 ? j : 0][r][n], v[n][f], y);
-                    }
+    constexpr size_t fields = 8 / kv_kinds[kind].planes[0], block = weighed * fields;
+    Z a[2][R][N];  // of the two spans of a block, or of the two bytes of weights
+    auto start = [&](size_t s) {
+            QT_UNROLL
+        for (int r = 0; r < R; r++)
+            QT_UNROLL
+            for (int n = 0; n < N; n++)
+            QT_UNROLL
+                for (int i = 0; i < 2; i++) {
+                    a[i][r][n] = _mm512_set1_epi32(w[r].offset[s + i]);
+                    if constexpr (two) a[i][r][n] = _mm512_mask_set1_epi32(a[i][r][n], 0xff00, other[r].offset[s + i]);
+                }
+    };
+    auto finish = [&](size_t s) {
+            QT_UNROLL
+        for (int r = 0; r < R; r++)
+            QT_UNROLL
+            for (int n = 0; n < N; n++) {
+                float* o = out + r * ld + n * 16;
+                if constexpr (coarse<kind>) {
+                    const V first = fma(_mm512_cvtepi32_ps(a[0][r][n]), all(steps[4 * r + s]), load(o));
+                    store(o, fma(_mm512_cvtepi32_ps(a[1][r][n]), all(steps[4 * r + s + 1]), first));
+                } else {
+                    store(o, fma(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(a[0][r][n], 8), a[1][r][n])), all(steps[4 * r]), load(o)));
+                }
             }
+    };
+    if constexpr (!coarse<kind>) start(0);
+    for (size_t b = begin / block; b < end / block; b++) {
+        if constexpr (coarse<kind>) start(b * 2);
+        for (size_t i = 0; i < 16; i++) {
+            Z v[N][2];
+            QT_UNROLL
+            for (int n = 0; n < N; n++) value_codes<kind>(low + 64 * n, high + 64 * n, width, b, i, v[n]);
+            QT_UNROLL
+            for (size_t f = 0; f < fields; f++)
+            QT_UNROLL
+                for (int r = 0; r < R; r++)
+            QT_UNROLL
+                    for (int plane = 0; plane < (coarse<kind> ? 1 : 2); plane++) {
+                        const size_t at = (b * fields + f) * 16 + i;
+                        Z y = _mm512_set1_epi32(w[r].quads[plane][at]);
+                        if constexpr (two) y = _mm512_mask_set1_epi32(y, 0xff00, other[r].quads[plane][at]);
+            QT_UNROLL
+                        for (int n = 0; n < N; n++) {
+                            Z& sum = a[coarse<kind> ? f : plane][r][n];
+                            sum = _mm512_dpbusd_epi32(sum, v[n][f], y);
+                        }
+                    }
             next.step();
         }
-    for (int r = 0; r < R; r++)
-        for (int n = 0; n < N; n++) {
-            if constexpr (chains == 2) a[0][r][n] = _mm512_add_epi32(a[0][r][n], a[1][r][n]);
-            float* o = out + r * ld + n * 16;
-            store(o, fma(_mm512_cvtepi32_ps(a[0][r][n]), all(steps[r]), load(o)));
-        }
+        if constexpr (coarse<kind>) finish(b * 2);
+    }
+    if constexpr (!coarse<kind>) finish(0);
 }
 
 template <int kind>
-static void blend_codes(float* p, size_t d, const uint8_t* values, const Rows& rows, float* state, size_t ld, float* room, Ahead& next) {
+static void blend_codes(float* p, size_t d, const uint8_t* values, const Rows& rows, float softcap, float* state, size_t ld, float* room, Ahead& next) {
     constexpr KvKind k = kv_kinds[kind];
-    constexpr size_t block = 32 * 8 / k.planes[0];
+    constexpr size_t block = weighed * 8 / k.planes[0];
     const size_t n = kv_group(d), width = padded(d), begin = rows.any_begin / block * block, end = round_up(rows.any_end, block);
     const uint8_t *low = values, *high = low + value_plane(k.planes[0], d), *halves = high + (k.planes[1] ? value_plane(k.planes[1], d) : 0);
     const size_t groups = d / n;
     Weights *w = reinterpret_cast<Weights*>(room), *other = w + 8;
-    float *steps = reinterpret_cast<float*>(other + 8), *most = steps + attend_rows, *scales = most + page_tokens;
-    widen_scales(halves, groups, scales, most);
-    for (size_t r = 0; r < rows.n; r++) steps[r] = stretch(p + r * page_tokens, most);
+    float *steps = reinterpret_cast<float*>(other + 8), *most = steps + 4 * attend_rows, *scales = most + page_tokens;
+    const bool finite = widen_scales(halves, groups, scales, most);
+    for (size_t i = 0; i < 4 * rows.n; i++) steps[i] = 0;
+    soften_rows(p, d, rows, softcap, state, ld, next, [&](size_t r, Seen seen, float& top, float& total) {
+        return (finite ? soften_weights<kind, true> : soften_weights<kind, false>)(p + r * page_tokens, seen, most, steps + 4 * r, top, total);
+    });
     const size_t step = n == 32 ? 32 : 16;
     size_t blocks = 0;
     by_rows(rows.n, [&]<int R>(size_t) { blocks++; });
-    next.pace(blocks * ((d + step - 1) / step) * ((end - begin) / block * 8));
+    next.pace(blend_share, blocks * ((d + step - 1) / step) * ((end - begin) / block * 16));
     for (size_t i = 0; i < d; i += step)
         by_rows(rows.n, [&]<int R>(size_t r) {
-            for (int j = 0; j < R; j++) weigh(p + (r + j) * page_tokens, scales + i / n * page_tokens, w[j]);
+            for (int j = 0; j < R; j++) weigh<kind>(p + (r + j) * page_tokens, scales + i / n * page_tokens, w[j]);
             float* out = state + r * ld + i;
-            const uint8_t *from = low + 2 * i, *more = high + 2 * i;
-            if (n == 32) return blend_vectors<kind, R, 2>(w, nullptr, steps + r, from, more, width, begin, end, out, ld, next);
-            if (n == 16) return blend_vectors<kind, R, 1>(w, nullptr, steps + r, from, more, width, begin, end, out, ld, next);
+            const uint8_t *from = low + 4 * i, *more = high + 4 * i;
+            const float* unit = steps + 4 * r;
+            if (n == 32) {
+                if constexpr (R <= 4) return blend_vectors<kind, R, 2, false>(w, nullptr, unit, from, more, width, begin, end, out, ld, next);
+                blend_vectors<kind, R, 1, false>(w, nullptr, unit, from, more, width, begin, end, out, ld, next);
+                return blend_vectors<kind, R, 1, false>(w, nullptr, unit, from + 64, more + 64, width, begin, end, out + 16, ld, next);
+            }
+            if (n == 16) return blend_vectors<kind, R, 1, false>(w, nullptr, unit, from, more, width, begin, end, out, ld, next);
             const size_t second = i + 8 < d ? i / 8 + 1 : i / 8;
-            for (int j = 0; j < R; j++) weigh(p + (r + j) * page_tokens, scales + second * page_tokens, other[j]);
-            blend_vectors<kind, R, 1>(w, other, steps + r, from, more, width, begin, end, out, ld, next);
+            for (int j = 0; j < R; j++) weigh<kind>(p + (r + j) * page_tokens, scales + second * page_tokens, other[j]);
+            blend_vectors<kind, R, 1, true>(w, other, unit, from, more, width, begin, end, out, ld, next);
         });
 }
 }  // namespace qt::QT_ISA

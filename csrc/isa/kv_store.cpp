@@ -52,11 +52,11 @@ static void put_keys(const uint8_t* codes, size_t d, int bits, int low, size_t s
 }
 
 static void put_values(const uint8_t* codes, size_t d, int bits, int low, size_t slot, uint8_t* plane) {
-    const size_t in_block = 32 * 8 / bits, field = slot % in_block / 32;
-    const int shift = int(bits * field + 8 * (slot / 16 % 2));
-    const uint16_t mask = uint16_t((1 << bits) - 1), others = uint16_t(~(mask << shift));
-    uint16_t* to = reinterpret_cast<uint16_t*>(plane) + (slot / in_block * 16 + slot % 16) * padded(d);
-    for (size_t i = 0; i < padded(d); i++) to[i] = uint16_t((to[i] & others) | (codes[i] >> low & mask) << shift);
+    const size_t in_block = 64 * 8 / bits;
+    const int shift = int(slot % in_block / 64) * bits + int(slot / 16 % 4) * 8;
+    const uint32_t mask = (1u << bits) - 1, others = ~(mask << shift);
+    uint32_t* to = reinterpret_cast<uint32_t*>(plane) + (slot / in_block * 16 + slot % 16) * padded(d);
+    for (size_t i = 0; i < padded(d); i++) to[i] = (to[i] & others) | (uint32_t(codes[i]) >> low & mask) << shift;
 }
 
 struct Token {

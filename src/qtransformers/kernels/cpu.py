@@ -212,7 +212,8 @@ def attention(
     """Store k, v in the layer's pages `[n_pages, n_kv_heads, head_bytes]`, then grouped-query attention as `nn.attention` says.
 
     `codec` is a cache type of `kernels.kv`. Keys and values in codes meet queries that are rounded to 15 bits of their
-    group's largest (q8) or to 7 (q6, q4), and probabilities rounded to 15; both are far below the cache's own error.
+    group's largest (q8) or to 7 (q6, q4), and probabilities rounded to 15, or to 7 for values in 4; all far below the
+    cache's own error.
     ConfigError where shapes differ, positions do not rise, or a page that is needed does not exist.
     """
     try:

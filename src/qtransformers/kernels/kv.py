@@ -5,8 +5,8 @@ In a page of 256 tokens every KV head has `head_bytes` of its own: its keys, the
 - Keys: tiles of 16 tokens, lanes are tokens. Floats `[16 tiles][D][16]`, D rounded up to 4; codes in planes of 8, 4 or 2 bits,
   F = 8 / bits of them in a byte: `[16 tiles][D / 4F][16 lanes][4]`, byte j of vector e holding dimensions 4Fe + 4f + j for
   f < F, lowest bits first. Then scales `[16 tiles][D / group][16]` f16.
-- Values: rows of D rounded up to 16. Floats `[256][D]`; codes as 16-bit words `[256 / 32F][16][D]`, word i of block b holding
-  tokens 32Fb + 32f + 16h + i at bit `bits * f + 8h`. Then scales `[D / group][256]` f16.
+- Values: rows of D rounded up to 16. Floats `[256][D]`; codes as 32-bit words `[256 / 64F][16][D]`, word i of block b holding
+  tokens 64Fb + 64f + 16h + i at bit `bits * f + 8h`. Then scales `[D / group][256]` f16.
 
 Six bits are a plane of four (the low ones) and a plane of two. A code c stands for (c - 2^(bits - 1)) * scale. Before they are
 rounded, keys and values are rotated by a Hadamard matrix as long as a group, 32 or what power of two below divides D.
@@ -191,7 +191,8 @@ def _lay_keys(codes: Bytes, bits: int) -> Bytes:
     fields = 8 // bits
     wide = np.pad(codes, ((0, 0), (0, _up(codes.shape[1], 4 * fields) - codes.shape[1])))
     x = wide.reshape(16, 16, -1, fields, 4).transpose(0, 2, 3, 1, 4)  # tile, vector, field, lane, byte
-    return _join(x, 2, [bits * f for f in range(fields)]).astype(np.uint8).ravel()
+    shifts = np.array([bits * f for f in range(fields)], np.uint8)[:, None, None]
+    return np.bitwise_or.reduce(x << shifts, 2).ravel()
 
 
 def _read_keys(plane: Bytes, bits: int) -> Bytes:
@@ -203,25 +204,21 @@ def _read_keys(plane: Bytes, bits: int) -> Bytes:
 
 
 def _lay_values(codes: Bytes, bits: int) -> Bytes:
-    fields = 8 // bits
     wide = np.pad(codes, ((0, 0), (0, _up(codes.shape[1], TILE) - codes.shape[1])))
-    x = wide.reshape(-1, fields * 2, 16, wide.shape[1])
-    return _join(x, 1, [bits * f + 8 * h for f in range(fields) for h in range(2)]).ravel().view(np.uint8)
+    x = wide.reshape(-1, 8 // bits * 4, 16, wide.shape[1]).astype(np.uint32) << _value_bits(bits)
+    return np.bitwise_or.reduce(x, 1).ravel().view(np.uint8)
 
 
 def _read_values(plane: Bytes, bits: int) -> Bytes:
-    fields = 8 // bits
-    words = (
-        np.ascontiguousarray(plane).view(np.uint16).reshape(*plane.shape[:-1], PAGE_TOKENS // 32 // fields, 1, 16, -1)
-    )
-    shifts = np.array([bits * f + 8 * h for f in range(fields) for h in range(2)], np.uint16)[:, None, None]
-    return ((words >> shifts) & ((1 << bits) - 1)).astype(np.uint8).reshape(*plane.shape[:-1], PAGE_TOKENS, -1)
+    words = np.ascontiguousarray(plane).view(np.uint32)
+    words = words.reshape(*plane.shape[:-1], PAGE_TOKENS * bits // 512, 1, 16, -1)
+    codes = (words >> _value_bits(bits)) & np.uint32((1 << bits) - 1)
+    return codes.astype(np.uint8).reshape(*plane.shape[:-1], PAGE_TOKENS, -1)
 
 
-def _join(x: NDArray[Any], axis: int, shifts: list[int]) -> NDArray[np.uint16]:
-    """Fields along an axis, shifted into one word."""
-    at = np.array(shifts, np.uint16).reshape(-1, *[1] * (x.ndim - axis - 1))
-    return np.bitwise_or.reduce(x.astype(np.uint16) << at, axis)
+def _value_bits(bits: int) -> NDArray[np.uint32]:
+    """Where the tokens of a word lie, `[fields * 4, 1, 1]`."""
+    return np.array([bits * f + 8 * h for f in range(8 // bits) for h in range(4)], np.uint32)[:, None, None]
 
 
 def _up(n: int, to: int) -> int:

@@ -410,6 +410,8 @@ HOSTILE_REQUESTS = [
     ("stop", [5, True, "", [""], [None], ["x"] * 20_000, {"a": 1}, "x" * 5000, ["\ud800"]]),
     ("logprobs", [-1, NAN, 1.5, "1", True, 2**20]),
     ("hooks", [5, True, "x", [None], [5], len, {"a": len}]),
+    ("speculate", [1, "fast", "", 0.5, ["ngram"], {}]),
+    ("max_draft", [0, -1, NAN, 1.5, "3", True, 17, None]),
     ("sampling", [5, {"top_k": 1}, "greedy"]),
     ("encode_special", [1, "yes", None]),
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ from qtransformers.errors import ConfigError
 from qtransformers.generate import Completion, Engine, Request, Stream, Usage
 from qtransformers.generate import Sequence as Answer
 from qtransformers.generate.embed import check_pooling, embed, normalized
-from qtransformers.generate.requests import Hook, answer_limit, prompt_ids, texts
+from qtransformers.generate.requests import MAX_DRAFT, Hook, Speculate, answer_limit, prompt_ids, texts
+from qtransformers.generate.speculative import Speculation
 from qtransformers.generate.text import Decoder
 from qtransformers.kernels.table import ACCURACY, FEW_ROWS, check_accuracy
 from qtransformers.load import Loaded, load
@@ -131,6 +132,10 @@ class Options(TypedDict, total=False):
         int | None
     )  # log-probabilities of the tokens by the model alone, and of so many of the likeliest each time
     hooks: Sequence[Hook]  # functions (tokens so far, logits) -> logits, called before sampling in their order
+    speculate: (
+        bool | Speculate | None
+    )  # guess tokens ahead, by repeats in the text (`ngram`), a draft model (`draft`), or both
+    max_draft: int  # tokens guessed ahead in one forward, at most
     sampling: Sampling | None  # all of the following at once
     temperature: float | None
     top_k: int | None
@@ -183,6 +188,7 @@ class Model:
             few_rows=FEW_ROWS[config.accuracy],
             deterministic=config.deterministic,
             unused_ids=loaded.tokenizer.unused_ids,
+            speculation=None if cache.states.nbytes else Speculation(FEW_ROWS[config.accuracy]),
             pool=Pool(config.threads or settings.threads or usable_cores(), settings.isa or ""),
         )
         for message in plan.warnings:
@@ -587,6 +593,8 @@ class Model:
         stop: str | Sequence[str] | None = None,
         logprobs: int | None = None,
         hooks: Sequence[Hook] = (),
+        speculate: bool | Speculate | None = None,
+        max_draft: int = MAX_DRAFT,
         sampling: Sampling | None = None,
         **fields: Any,
     ) -> Stream:
@@ -605,10 +613,29 @@ class Model:
             stop=stops,
             logprobs=logprobs,
             hooks=tuple(hooks),
+            speculate=self._speculates(speculate),
+            max_draft=whole("max_draft", max_draft, 1, MAX_DRAFT),
             # control tokens leave no text by which to find them
             stop_ids=self.eos_ids | {i for i in own if i in self.tokenizer.special_ids},
         )
         return Stream(self._engine, Answer(request, decoder, self._engine.n_tokens))
+
+    def _speculates(self, asked: bool | Speculate | None) -> Speculate | None:
+        """Where guesses of tokens come from; ConfigError where there are none of these."""
+        if (
+            asked is not None
+            and not isinstance(asked, bool)
+            and not (isinstance(asked, str) and asked in get_args(Speculate))
+        ):
+            raise ConfigError(f"speculate={shown(asked)}; expected True, False, {', '.join(get_args(Speculate))}.")
+        if asked and self._engine.speculation is None:
+            raise ConfigError(
+                f"speculate={shown(asked)}: the recurrent layers of {self.plan.file} ({self.plan.architecture}) keep one state and no way back "
+                "from tokens that were guessed wrong. Leave it out."
+            )
+        if isinstance(asked, str):
+            return asked
+        return None if asked is False else "auto"
 
 
 def _recommended(loaded: Loaded) -> Sampling:

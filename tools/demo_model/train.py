@@ -57,18 +57,18 @@ def batches(tok, seed):
         yield torch.tensor(chunk).view(BATCH, SEQ + 1)
 
 
-def main(out, minutes, seed):
+def main(out, minutes=60.0, seed=1, layers=4, width=256):
     torch.manual_seed(seed)
     out = Path(out)
     saved = out / "tokenizer.json"
     tok = Tokenizer.from_file(str(saved)) if saved.exists() else train_tokenizer()
     cfg = LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 128,
         head_dim=64,
         max_position_embeddings=1024,
         rms_norm_eps=1e-5,
@@ -124,4 +124,4 @@ def save(model, tok, out):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 60, int(sys.argv[3]) if len(sys.argv) > 3 else 1)
+    main(sys.argv[1], *map(float, sys.argv[2:3]), *map(int, sys.argv[3:]))

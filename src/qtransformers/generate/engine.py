@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from threading import Condition, Lock
 from typing import Any
 
@@ -20,6 +22,7 @@ from qtransformers.generate.pages import PagePool, Table
 from qtransformers.generate.requests import Request
 from qtransformers.generate.schedule import Part, Scheduler
 from qtransformers.generate.sequence import Sequence
+from qtransformers.generate.speculative import NOTHING, Guess, Speculation, settle
 from qtransformers.sampling import logprobs
 
 Forward = Callable[[Batch, PagedCache], NDArray[np.float32]]
@@ -63,6 +66,7 @@ class Engine:
         few_rows: int = 8,
         deterministic: bool = False,
         unused_ids: Iterable[int] = (),
+        speculation: Speculation | None = None,
         pool: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.n_tokens = n_tokens  # ids from here on pad the vocabulary and are never sampled, nor are `unused_ids`
@@ -77,6 +81,7 @@ class Engine:
             pages, parallel=parallel, prefill_chunk=prefill_chunk, few_rows=few_rows, deterministic=deterministic
         )
         self._parts: Parts | None = Parts(forward, cache, pages, scheduler, pool or nullcontext())
+        self.speculation = speculation
         self._turn = Condition(Lock())  # whoever computes has set _busy; not reentrant, see `drop`
         self._busy = False
         self._dropped: deque[Sequence] = deque()
@@ -241,33 +246,60 @@ class Engine:
         engine = self._use()
         if _sweep(engine.scheduler):
             return True
+        start = time.perf_counter()
         parts = engine.scheduler.next_parts()
         if not parts:
             return False
-        batch = Batch.join([_rows(part) for part in parts])
         with engine.threads:
-            logits = engine.forward(batch, engine.cache)
-            row = 0
-            for part in parts:
-                gives_logits = part.gives_logits
+            guesses = self._guesses(engine.scheduler, parts)
+            rows = [_rows(part, guesses.get(part.sequence, NOTHING)) for part in parts]
+            answers = all(part.sequence.decodes for part in parts)
+            logits = engine.forward(Batch.join(rows), engine.cache)
+            row = n_tokens = 0
+            for part, its in zip(parts, rows, strict=True):
+                s, n_rows = part.sequence, len(its.output_rows)
                 engine.scheduler.computed(part)
-                if gives_logits:
-                    self._continue(part.sequence, logits[row, : self.n_tokens])
-                    row += 1
-                s = part.sequence
-                engine.scheduler.rewind(s, len(s.tokens) if s.ended else len(s.tokens) - gives_logits)
+                if n_rows:
+                    n_tokens += self._take(engine, s, logits[row : row + n_rows], guesses.get(s, NOTHING))
+                    row += n_rows
+                engine.scheduler.rewind(s, len(s.tokens) - bool(n_rows and not s.ended))
                 if s.ended:
                     engine.scheduler.drop(s)
+        if answers and self.speculation:
+            self.speculation.learn(len(parts), row, n_tokens, time.perf_counter() - start)
         return True
 
-    def _continue(self, s: Sequence, logits: F32) -> None:
+    def _guesses(self, scheduler: Scheduler, parts: Seq[Part]) -> dict[Sequence, Guess]:
+        """What may follow, where nothing but answers is computed, and there are pages for it."""
+        if self.speculation is None or not all(part.sequence.decodes for part in parts):
+            return {}
+        found = self.speculation.guess([part.sequence for part in parts])
+        return {s: g for s, g in found.items() if scheduler.reserve(s, len(s.tokens) + len(g.tokens))}
+
+    def _take(self, engine: Parts, s: Sequence, logits: F32, guess: Guess) -> int:
+        """Continue a sequence by its rows: that of its last token, and those of its guess as far as this was right."""
+        past, right = s.past, 0
+        for row, token in zip_longest(logits, guess.tokens):
+            self._continue(s, row[: self.n_tokens], guess, right)
+            if s.tokens[past + right :] != [token]:  # one more, as guessed
+                break
+            right += 1
+            if s.ended:
+                break
+        if guess.tokens:
+            engine.scheduler.computed(Part(s, min(past + right, len(s.tokens))))
+            assert self.speculation is not None  # it made the guess
+            self.speculation.judge(s, guess, right)
+        return right + 1
+
+    def _continue(self, s: Sequence, logits: F32, guess: Guess, i: int) -> None:
         """Choose the sequence's next token; an error in this ends it and nothing else."""
         try:
-            self._choose(s, logits)
+            self._choose(s, logits, guess, i)
         except Exception as e:
             s.error = e
 
-    def _choose(self, s: Sequence, logits: F32) -> None:
+    def _choose(self, s: Sequence, logits: F32, guess: Guess, i: int) -> None:
         request, history = s.request, s.history
         if len(self._unused):
             logits[self._unused] = -np.inf
@@ -277,7 +309,10 @@ class Engine:
         s.restrict(logits)
         if s.ended:
             return
-        token = s.sampler(logits, history, s.n_prompt)
+        if guess.drawn and i < len(guess.drawn):
+            token = settle(s.sampler, logits, history, s.n_prompt, guess.tokens[i], guess.drawn[i])
+        else:
+            token = s.sampler(logits, history, s.n_prompt)
         s.accept(token, None if raw is None else logprobs(raw, token, request.logprobs or 0))
 
 
@@ -299,10 +334,11 @@ def _reserve(engine: Parts, table: Table, n_tokens: int) -> None:
                 raise
 
 
-def _rows(part: Part) -> Batch:
-    """The rows of a part; its logits only where the last of the tokens is among them."""
+def _rows(part: Part, guess: Guess) -> Batch:
+    """The rows of a part; logits only where the last of the tokens is among them, of it and of what may follow."""
     s = part.sequence
-    return Batch.single(s.tokens[s.past : part.end], s.past, s.table.numbers, outputs=int(part.gives_logits))
+    n_outputs = 1 + len(guess.tokens) if part.gives_logits else 0
+    return Batch.single([*s.tokens[s.past : part.end], *guess.tokens], s.past, s.table.numbers, outputs=n_outputs)
 
 
 def _hooked(hook: Callable[[NDArray[np.int32], F32], Any], tokens: NDArray[np.int32], logits: F32) -> F32:

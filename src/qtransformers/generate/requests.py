@@ -13,12 +13,14 @@ from qtransformers.checks import shown, text, whole
 from qtransformers.errors import ConfigError
 from qtransformers.sampling import Sampling
 
+Speculate = Literal["auto", "ngram", "draft"]
 # Why an answer ended: an EOS or a stop text; max_tokens, or a full context; it went in circles (max_repeats); every token
 # that could come leads to a banned text; its reader had enough.
 FinishReason = Literal["stop", "length", "loop", "banned", "cancelled"]
 MAX_TEXTS = 16_384
 MAX_TEXT_CHARS = 1024
 MAX_NEW_TOKENS = 2**31 - 1
+MAX_DRAFT = 16
 
 Hook = Callable[[NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32]]
 
@@ -37,6 +39,8 @@ class Request:
     max_repeats: int | None = None  # it ends with the same tokens so many times in a row
     logprobs: int | None = None  # log-probabilities of the tokens, and of so many of the likeliest each time
     hooks: tuple[Hook, ...] = ()  # (tokens so far, logits) -> logits, in their order
+    speculate: Speculate | None = "auto"  # where guesses of the next tokens come from, if the engine makes any
+    max_draft: int = MAX_DRAFT  # tokens guessed ahead, at most
     salt: Hashable = None  # only requests of the same salt share what they have in the cache
 
 

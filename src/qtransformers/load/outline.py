@@ -9,7 +9,7 @@ from typing import Any
 
 from qtransformers.archs.spec import Slot, TensorSpec
 from qtransformers.cache.pages import check_codec
-from qtransformers.kernels.table import ACCURACY, why_not
+from qtransformers.kernels.table import ACCURACY, FEW_ROWS, why_not
 from qtransformers.load.findings import LAYER
 from qtransformers.load.footprint import CacheShape, program_bytes, temporaries
 from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK, LoadPlan, PlannedTensor, products
@@ -79,7 +79,7 @@ def outline(
             vocab,
             products(planned, get("expert_used_count", 1)),
             rows,
-            max(LOGITS_ROWS, PARALLEL),
+            max(LOGITS_ROWS, PARALLEL, FEW_ROWS[accuracy]),
             accuracy,
             threads or usable_cores(),
         ),

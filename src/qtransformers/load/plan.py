@@ -13,7 +13,7 @@ from qtransformers.archs.spec import ArchSpec, Problem, Slot
 from qtransformers.cache.pages import check_codec
 from qtransformers.cache.states import state_bytes
 from qtransformers.errors import ConfigError
-from qtransformers.kernels.table import ACCURACY, check_accuracy, why_not
+from qtransformers.kernels.table import ACCURACY, FEW_ROWS, check_accuracy, why_not
 from qtransformers.load.files import memory_text
 from qtransformers.load.findings import LAYER, Findings, template
 from qtransformers.load.footprint import CacheShape, Product, program_bytes, temporaries
@@ -189,7 +189,7 @@ def make_plan(
             hparams["vocab_size"] if generates else 0,
             products(planned, hparams.get("n_experts_used", 1)),
             rows,
-            max(logits_rows, parallel) if generates else logits_rows,
+            max(logits_rows, parallel, FEW_ROWS[accuracy]) if generates else logits_rows,
             accuracy,
             threads or usable_cores(),
         ),

@@ -15,6 +15,10 @@ class ConfigError(QTransformersError, ValueError):
     exit_code = 2
 
 
+class ConstraintError(ConfigError):
+    """A schema or grammar that is invalid, costs too much, or can allow no token."""
+
+
 class ModelNotFoundError(QTransformersError, FileNotFoundError):
     """A path, repository or file that is not there (or is a git-LFS pointer where the file itself is needed)."""
 

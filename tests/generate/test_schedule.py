@@ -223,6 +223,19 @@ def test_hooks_see_tokens_and_change_logits():
             stream(engine(), prompt, 5, hooks=(lambda tokens, logits, wrong=wrong: wrong,)).read()
 
 
+def test_a_hook_that_uses_the_engine_it_runs_in_is_told_so():
+    e = engine()
+
+    def asks(tokens, logits):
+        stream(e, random_prompt(1, 5), 1).read()
+        return logits
+
+    with pytest.raises(ConfigError, match="a hook or callback used the model that is computing for it"):
+        stream(e, random_prompt(0, 10), 5, hooks=(asks,)).read()
+    assert stream(e, random_prompt(0, 10), 5).read().tokens == continuation(random_prompt(0, 10), 5)
+    assert e.usage.free_pages == 8
+
+
 def test_no_end_before_the_fewest_tokens():
     prompt = random_prompt(0, 10)
     first = continuation(prompt, 1)

@@ -49,8 +49,9 @@ class Driver:
         while True:
             with self._turn:
                 self._tell(error)
-                if not worked and not self._waiting:
+                while self._streams and not worked and not self._waiting:
                     self._turn.wait()
+                    worked = True  # or so it may be now
                     self._tell()
                 if not self._streams:
                     self._thread = None

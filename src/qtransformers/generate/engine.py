@@ -9,7 +9,7 @@ from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
-from threading import Condition, Lock
+from threading import Condition, Lock, get_ident
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,7 @@ class Engine:
         self.speculation = speculation
         self._turn = Condition(Lock())  # whoever computes has set _busy; not reentrant, see `drop`
         self._busy = False
+        self._worker = 0  # the thread that set it last
         self._dropped: deque[Sequence] = deque()
         self._scoring = Lock()
 
@@ -107,16 +108,19 @@ class Engine:
         What the forward raises, it raises here; what a sequence's own sampling raises, becomes its `error`.
         """
         while True:
-            with self._turn:
-                while self._busy and not sequence.news:
-                    self._turn.wait()
-                if sequence.news:
-                    return
-                self._busy = True
+            mine = False
             try:
+                with self._turn:
+                    while self._busy and not sequence.news:
+                        self._wait()
+                    if sequence.news:
+                        return
+                    self._worker, mine = get_ident(), True
+                    self._busy = True
                 self._step()
-            finally:
-                self._end_turn()
+            finally:  # also after Ctrl-C, wherever that came
+                if mine:
+                    self._end_turn()
 
     def step(self) -> bool:
         """One forward for all that run; whether there was anything to do."""
@@ -212,14 +216,24 @@ class Engine:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        with self._turn:
-            while self._busy:
-                self._turn.wait()
-            self._busy = True
+        mine = False
         try:
+            with self._turn:
+                while self._busy:
+                    self._wait()
+                self._worker, mine = get_ident(), True
+                self._busy = True
             yield
         finally:
-            self._end_turn()
+            if mine:
+                self._end_turn()
+
+    def _wait(self) -> None:
+        if self._worker == get_ident():
+            raise ConfigError(
+                "a hook or callback used the model that is computing for it. Use another model, or wait for the answer."
+            )
+        self._turn.wait()
 
     def _end_turn(self) -> None:
         with self._turn:

@@ -37,12 +37,12 @@ const KvKind& kind(const char* what, int id, size_t d) {
     return k;
 }
 
-// Positions of a sequence rise, and every page that is read or written exists.
+// Positions of a sequence follow each other, since keys of a gap were never written; every page that is read or written exists.
 void check_sequence(size_t s, const AttendJob& job, size_t n, size_t table, size_t n_pages) {
     auto refuse = [&](const std::string& message) { qt::refuse("sequence " + std::to_string(s) + ": " + message); };
     for (size_t t = 0; t < n; t++)
-        if (job.positions[t] < 0 || (t && job.positions[t] <= job.positions[t - 1]))
-            refuse("positions must rise from 0 or more, found " + std::to_string(job.positions[t]) + " at its row " + std::to_string(t) + ".");
+        if (job.positions[t] < 0 || (t && job.positions[t] - 1 != job.positions[t - 1]))
+            refuse("positions must follow each other from 0 or more, found " + std::to_string(job.positions[t]) + (t ? " after " + std::to_string(job.positions[t - 1]) : std::string()) + " at its row " + std::to_string(t) + ".");
     const size_t last = (job.end(n - 1) - 1) / page_tokens;
     if (last >= table) refuse("position " + std::to_string(job.positions[n - 1]) + " lies beyond its " + std::to_string(table) + " pages.");
     for (size_t p = job.begin(0) / page_tokens; p <= last; p++)

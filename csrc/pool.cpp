@@ -216,9 +216,12 @@ namespace {
 struct PoolHandle {
     std::shared_ptr<Pool> pool;
 
-    PoolHandle(int threads, const std::string& isa) {
+    PoolHandle(nb::object wanted, nb::object set) {
         constexpr int most = 4096;
-        if (threads < 1 || threads > most) refuse("threads is " + std::to_string(threads) + "; expected 1 to " + std::to_string(most) + ".");
+        int threads = 0;
+        if (!nb::try_cast(wanted, threads, false) || threads < 1 || threads > most) refuse("threads is " + shown(wanted) + "; expected 1 to " + std::to_string(most) + ".");
+        std::string isa;
+        if (!nb::try_cast(set, isa, false)) refuse("isa is " + shown(set) + "; expected the name of an instruction set, or \"\".");
         try {
             pool = std::make_shared<Pool>(threads, kernels(isa));
         } catch (const std::invalid_argument& e) {
@@ -227,6 +230,7 @@ struct PoolHandle {
             refuse("threads is " + std::to_string(threads) + ", but the system gave fewer (" + e.what() + "). Ask for fewer threads.");
         }
     }
+    static std::string shown(nb::handle x) { return nb::cast<std::string>(nb::repr(x)).substr(0, 60); }
     void enter() { entered().push_back(pool); }
     void exit() {
         Entered& pools = entered();
@@ -245,7 +249,7 @@ void bind_pool(nb::module_& m) {
                            "Threads for kernels: `with Pool(threads):` lets every kernel call of this Python thread use them. Blocks may nest;\n"
                            "the innermost counts. Without a pool, kernels run on the calling thread alone. `isa` (empty: the best here) is the\n"
                            "instruction set that kernels use inside the block. ConfigError for a bad number of threads or instruction set.")
-        .def(nb::init<int, const std::string&>(), nb::arg("threads"), nb::arg("isa") = "")
+        .def(nb::init<nb::object, nb::object>(), nb::arg("threads").none(), nb::arg("isa").none() = "")
         .def_prop_ro("threads", [](const PoolHandle& h) { return h.pool->threads(); }, "Threads, the caller's included.")
         .def_prop_ro("isa", [](const PoolHandle& h) { return h.pool->kernels().name; }, "The instruction set of its kernels.")
         .def("__enter__", [](nb::object self) {

@@ -1,71 +1,58 @@
-// Decoding and encoding whole tensors: threads over ranges of blocks.
+// Decoding and encoding whole tensors, by the threads of the current pool.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/string.h>
 
 #include <algorithm>
 #include <atomic>
-#include <stdexcept>
-#include <system_error>
-#include <thread>
-#include <vector>
 
-#include "isa.h"
-
-namespace nb = nanobind;
+#include "arrays.h"
+#include "pool.h"
 
 namespace qt {
 namespace {
-using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using InFloats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using InBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-// Calls part(first, last) for even ranges of n, one a thread, this one included.
-template <class F>
-void split(size_t n, int threads, F part) {
-    const size_t step = (n + threads - 1) / std::max(threads, 1);
-    std::vector<std::jthread> others;
-    size_t i = step;
-    try {
-        for (; i < n; i += step) others.emplace_back(part, i, std::min(i + step, n));
-    } catch (const std::system_error&) {  // the system gives no more threads: the rest is done here
-        part(i, n);
-    }
-    if (n) part(0, std::min(step, n));
-}
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Written = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 const Format& format_of(int type) {
-    if (type < 0 || type >= max_types || !formats.of[type].name) throw std::invalid_argument("type " + std::to_string(type) + " holds no floats");
+    if (type < 0 || type >= max_types || !formats.of[type].name) refuse("type " + std::to_string(type) + " holds no floats.");
     return formats.of[type];
 }
 
-void fit(const Format& f, size_t n_bytes, size_t n_values) {
-    if (n_bytes % f.block_bytes || n_values != n_bytes / f.block_bytes * f.block_size)
-        throw std::invalid_argument(std::to_string(n_bytes) + " bytes of " + f.name + " and " + std::to_string(n_values) + " values do not fit each other");
+// How many blocks so many bytes are.
+size_t blocks_of(const Format& f, size_t n_bytes, size_t n_values) {
+    const size_t n = n_bytes / f.block_bytes;
+    if (n_bytes % f.block_bytes || n_values != n * f.block_size)
+        refuse(std::to_string(n_bytes) + " bytes of " + f.name + " and " + std::to_string(n_values) + " values do not fit each other.");
+    return n;
 }
 
-void dequantize(InBytes data, int type, Floats out, int threads, const std::string& isa) {
+// part(first, last) for ranges of n blocks, of about 65,536 values.
+template <class F>
+void share(const Format& f, size_t n, F part) {
+    parallel(n, std::max<size_t>(1, 65536 / f.block_size), double(n * f.block_size), part);
+}
+
+void dequantize(Bytes data, int type, Written<float> out) {
     const Format& f = format_of(type);
-    fit(f, data.size(), out.size());
-    const Decode decode = kernels(isa).decode[type];
+    const size_t n = blocks_of(f, data.size(), out.size());
+    const Decode decode = current_kernels().decode[type];
     const uint8_t* from = data.data();
     float* to = out.data();
     nb::gil_scoped_release released;
-    split(data.size() / f.block_bytes, threads, [=, &f](size_t i, size_t j) { decode(from + i * f.block_bytes, to + i * f.block_size, j - i); });
+    share(f, n, [&](size_t i, size_t j) { decode(from + i * f.block_bytes, to + i * f.block_size, j - i); });
 }
 
-size_t quantize(InFloats x, int type, Bytes out, int threads, const std::string& isa) {
+size_t quantize(Floats x, int type, Written<uint8_t> out) {
     const Format& f = format_of(type);
-    fit(f, out.size(), x.size());
-    const Encode encode = kernels(isa).encode[type];
-    if (!encode) throw std::invalid_argument(std::string("nothing encodes ") + f.name);
+    const size_t n = blocks_of(f, out.size(), x.size());
+    const Encode encode = current_kernels().encode[type];
+    if (!encode) refuse(std::string("nothing encodes ") + f.name + ".");
     const float* from = x.data();
     uint8_t* to = out.data();
-    const size_t n = out.size() / f.block_bytes;
     std::atomic<size_t> good = n;
     nb::gil_scoped_release released;
-    split(n, threads, [=, &f, &good](size_t i, size_t j) {
+    share(f, n, [&](size_t i, size_t j) {
         const size_t end = i + encode(from + i * f.block_size, to + i * f.block_bytes, j - i);
         if (end == j) return;
         for (size_t seen = good; end < seen && !good.compare_exchange_weak(seen, end);) {}
@@ -75,9 +62,8 @@ size_t quantize(InFloats x, int type, Bytes out, int threads, const std::string&
 }  // namespace
 
 void bind_quants(nb::module_& m) {
-    m.def("dequantize", &dequantize, nb::arg("data").noconvert(), nb::arg("type"), nb::arg("out").noconvert(), nb::arg("threads") = 1, nb::arg("isa") = "",
-          "Decode whole blocks of a type id into floats.");
-    m.def("quantize", &quantize, nb::arg("x").noconvert(), nb::arg("type"), nb::arg("out").noconvert(), nb::arg("threads") = 1, nb::arg("isa") = "",
+    m.def("dequantize", &dequantize, nb::arg("data").noconvert(), nb::arg("type"), nb::arg("out").noconvert(), "Decode whole blocks of a type id into floats.");
+    m.def("quantize", &quantize, nb::arg("x").noconvert(), nb::arg("type"), nb::arg("out").noconvert(),
           "Encode floats into whole blocks of a type id; returns the number of blocks before the first that the type cannot hold.");
     m.def("formats", [] {
         nb::dict rows;

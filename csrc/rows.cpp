@@ -56,15 +56,6 @@ Out activate(Floats x, int kind, std::optional<Floats> up) {
     return y.array;
 }
 
-Out swiglu(Floats gate, Floats up) {
-    expect_alike("gate", gate, "up", up);
-    Fresh y = fresh_like(gate);
-    const Kernels& k = current_kernels();
-    nb::gil_scoped_release released;
-    parallel(gate.size(), 8192, 4.0 * gate.size(), [&](size_t begin, size_t end) { k.gate[silu](gate.data() + begin, up.data() + begin, y.data + begin, end - begin); });
-    return y.array;
-}
-
 Out rope(Floats x, Ints positions, nb::ndarray<const double, nb::c_contig, nb::device::cpu> freqs, bool interleaved, float magnitude) {
     expect("x", x, {-1, -1, -1});
     expect("positions", positions, {int64_t(x.shape(0))});
@@ -87,7 +78,6 @@ void bind_rows(nb::module_& m) {
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"), "x / sqrt(mean(x^2) + eps) * weight over the last dimension.");
     m.def("layer_norm", &layer_norm, nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("eps"), "(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension.");
     m.def("activate", &activate, nb::arg("x"), nb::arg("kind"), nb::arg("up").none() = nb::none(), "f(x), or f(x) * up.");
-    m.def("swiglu", &swiglu, nb::arg("gate"), nb::arg("up"), "silu(gate) * up.");
     m.def("rope", &rope, nb::arg("x"), nb::arg("positions").noconvert(), nb::arg("freqs"), nb::arg("interleaved"), nb::arg("magnitude") = 1.f, "Rotate the heads of x [T, H, D].");
 }
 }  // namespace qt

@@ -17,29 +17,44 @@ uint64_t read_all(const uint8_t* p, size_t n) {
     return sum;
 }
 
-// Twelve independent chains of the instruction that products live on; returns multiplications and additions done.
+#define QT_TWELVE(step) step(0) step(1) step(2) step(3) step(4) step(5) step(6) step(7) step(8) step(9) step(10) step(11)
+#define QT_USED(r) r "0", r "1", r "2", r "3", r "4", r "5", r "6", r "7", r "8", r "9", r "10", r "11", r "12"
+
+// Twelve independent chains of the instructions that products of byte codes live on (dot8.h), settling left out; returns
+// multiplications and additions done. In assembly, for compilers drop sums that nobody reads and keep others in memory.
 double multiply_all(size_t rounds) {
-#ifdef QT_ISA_avx512
-    for (size_t i = 0; i < rounds; i++) {
-#define QT_STEP(r) "vpdpbusd %%zmm31, %%zmm31, %%zmm" #r "\n\t"
-        asm volatile(QT_STEP(16) QT_STEP(17) QT_STEP(18) QT_STEP(19) QT_STEP(20) QT_STEP(21) QT_STEP(22) QT_STEP(23) QT_STEP(24) QT_STEP(25) QT_STEP(26) QT_STEP(27)::
-                         : "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27");
-#undef QT_STEP
-    }
-    return double(rounds) * 12 * 64 * 2;
+#if defined(QT_ISA_avx512)
+    constexpr double at_once = 64;
+#define QT_STEP(r) "vpdpbusd %%zmm15, %%zmm15, %%zmm" #r "\n\t"
+    for (size_t i = 0; i < rounds; i++) asm volatile(QT_TWELVE(QT_STEP)::: QT_USED("xmm"));
+    asm volatile("vzeroupper");
+#elif defined(__AVX2__)
+    constexpr double at_once = 32;
+#define QT_STEP(r) "vpmaddubsw %%ymm15, %%ymm15, %%ymm12\n\tvpaddw %%ymm12, %%ymm" #r ", %%ymm" #r "\n\t"
+    for (size_t i = 0; i < rounds; i++) asm volatile(QT_TWELVE(QT_STEP)::: QT_USED("xmm"));
+    asm volatile("vzeroupper");
+#elif defined(__SSE2__)
+    constexpr double at_once = 8;
+#define QT_STEP(r) "movdqa %%xmm15, %%xmm12\n\tpmaddwd %%xmm15, %%xmm12\n\tpaddd %%xmm12, %%xmm" #r "\n\t"
+    for (size_t i = 0; i < rounds; i++) asm volatile(QT_TWELVE(QT_STEP)::: QT_USED("xmm"));
+#elif defined(__ARM_FEATURE_DOTPROD)
+    constexpr double at_once = 16;
+#define QT_STEP(r) "sdot v" #r ".4s, v31.16b, v31.16b\n\t"
+    for (size_t i = 0; i < rounds; i++) asm volatile(QT_TWELVE(QT_STEP)::: QT_USED("v"));
+#elif defined(__aarch64__)
+    constexpr double at_once = 8;
+#define QT_STEP(r) "smlal v" #r ".8h, v31.8b, v31.8b\n\t"
+    for (size_t i = 0; i < rounds; i++) asm volatile(QT_TWELVE(QT_STEP)::: QT_USED("v"));
 #else
-    V acc[12] = {}, x = all(1.0f);
-    for (size_t i = 0; i < rounds; i++) {
-#pragma GCC unroll 12
-        for (int k = 0; k < 12; k++) {
-            acc[k] = fma(x, x, acc[k]);
-#if defined(__x86_64__)
-            asm volatile("" : "+x"(acc[k]));
+    constexpr double at_once = VL;
+    I sums[12] = {};
+    for (size_t i = 0; i < rounds; i++)
+        for (I& sum : sums) sum = sum * int32_t(i | 1) + 1;
+    asm volatile("" : : "m"(sums));
 #endif
-        }
-    }
-    asm volatile("" : : "m"(acc));
-    return double(rounds) * 12 * VL * 2;
-#endif
+    return double(rounds) * 12 * at_once * 2;
 }
+#undef QT_STEP
+#undef QT_TWELVE
+#undef QT_USED
 }  // namespace qt::QT_ISA

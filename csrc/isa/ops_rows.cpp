@@ -90,10 +90,6 @@ QT_INLINE V gpt_oss_of(V g, V up) {
 }
 void gate_gpt_oss(const float* gate, const float* up, float* out, size_t n) { gate_all<gpt_oss_of>(gate, up, out, n); }
 
-QT_INLINE V sigmoid(V x) {
-    V e = exp_negative(with_sign(x, all(-1.f))), one = all(1.f);
-    return choose((I)x >> 31, e, one) / (one + e);
-}
 // Twice the share of a normal distribution beyond z >= 0, within 2e-7 of itself: Press et al., Numerical Recipes, erfcc.
 QT_INLINE V erfc_positive(V z) {
     const V t = all(1.f) / (all(1.f) + z * all(.5f));
@@ -104,12 +100,13 @@ QT_INLINE V erfc_positive(V z) {
 }
 template <int kind>
 QT_INLINE V activated(V x) {
-    if constexpr (kind == act_silu) return x * sigmoid(x);
-    if constexpr (kind == act_sigmoid) return sigmoid(x);
+    const V one = all(1.f);
+    if constexpr (kind == act_silu) return silu_of(x, one);
+    if constexpr (kind == act_gelu) return gelu_of(x, one);
+    if constexpr (kind == act_sigmoid) return times_sigmoid(one, x);
     if constexpr (kind == act_tanh) return tanh(x);
-    if constexpr (kind == act_gelu) return x * sigmoid(x * all(1.5957691216f) * fma(x * x, all(.044715f), all(1.f)));  // (1 + tanh u) / 2 = sigmoid(2 u)
     const V half = all(.5f) * erfc_positive(magnitude(x) * all(.70710678f));
-    return x * choose((I)x >> 31, half, all(1.f) - half);
+    return x * choose((I)x >> 31, half, one - half);
 }
 template <int kind>
 static void activate_all(const float* x, const float* up, float* out, size_t n) {

@@ -91,7 +91,7 @@ def test_it_is_left_on_the_thread_that_entered_it():
     assert len(errors) == 1
 
 
-@pytest.mark.parametrize("threads, isa, message", [(0, "", "threads is 0"), (-3, "", "threads is -3"), (10**6, "", "threads is 1000000"), (1, "mmx", "'mmx' is not available here; expected one of .*generic")])  # fmt: skip
+@pytest.mark.parametrize("threads, isa, message", [(0, "", "threads is 0"), (-3, "", "threads is -3"), (10**6, "", "threads is 1000000"),  ("2", "", "threads is '2'; expected 1 to 4096"), (2**40, "", "threads is 1099511627776"), (None, "", "threads is None"), (1.5, "", "threads is 1.5"), (1, None, "isa is None; expected the name"), (1, "mmx", "'mmx' is not available here; expected one of .*generic")])  # fmt: skip
 def test_what_cannot_be(threads, isa, message):
     with pytest.raises(ConfigError, match=message):
         cpu.Pool(threads, isa)

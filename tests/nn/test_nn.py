@@ -22,7 +22,7 @@ def test_products_and_rows():
     np.testing.assert_allclose(nn.linear(x, w, bias), reference.linear(x, tensor, bias), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(nn.embedding(ids, w), reference.embedding(ids, tensor))
     np.testing.assert_allclose(nn.rms_norm(x, x[0], 1e-5), reference.rms_norm(x, x[0], 1e-5), rtol=1e-6)
-    np.testing.assert_allclose(nn.swiglu(x, x), reference.swiglu(x, x), rtol=1e-6)
+    np.testing.assert_allclose(nn.activate(x, "silu", x), reference.activate(x, "silu", x), rtol=1e-6)
 
 
 def test_attention_over_a_batch():
@@ -60,7 +60,7 @@ def test_attention_within_a_batch(window):
 
 def test_arrays_from_elsewhere_are_refused():
     with pytest.raises(TypeError, match=r"no kernels for builtins.list; expected a NumPy array"):
-        nn.swiglu([1.0], [1.0])
+        nn.activate([1.0], "silu")
     assert kernels_for(floats(1)) is cpu
 
 

@@ -9,7 +9,7 @@ from qtransformers.archs.parts import RMS_EPS, SIZES, VOCAB_SIZE, WINDOW, check,
 from qtransformers.archs.rotary import LONGROPE, ROPE_HPARAMS, rotation
 from qtransformers.archs.spec import ArchSpec, TensorSpec
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, linear, rms_norm, rope, swiglu
+from qtransformers.nn import Rotation, activate, attention, embedding, linear, rms_norm, rope
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
@@ -33,7 +33,8 @@ def self_attention(x: Any, w: Any, h: Any, turn: Rotation, batch: Batch, cache: 
 
 def mlp(x: Any, w: Any) -> Any:
     """SwiGLU feed-forward."""
-    return linear(swiglu(*halves(linear(x, w.ffn_up))), w.ffn_down)
+    gate, up = halves(linear(x, w.ffn_up))
+    return linear(activate(gate, "silu", up), w.ffn_down)
 
 
 SPEC = ArchSpec(

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.errors import GGUFError
-from qtransformers.gguf.diagnose import check_kind
 from qtransformers.gguf.header import Header, parse_header
+from qtransformers.gguf.mapping import check_kind
 from qtransformers.gguf.reader import Metadata
 from qtransformers.gguf.shards import check_shards
 from qtransformers.tensor import QTensor

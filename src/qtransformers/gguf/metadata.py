@@ -10,9 +10,9 @@ from typing import Any
 
 from qtransformers.errors import ConfigError
 from qtransformers.gguf.backup import restore_header, write_over
-from qtransformers.gguf.diagnose import map_file
 from qtransformers.gguf.encode import checked, encode_fields, encode_header
 from qtransformers.gguf.header import Header, align_up, parse_header
+from qtransformers.gguf.mapping import map_file
 from qtransformers.gguf.reader import PADDING_KEY
 from qtransformers.gguf.shards import SPLIT_KEYS
 from qtransformers.gguf.values import Encoded

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from qtransformers.errors import GGUFError
 from qtransformers.gguf.backup import is_torn
-from qtransformers.gguf.diagnose import map_file
 from qtransformers.gguf.header import Field, Header, TensorInfo, parse_header
+from qtransformers.gguf.mapping import map_file
 from qtransformers.gguf.shards import check_shards, shard_paths
 from qtransformers.gguf.values import ESCAPE, Encoded, Typed, dtype_of
 from qtransformers.tensor import QTensor, SwappedQTensor

@@ -41,7 +41,6 @@ __all__ = [
     "route",
     "sample",
     "scratch_bytes",
-    "swiglu",
 ]
 
 Pool = lib.Pool
@@ -153,14 +152,6 @@ def activate(x: F32, act: str, up: F32 | None = None) -> F32:
         raise _refusal("activate", "x float32, up float32 of the same shape or None", x, up) from None
 
 
-def swiglu(gate: F32, up: F32) -> F32:
-    """`silu(gate) * up`, of the shape of both."""
-    try:
-        return lib.swiglu(gate, up)
-    except TypeError:
-        raise _refusal("swiglu", "gate float32, up float32 of the same shape", gate, up) from None
-
-
 def route(
     logits: F32, n_used: int, gate: str = "softmax", bias: F32 | None = None, n_groups: int = 1, n_groups_used: int = 1,
     group_top: int = 1, normalize: bool = False, scale: float = 1.0,
@@ -214,7 +205,7 @@ def attention(
     `codec` is a cache type of `kernels.kv`. Keys and values in codes meet queries that are rounded to 15 bits of their
     group's largest (q8) or to 7 (q6, q4), and probabilities rounded to 15, or to 7 for values in 4; all far below the
     cache's own error.
-    ConfigError where shapes differ, positions do not rise, or a page that is needed does not exist.
+    ConfigError where shapes differ, positions of a sequence do not follow each other, or a page that is needed does not exist.
     """
     try:
         return lib.attention(

@@ -73,13 +73,6 @@ _FUNCTIONS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 }
 
 
-def swiglu(gate: F32, up: F32) -> F32:
-    """`silu(gate) * up`."""
-    wide = gate.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return (wide / (1 + np.exp(-wide)) * up).astype(np.float32)
-
-
 # How a gate and what it lets through become one: `silu(gate) * up`, tanh-approximated `gelu(gate) * up`, and gpt-oss's.
 ACTIVATIONS: dict[str, Callable[[F64, F64], F64]] = {
     "silu": lambda gate, up: gate * _sigmoid(gate) * up,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qtransformers.nn.attention import attention
 from qtransformers.nn.linear import embedding, linear, linears, per_head
-from qtransformers.nn.mlp import activate, gated, softcap, swiglu
+from qtransformers.nn.mlp import activate, gated, softcap
 from qtransformers.nn.moe import moe, route
 from qtransformers.nn.norm import head_norm, layer_norm, rms_norm
 from qtransformers.nn.recurrent import causal_conv, gated_delta
@@ -29,5 +29,4 @@ __all__ = [
     "rope_frequencies",
     "route",
     "softcap",
-    "swiglu",
 ]

@@ -15,11 +15,6 @@ def gated(x: Any, w_gate: Any, w_up: Any, act: str = "silu", gate_bias: Any = No
     return kernels_for(x).gated(x, w_gate, w_up, act, gate_bias, up_bias)
 
 
-def swiglu(gate: Any, up: Any) -> Any:
-    """`silu(gate) * up`, both `[T, n_ff]` (arXiv:2002.05202)."""
-    return kernels_for(gate).swiglu(gate, up)
-
-
 def activate(x: Any, act: str, up: Any = None) -> Any:
     """A function of each value, times `up` where there is one, of `x`'s shape.
 

@@ -89,9 +89,11 @@ def _native(
     if isa is None:
         isa = Settings.from_env().isa or ""
     try:
-        return getattr(lib, name)(x, type.id, out, threads, isa)
-    except ValueError as e:  # an instruction set that this machine lacks
-        raise ConfigError(str(e)) from None
+        pool = lib.Pool(threads, isa)
+    except ConfigError:  # the system gives no more threads; an instruction set that this machine lacks is refused again
+        pool = lib.Pool(1, isa)
+    with pool:
+        return getattr(lib, name)(x, type.id, out)
 
 
 def _n_blocks(data: NDArray[np.uint8], type: QuantType) -> int:

@@ -1,4 +1,4 @@
-"""Opening the bytes of a path that should be a GGUF file, or saying what is there instead."""
+"""Mapping a GGUF file into memory, or saying what is at its path instead."""
 
 from __future__ import annotations
 

@@ -33,6 +33,9 @@ struct Kernels {
     Scan scan;
     Histogram histogram;
     Collect collect;
+    Keep keep;
+    Distances distances;
+    MomentsOf moments;
     Weigh weigh;
     uint64_t (*read_all)(const uint8_t* p, size_t n);  // limits.cpp
     double (*multiply_all)(size_t rounds);

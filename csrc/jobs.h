@@ -140,9 +140,18 @@ struct Range {
     float low, high, scale;
 };
 inline constexpr size_t sample_bins = 1024;
-// Adds to the bin of each value exp(x - top), or 1 where no masses are wanted; bins[sample_bins] takes those out of range.
-using Histogram = void (*)(const float* x, size_t n, const Range&, double top, bool masses, double* bins);
-using Collect = size_t (*)(const float* x, size_t n, const Range&, int32_t bin, int32_t* ids);
-// The sum of exp((x - top) * factor) over what the cut leaves, and each of them; uses up the ties.
-using Weigh = double (*)(const float* x, size_t n, Cut&, double top, double factor, double* weights);
+// Adds to the bin of each key exp(x - top), or 1 where no masses are wanted; bins[sample_bins] takes those out of range.
+using Histogram = void (*)(const float* keys, const float* x, size_t n, const Range&, double top, bool masses, double* bins);
+using Collect = size_t (*)(const float* keys, size_t n, const Range&, int32_t bin, int32_t* at);  // where the keys of a bin are
+// Copies what the cut leaves of x and its ids (null: counted from 0); `out` may be the input, and has room for lane_floats more.
+using Keep = size_t (*)(const float* keys, const float* x, const int32_t* ids, size_t n, Cut, float* out_x, int32_t* out_ids);
+using Distances = void (*)(const float* x, size_t n, double centre, float* out);  // -|x - centre|
+struct Moments {
+    double count, sum, squares;  // of x - top, where x is finite
+};
+using MomentsOf = Moments (*)(const float* x, size_t n, double top);
+struct Mass {
+    double sum, energy;  // of e^y, and of y e^y, where y = (x - top) factor
+};
+using Weigh = Mass (*)(const float* x, size_t n, double top, double factor, bool energy, double* weights);  // [n] e^y, or null
 }  // namespace qt

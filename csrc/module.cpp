@@ -17,6 +17,7 @@ void bind_linear(nb::module_& m);
 void bind_recurrent(nb::module_& m);
 void bind_rows(nb::module_& m);
 void bind_limits(nb::module_& m);
+void bind_penalties(nb::module_& m);
 void bind_pool(nb::module_& m);
 void bind_quants(nb::module_& m);
 void bind_sampling(nb::module_& m);
@@ -46,4 +47,5 @@ NB_MODULE(_native, m) {
     qt::bind_experts(m);
     qt::bind_limits(m);
     qt::bind_sampling(m);
+    qt::bind_penalties(m);
 }

@@ -1,12 +1,15 @@
-// A token drawn from logits: the cuts of src/qtransformers/sampling.py without sorting.
+// A token drawn from logits: the stages of src/qtransformers/sampling/definition.py without sorting.
 //
-// Every cut keeps a beginning of one order, likeliest first and ties by id, so all that need be found is the value where it
-// ends, and how many of those equal to it belong to it: by a histogram, of which one bin is sorted.
+// A stage keeps the beginning of an order, largest key first and ties by id. So all that need be found is the key where it ends,
+// and how many of those equal to it belong to it: by a histogram, of which one bin is sorted. What a stage keeps moves together,
+// so that the next one has less to read.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/tuple.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <tuple>
 #include <vector>
 
 #include "arrays.h"
@@ -16,62 +19,14 @@ namespace qt {
 namespace {
 constexpr size_t sorted_most = 2048, block = 512, pieces = 4;
 constexpr size_t all_ties = std::numeric_limits<size_t>::max();
+constexpr double pass_work = 20;  // of a logit, as parallel() counts
 
-struct Logits {
-    const float* x;
-    size_t n;
-    double top;  // the largest
-    const Kernels& k;
-
-    double mass(float v) const { return std::exp(double(v) - top); }
-
-    // In pieces of the same size on any number of threads, so that sums are the same.
-    void histogram(const Range& range, bool masses, double* bins) const {
-        std::vector<double> parts(pieces * (sample_bins + 1));
-        const size_t each = ((n + pieces - 1) / pieces + 63) / 64 * 64;
-        parallel(pieces, 1, double(n) * 20, [&](size_t begin, size_t end) {
-            for (size_t i = begin; i < end && i * each < n; i++)
-                k.histogram(x + i * each, std::min(each, n - i * each), range, top, masses, parts.data() + i * (sample_bins + 1));
-        });
-        for (size_t b = 0; b < sample_bins; b++) {
-            bins[b] = 0;
-            for (size_t i = 0; i < pieces; i++) bins[b] += parts[i * (sample_bins + 1) + b];
-        }
-    }
-
-    // The shortest beginning of the order whose count reaches `wanted`, or whose mass reaches that part of `total` (0: of all
-    // masses), of the logits in [low, high], the largest among them.
-    Cut reach(double wanted, bool masses, float low, float high, double total = 0) const {
-        int32_t* ids = reinterpret_cast<int32_t*>(shared_scratch(n * sizeof(int32_t)));
-        double before = 0, bins[sample_bins];
-        for (bool first = true;; first = false) {
-            const float scale = float(sample_bins) / (high * .5f - low * .5f);
-            const bool flat = !std::isfinite(scale);  // equal, or closer than halves can tell
-            const Range range{low, high, flat ? 0 : scale};
-            histogram(range, masses, bins);
-            if (first && masses) {
-                if (!total)
-                    for (double bin : bins) total += bin;
-                wanted *= total;
-            }
-            size_t b = 0;
-            while (b + 1 < sample_bins && before + bins[b] < wanted) before += bins[b++];
-            const size_t found = k.collect(x, n, range, int32_t(b), ids);
-            if (!flat && found > sorted_most) {
-                const auto [least, most] = std::minmax_element(ids, ids + found, [&](int32_t i, int32_t j) { return x[i] < x[j]; });
-                low = x[*least], high = x[*most];
-                continue;
-            }
-            std::stable_sort(ids, ids + found, [&](int32_t i, int32_t j) { return x[i] > x[j]; });
-            for (size_t i = 0, equal = 0; i < found; i++) {
-                const float v = x[ids[i]];
-                equal = i && x[ids[i - 1]] == v ? equal + 1 : 1;
-                before += masses ? mass(v) : 1;
-                if (before >= wanted) return {v, i + 1 < found && x[ids[i + 1]] == v ? equal : all_ties};
-            }
-            return {low, all_ties};  // rounding left the sum short of all
-        }
-    }
+// What a request asks for, in the order of the stages; sampling/settings.py explains and checks it.
+struct Stages {
+    double temperature, top_n_sigma;
+    size_t top_k;
+    double typical_p, top_p, min_p, xtc_probability, xtc_threshold, dynatemp_range, dynatemp_exponent;
+    bool mirostat;
 };
 
 // The smallest float that is no less.
@@ -80,75 +35,314 @@ float at_least(double v) {
     return double(f) < v ? std::nextafter(f, std::numeric_limits<float>::infinity()) : f;
 }
 
-// The id drawn by `u` in [0, 1); where the logits are broken, -1 - the id of one that is no finite number.
-int64_t choose(const float* x, size_t n, double temperature, size_t top_k, double top_p, double min_p, double u) {
-    const Kernels& k = current_kernels();
-    const Extremes e = k.scan(x, n);
-    if (e.broken >= 0) return -1 - e.broken;
-    if (!n || e.most == -std::numeric_limits<float>::infinity()) return -1;
-    if (temperature == 0) return e.best;
-    const Logits logits{x, n, double(e.most), k};
-    Cut cut{e.least, all_ties};
-    if (top_k && top_k < n) cut = logits.reach(double(top_k), false, e.least, e.most);
-    if (top_p < 1) {
-        Cut left = cut;
-        const bool all = cut.ties == all_ties;  // else the histogram counts ties that are out
-        const Cut head = logits.reach(top_p, true, cut.value, e.most, all ? 0 : k.weigh(x, n, left, logits.top, 1, nullptr));
-        if (head.value > cut.value || head.ties < cut.ties) cut = head;
+// The logits that are still in the race, by rising id.
+class Race {
+  public:
+    Race(const float* logits, size_t size, const Extremes& e, const Kernels& kernels) : x(logits), n(size), k(kernels), room_(padded(size) + lane_floats) {
+        floats_ = reinterpret_cast<float*>(shared_scratch(4 * room_ * sizeof(float)));
+        see(e);
     }
-    if (min_p > 0)
-        if (const float least = at_least(logits.top + std::log(min_p)); least > cut.value) cut = {least, all_ties};
+    const float* x;
+    size_t n;
+    double top;   // the largest
+    float least;  // that may be
+    const Kernels& k;
+
+    int64_t id(size_t i) const { return ids_ ? ids_[i] : int64_t(i); }
+    double mass(float v) const { return std::exp(double(v) - top); }
+
+    // Sums over the race, in blocks of the same size on any number of threads.
+    Mass weigh(double factor, bool energy, std::vector<double>* of_blocks = nullptr) const {
+        std::vector<Mass> blocks((n + block - 1) / block);
+        parallel(blocks.size(), 32, double(n) * pass_work, [&](size_t begin, size_t end) {
+            for (size_t b = begin; b < end; b++) blocks[b] = k.weigh(x + b * block, std::min(block, n - b * block), top, factor, energy, nullptr);
+        });
+        Mass total{};
+        for (const Mass& m : blocks) total.sum += m.sum, total.energy += m.energy;
+        if (of_blocks)
+            for (const Mass& m : blocks) of_blocks->push_back(m.sum);
+        return total;
+    }
+
+    // Only what the cut leaves stays.
+    void keep(const Cut& cut, const float* keys) {
+        float* out = floats_ + room_;
+        int32_t* ids = reinterpret_cast<int32_t*>(floats_ + 2 * room_);
+        n = k.keep(keys, x, ids_, n, cut, out, ids);
+        x = out, ids_ = ids;
+    }
+    void keep(const Cut& cut) {
+        if (cut.ties == all_ties && cut.value <= least) return;
+        keep(cut, x);
+        least = cut.value;
+    }
+    void keep_from(double value) { keep({at_least(std::min(value, top)), all_ties}); }
+
+    // Keys of other orders: nearest to `centre` first, and unlikeliest first.
+    float* nearest(double centre) const {
+        float* keys = floats_ + 3 * room_;
+        k.distances(x, n, centre, keys);
+        return keys;
+    }
+    float* unlikeliest() const {
+        float* keys = floats_ + 3 * room_;
+        for (size_t i = 0; i < n; i++) keys[i] = -x[i];
+        return keys;
+    }
+    // How many are at least `value`, and the least of those.
+    std::pair<size_t, float> above(float value) const {
+        const size_t found = k.keep(x, x, nullptr, n, {std::max(value, least), all_ties}, floats_, reinterpret_cast<int32_t*>(floats_ + 3 * room_));
+        return {found, found ? *std::min_element(floats_, floats_ + found) : 0};
+    }
+    void look_again() { see(k.scan(x, n)); }
+
+    // The shortest beginning of the order of `keys` within [low, high] whose count, or mass, reaches `wanted`.
+    Cut reach(const float* keys, double wanted, bool masses, float low, float high) const {
+        int32_t* at = reinterpret_cast<int32_t*>(floats_);
+        double before = 0, bins[sample_bins];
+        for (;;) {
+            const float scale = float(sample_bins) / (high * .5f - low * .5f);
+            const bool flat = !std::isfinite(scale);  // equal, or closer than halves can tell
+            const Range range{low, high, flat ? 0 : scale};
+            histogram(keys, range, masses, bins);
+            size_t b = 0;
+            while (b + 1 < sample_bins && (!bins[b] || before + bins[b] < wanted)) before += bins[b++];
+            const size_t found = k.collect(keys, n, range, int32_t(b), at);
+            if (!flat && found > sorted_most) {
+                const auto [least, most] = std::minmax_element(at, at + found, [&](int32_t i, int32_t j) { return keys[i] < keys[j]; });
+                low = keys[*least], high = keys[*most];
+                continue;
+            }
+            if (low < high)
+                std::sort(at, at + found, [&](int32_t i, int32_t j) { return keys[i] > keys[j] || (keys[i] == keys[j] && i < j); });
+            for (size_t i = 0, equal = 0; i < found; i++) {
+                const float v = keys[at[i]];
+                equal = i && keys[at[i - 1]] == v ? equal + 1 : 1;
+                before += masses ? mass(x[at[i]]) : 1;
+                if (before >= wanted) return {v, i + 1 < found && keys[at[i + 1]] == v ? equal : all_ties};
+            }
+            return {low, all_ties};  // rounding left the sum short of all
+        }
+    }
+    Cut reach(double wanted, bool masses) const { return reach(x, wanted, masses, least, float(top)); }
+
+    // The `count` likeliest. Of many logits a few tell where about those end, so that not all need be counted.
+    void keep_largest(size_t count) {
+        if (count >= n) return;
+        constexpr size_t seen = 1024;
+        if (!ids_ && n > 16 * seen && count < n / 16) {
+            const Race all = *this;
+            float some[seen];
+            for (size_t i = 0; i < seen; i++) some[i] = x[i * n / seen];
+            const size_t rank = 2 * count * seen / n + 8;
+            std::nth_element(some, some + rank, some + seen, std::greater<float>());
+            keep({some[rank], all_ties});
+            if (n < count) restore(all);
+        }
+        if (count < n) keep(reach(double(count), false));
+    }
+
+    // Without the unlikeliest that cannot be among the likeliest, or those nearest to `centre`, of probability p; z is all mass.
+    void drop_tail(double p, double z, double centre = std::numeric_limits<double>::infinity()) {
+        if (1 - p > 1e-9) keep_from(std::min(top - std::log(double(n) / ((1 - p) * z)) - .01, 2 * centre - top));
+    }
+
+  private:
+    void see(const Extremes& e) { top = e.most, least = e.least; }
+    void restore(const Race& r) { x = r.x, n = r.n, least = r.least, ids_ = r.ids_; }
+
+    // In pieces of the same size on any number of threads, so that sums are the same.
+    void histogram(const float* keys, const Range& range, bool masses, double* bins) const {
+        std::vector<double> parts(pieces * (sample_bins + 1));
+        const size_t each = ((n + pieces - 1) / pieces + 63) / 64 * 64;
+        parallel(pieces, 1, double(n) * pass_work, [&](size_t begin, size_t end) {
+            for (size_t i = begin; i < end && i * each < n; i++)
+                k.histogram(keys + i * each, x + i * each, std::min(each, n - i * each), range, top, masses, parts.data() + i * (sample_bins + 1));
+        });
+        for (size_t b = 0; b < sample_bins; b++) {
+            bins[b] = 0;
+            for (size_t i = 0; i < pieces; i++) bins[b] += parts[i * (sample_bins + 1) + b];
+        }
+    }
+
+    const int32_t* ids_ = nullptr;  // null: counted from 0
+    size_t room_;
+    float* floats_;  // four arrays: positions that reach() collects, logits and ids that stay, keys
+};
+
+double entropy(const Mass& m) { return std::log(m.sum) - m.energy / m.sum; }  // nats, of weights e^y
+
+// The stages in their order; 1 / temperature.
+double run(Race& race, const Stages& s, double coin, double mu, double& z) {
+    if (s.top_n_sigma) {
+        const Moments m = race.k.moments(race.x, race.n, race.top);
+        const double mean = m.sum / m.count;
+        race.keep_from(race.top - s.top_n_sigma * std::sqrt(std::max(0.0, m.squares / m.count - mean * mean)));
+    }
+    if (s.top_k) race.keep_largest(s.top_k);
+    if (s.typical_p < 1) {
+        const Mass m = race.weigh(1, true);
+        const double centre = race.top + m.energy / m.sum;  // the expected logit: its surprise is the entropy
+        race.drop_tail(s.typical_p, m.sum, centre);
+        const float* keys = race.nearest(centre);
+        const double farthest = std::max(std::abs(race.top - centre), std::abs(double(race.least) - centre));
+        race.keep(race.reach(keys, s.typical_p * m.sum, true, -float(farthest), 0), keys);
+        race.look_again();
+    }
+    if (s.top_p < 1) {
+        const double all = race.weigh(1, false).sum;
+        race.drop_tail(s.top_p, all);
+        race.keep(race.reach(s.top_p * all, true));
+    }
+    if (s.min_p) race.keep_from(race.top + std::log(s.min_p));
+    if (coin < s.xtc_probability) {
+        const auto [n, least] = race.above(at_least(race.top + std::log(s.xtc_threshold * race.weigh(1, false).sum)));
+        if (n > 1) {
+            race.keep({-least, 1}, race.unlikeliest());
+            race.look_again();
+        }
+    }
+    double temperature = s.temperature;
+    if (s.dynatemp_range) {
+        const double n = race.k.moments(race.x, race.n, race.top).count, low = std::max(0.0, temperature - s.dynatemp_range);
+        const double unclear = n > 1 ? std::clamp(entropy(race.weigh(1, true)) / std::log(n), 0.0, 1.0) : 0;
+        temperature = low + (temperature + s.dynatemp_range - low) * std::pow(unclear, s.dynatemp_exponent);
+    }
     const double factor = std::min(1 / temperature, std::numeric_limits<double>::max());
-    struct Block {
-        double sum;
-        size_t ties;  // left where it begins
-    };
-    std::vector<Block> blocks((n + block - 1) / block);
-    auto weigh = [&](size_t b, size_t& ties, double* weights) {
-        Cut left{cut.value, ties};
-        const double sum = k.weigh(x + b * block, std::min(block, n - b * block), left, logits.top, factor, weights);
-        if (ties != all_ties) ties = left.ties;
-        return sum;
-    };
-    auto some = [&](size_t begin, size_t end) {
-        for (size_t ties = cut.ties, b = begin; b < end; b++) {
-            blocks[b].ties = ties;
-            blocks[b].sum = weigh(b, ties, nullptr);
-        }
-    };
-    if (cut.ties == all_ties)
-        parallel(blocks.size(), 32, double(n) * 20, some);
-    else
-        some(0, blocks.size());
-    double total = 0;
-    for (const Block& b : blocks) total += b.sum;
-    const double target = u * total;
-    double before = 0, weights[block];
-    int64_t last = e.best;
-    for (size_t b = 0; b < blocks.size(); b++) {
-        if (before + blocks[b].sum <= target && b + 1 < blocks.size()) {
-            before += blocks[b].sum;
-            continue;
-        }
-        const size_t first = b * block, size = std::min(block, n - first);
-        weigh(b, blocks[b].ties, weights);
-        for (size_t i = 0; i < size; i++) {
-            if (weights[i] > 0) last = int64_t(first + i);
-            if ((before += weights[i]) > target) return last;
-        }
+    if (s.mirostat) {
+        z = race.weigh(factor, false).sum;
+        race.keep_from(race.top + (std::log(z) - mu * std::log(2.0)) / factor);
     }
-    return last;
+    return factor;
 }
 
-int64_t sample(Floats logits, double temperature, size_t top_k, double top_p, double min_p, double u) {
+// Where nothing can be drawn: -1 - the id of a logit that is no finite number.
+int64_t broken(const Extremes& e, size_t n) { return e.broken >= 0 ? -1 - e.broken : !n || e.most == -std::numeric_limits<float>::infinity() ? -1 : 0; }
+
+struct Choice {
+    int64_t id;
+    double bits;  // of surprise before mirostat cut, where it does
+};
+
+// What `u` in [0, 1) draws.
+Choice choose(const float* x, size_t n, const Stages& s, double u, double coin, double mu) {
+    const Kernels& k = current_kernels();
+    const Extremes e = k.scan(x, n);
+    if (const int64_t none = broken(e, n)) return {none, 0};
+    if (s.temperature == 0) return {e.best, 0};
+    Race race(x, n, e, k);
+    double z = 0;
+    const double factor = run(race, s, coin, mu, z);
+    std::vector<double> blocks;
+    const double target = u * race.weigh(factor, false, &blocks).sum;
+    double before = 0, weights[block];
+    size_t last = 0;
+    for (size_t b = 0; b < blocks.size(); b++) {
+        if (before + blocks[b] <= target && b + 1 < blocks.size()) {
+            before += blocks[b];
+            continue;
+        }
+        const size_t first = b * block, size = std::min(block, race.n - first);
+        k.weigh(race.x + first, size, race.top, factor, false, weights);
+        for (size_t i = 0; i < size && before <= target; i++) {
+            if (weights[i] > 0) last = first + i;
+            before += weights[i];
+        }
+        if (before > target) break;
+    }
+    return {race.id(last), s.mirostat ? std::log2(z) - (double(race.x[last]) - race.top) * factor / std::log(2.0) : 0};
+}
+
+std::tuple<int64_t, double> sample(Floats logits, const Stages& stages, double u, double coin, double mu) {
     expect("logits", logits, {-1});
     nb::gil_scoped_release released;
-    return choose(logits.data(), logits.size(), temperature, top_k, top_p, min_p, u);
+    const Choice c = choose(logits.data(), logits.size(), stages, u, coin, mu);
+    return {c.id, c.bits};
+}
+
+using Ids = nb::ndarray<nb::numpy, int64_t>;
+using Doubles = nb::ndarray<nb::numpy, double>;
+template <class T>
+nb::ndarray<nb::numpy, T> owned(std::vector<T>&& values) {
+    auto* v = new std::vector<T>(std::move(values));
+    const size_t n = v->size();
+    return nb::ndarray<nb::numpy, T>(v->data(), {n}, nb::capsule(v, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); }));
+}
+
+std::tuple<Ids, Doubles, double> distribution(Floats logits, const Stages& stages, double coin, double mu) {
+    expect("logits", logits, {-1});
+    std::vector<int64_t> ids;
+    std::vector<double> p;
+    double part = 1;
+    {
+        nb::gil_scoped_release released;
+        const Kernels& k = current_kernels();
+        const Extremes e = k.scan(logits.data(), logits.size());
+        if (const int64_t none = broken(e, logits.size())) {
+            ids = {none};
+        } else if (stages.temperature == 0) {
+            ids = {e.best}, p = {1};
+        } else {
+            Race race(logits.data(), logits.size(), e, k);
+            double z = 0;
+            const double factor = run(race, stages, coin, mu, z);
+            race.keep({race.least, all_ties}, race.x);  // those of minus infinity are out
+            p.resize(race.n), ids.resize(race.n);
+            const double sum = race.weigh(factor, false).sum;
+            k.weigh(race.x, race.n, race.top, factor, false, p.data());
+            for (size_t i = 0; i < race.n; i++) ids[i] = race.id(i), p[i] /= sum;
+            if (stages.mirostat) part = sum / z;
+        }
+    }
+    return {owned(std::move(ids)), owned(std::move(p)), part};
+}
+
+std::tuple<double, Ids, Doubles> logprobs(Floats logits, size_t token, size_t n_top) {
+    expect("logits", logits, {-1});
+    if (token >= logits.size()) refuse("token is " + std::to_string(token) + "; expected an id below " + std::to_string(logits.size()) + ".");
+    std::vector<int64_t> ids;
+    std::vector<double> values;
+    double found = 0;
+    {
+        nb::gil_scoped_release released;
+        const Kernels& k = current_kernels();
+        const Extremes e = k.scan(logits.data(), logits.size());
+        if (const int64_t none = broken(e, logits.size())) {
+            ids = {none};
+        } else {
+            Race race(logits.data(), logits.size(), e, k);
+            const double z = race.top + std::log(race.weigh(1, false).sum);
+            found = double(logits.data()[token]) - z;
+            if (n_top) {
+                race.keep_largest(n_top);
+                race.keep({race.least, all_ties}, race.x);
+                std::vector<size_t> order(race.n);
+                for (size_t i = 0; i < race.n; i++) order[i] = i;
+                std::stable_sort(order.begin(), order.end(), [&](size_t i, size_t j) { return race.x[i] > race.x[j]; });
+                for (size_t i : order) ids.push_back(race.id(i)), values.push_back(double(race.x[i]) - z);
+            }
+        }
+    }
+    return {found, owned(std::move(ids)), owned(std::move(values))};
 }
 }  // namespace
 
 void bind_sampling(nb::module_& m) {
-    m.def("sample", &sample, nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("u"),
-          "The id that `u` in [0, 1) draws from logits [n], cut and tempered; -1 - id of a logit that is no finite number.");
+    nb::class_<Stages>(m, "Stages", "What is drawn from, by the fields of Sampling.")
+        .def(
+            "__init__",
+            [](Stages* s, double temperature, double top_n_sigma, size_t top_k, double typical_p, double top_p, double min_p, double xtc_probability,
+               double xtc_threshold, double dynatemp_range, double dynatemp_exponent, bool mirostat) {
+                new (s) Stages{temperature, top_n_sigma, top_k, typical_p, top_p, min_p, xtc_probability, xtc_threshold, dynatemp_range, dynatemp_exponent, mirostat};
+            },
+            nb::arg("temperature") = 1.0, nb::arg("top_n_sigma") = 0.0, nb::arg("top_k") = 0, nb::arg("typical_p") = 1.0, nb::arg("top_p") = 1.0, nb::arg("min_p") = 0.0,
+            nb::arg("xtc_probability") = 0.0, nb::arg("xtc_threshold") = 0.1, nb::arg("dynatemp_range") = 0.0, nb::arg("dynatemp_exponent") = 1.0,
+            nb::arg("mirostat") = false);
+    m.def("sample", &sample, nb::arg("logits"), nb::arg("stages"), nb::arg("u"), nb::arg("coin") = 1.0, nb::arg("mu") = 0.0,
+          "The id that `u` in [0, 1) draws from logits [n], and its surprise in bits where mirostat asks for it; -1 - id of a logit that is no finite number.");
+    m.def("distribution", &distribution, nb::arg("logits"), nb::arg("stages"), nb::arg("coin") = 1.0, nb::arg("mu") = 0.0,
+          "All that sample() could draw from logits [n]: ids, rising, their probabilities, and what part of all mirostat left; no ids, as sample(), for broken logits.");
+    m.def("logprobs", &logprobs, nb::arg("logits"), nb::arg("token"), nb::arg("n_top"),
+          "Log-softmax of logits [n] at a token, and the `n_top` largest: ids and values; the first id negative, as sample(), for broken logits.");
 }
 }  // namespace qt

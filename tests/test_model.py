@@ -23,6 +23,7 @@ from qtransformers.errors import (
 from qtransformers.gguf import GGUFFile, GGUFWriter
 from qtransformers.model import LoadOptions, Model, ModelConfig, Options
 from qtransformers.sampling import Sampling
+from qtransformers.sampling.settings import RANGES
 
 ASK = [{"role": "user", "content": "What is 7 plus 5?"}]
 STORY = [{"role": "user", "content": "Tell me a story about a brave fox."}]
@@ -242,10 +243,30 @@ def test_recommended_sampling_is_the_default(data, tmp_path):
         assert model.stream("a", sampling=Sampling(top_p=0.5))._sequence.request.sampling == Sampling(top_p=0.5)
 
 
-def test_a_recommendation_that_cannot_be_followed_is_told(data, tmp_path):
+def test_a_recommended_penalty_is_applied(data, tmp_path):
     path = rewritten(data / "demo-Q8_0.gguf", tmp_path / "m.gguf", general__sampling__penalty_repeat=1.3)
-    with pytest.warns(UserWarning, match=r"m\.gguf recommends repetition_penalty=1\.3.*does not apply"):
-        Model.load(path).close()
+    given = {"max_tokens": 60, "temperature": 0}
+    with Model.load(data / "demo-Q8_0.gguf") as plain, Model.load(path) as model:
+        assert model.sampling.repetition_penalty == pytest.approx(1.3)
+        penalised = model.generate("Once upon a time", **given).tokens
+        assert penalised == plain.generate("Once upon a time", repetition_penalty=model.sampling.repetition_penalty, **given).tokens  # fmt: skip
+        assert penalised != plain.generate("Once upon a time", **given).tokens
+        assert len(set(penalised)) > len(set(plain.generate("Once upon a time", **given).tokens))
+
+
+def test_dry_knows_the_breakers_of_the_tokenizer(demo):
+    ids = demo.tokenizer.encode("the cat sat. the cat sat. the cat", add_bos=False)
+    free, penalised, broken = (
+        demo.stream(ids, temperature=0, logprobs=0, **given)._sequence.sampler
+        for given in ({}, {"dry_multiplier": 5.0}, {"dry_multiplier": 5.0, "dry_breakers": ("cat",)})
+    )
+    logits = demo.logits(ids)[-1, : demo.tokenizer.n_tokens]
+    after = ids[len(demo.tokenizer.encode("the cat", add_bos=False))]
+
+    def lowered(sampler):
+        return float(logits[after] - sampler._edited(logits.copy(), ids, 0)[after])
+
+    assert lowered(free) == lowered(broken) == 0 and lowered(penalised) >= 5
 
 
 # The context
@@ -407,6 +428,11 @@ HOSTILE_REQUESTS = [
     ("top_p", [-0.1, NAN, 1.1, "1", True]),
     ("min_p", [-0.1, NAN, 1.1, "1", False]),
     ("seed", [-1, NAN, 0.5, "1", True, 2**64]),
+    ("repetition_penalty", [0, -1, NAN, "1", True]),
+    ("banned_tokens", [5, "5", [10**6], [-1], [0.5]]),
+    ("allowed_tokens", [[], [10**6], "5"]),
+    ("logit_bias", [5, {10**6: 1}, {0: NAN}, {0: "1"}]),
+    ("dry_breakers", ["text", [""], [5]]),
     ("stop", [5, True, "", [""], [None], ["x"] * 20_000, {"a": 1}, "x" * 5000, ["\ud800"]]),
     ("logprobs", [-1, NAN, 1.5, "1", True, 2**20]),
     ("hooks", [5, True, "x", [None], [5], len, {"a": len}]),
@@ -415,6 +441,7 @@ HOSTILE_REQUESTS = [
     ("sampling", [5, {"top_k": 1}, "greedy"]),
     ("encode_special", [1, "yes", None]),
 ]
+HOSTILE_REQUESTS += [(name, [NAN, "1", True, -200]) for name in RANGES if name not in dict(HOSTILE_REQUESTS)]
 
 
 @pytest.mark.parametrize(

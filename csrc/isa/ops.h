@@ -25,9 +25,12 @@ void kv_store(const AttendJob&, size_t kv_head, size_t position, const float* k,
 void delta(const DeltaJob&, size_t head, size_t c0, size_t c1, float* state, float* scratch);
 void conv(const ConvJob&, size_t t0, size_t t1, size_t c0, size_t c1, float* scratch);
 Extremes scan(const float* x, size_t n);
-void histogram(const float* x, size_t n, const Range&, double top, bool masses, double* bins);
-size_t collect(const float* x, size_t n, const Range&, int32_t bin, int32_t* ids);
-double weigh(const float* x, size_t n, Cut&, double top, double factor, double* weights);
+void histogram(const float* keys, const float* x, size_t n, const Range&, double top, bool masses, double* bins);
+size_t collect(const float* keys, size_t n, const Range&, int32_t bin, int32_t* at);
+size_t keep(const float* keys, const float* x, const int32_t* ids, size_t n, Cut, float* out_x, int32_t* out_ids);
+void distances(const float* x, size_t n, double centre, float* out);
+Moments moments(const float* x, size_t n, double top);
+Mass weigh(const float* x, size_t n, double top, double factor, bool energy, double* weights);
 uint64_t read_all(const uint8_t* p, size_t n);
 double multiply_all(size_t rounds);
 extern const GemvTable gemv_table;

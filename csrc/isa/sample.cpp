@@ -89,16 +89,16 @@ QT_INLINE I bins_of(V v, const Range& r) {
 }
 
 template <bool masses>
-static void count(const float* x, size_t n, const Range& r, double top, double* bins) {
+static void count(const float* keys, const float* x, size_t n, const Range& r, double top, double* bins) {
     float room[VL];
     for (size_t i = 0; i < n; i += VL) {
-        const float* p = whole(x + i, n - i, room);
-        const I b = bins_of(load(p), r);
+        const I b = bins_of(load(whole(keys + i, n - i, room)), r);
         if (!any(b != I{} + int32_t(sample_bins))) continue;
         int32_t at[VL];
         double mass[VL] = {};
         put(at, b);
         if (masses) {
+            const float* p = whole(x + i, n - i, room);
             put(mass, exp_at(p, top, 1));
             put(mass + half, exp_at(p + half, top, 1));
         }
@@ -106,7 +106,9 @@ static void count(const float* x, size_t n, const Range& r, double top, double* 
         for (int l = 0; l < VL; l++) bins[at[l]] += masses ? mass[l] : 1;
     }
 }
-void histogram(const float* x, size_t n, const Range& r, double top, bool masses, double* bins) { (masses ? count<true> : count<false>)(x, n, r, top, bins); }
+void histogram(const float* keys, const float* x, size_t n, const Range& r, double top, bool masses, double* bins) {
+    (masses ? count<true> : count<false>)(keys, x, n, r, top, bins);
+}
 
 size_t collect(const float* x, size_t n, const Range& r, int32_t bin, int32_t* ids) {
     float room[VL];
@@ -132,36 +134,89 @@ QT_INLINE I kept(V v, Cut& cut) {
     return get<I>(lanes);
 }
 
-QT_INLINE D where(const int32_t* lanes, D a) {
-    typedef int32_t Small __attribute__((vector_size(2 * VL)));
-    return __builtin_convertvector(get<Small>(lanes), L) != L{} ? a : D{};
+size_t keep(const float* keys, const float* x, const int32_t* ids, size_t n, Cut cut, float* out_x, int32_t* out_ids) {
+    float room[VL], room_x[VL];
+    int32_t step[VL];
+    for (int l = 0; l < VL; l++) step[l] = l;
+    size_t found = 0;
+    for (size_t i = 0; i < n; i += VL) {
+        const V v = load(whole(keys + i, n - i, room));
+        if (!any(v >= all(cut.value))) continue;
+        const I in = kept(v, cut);
+        const V values = load(whole(x + i, n - i, room_x));
+        I at = get<I>(step) + int32_t(i);
+        if (ids) __builtin_memcpy(&at, ids + i, sizeof(int32_t) * (n - i < size_t(VL) ? n - i : size_t(VL)));
+#if defined(__AVX512F__)
+        const __mmask16 m = _mm512_test_epi32_mask((__m512i)in, (__m512i)in);
+        _mm512_storeu_ps(out_x + found, _mm512_maskz_compress_ps(m, values));
+        _mm512_storeu_si512(out_ids + found, _mm512_maskz_compress_epi32(m, (__m512i)at));
+        found += size_t(__builtin_popcount(m));
+#else
+        for (int l = 0; l < VL; l++) {
+            out_x[found] = values[l];
+            out_ids[found] = at[l];
+            found += size_t(-in[l]);
+        }
+#endif
+    }
+    return found;
 }
 
-double weigh(const float* x, size_t n, Cut& cut, double top, double factor, double* weights) {
+void distances(const float* x, size_t n, double centre, float* out) {
     float room[VL];
-    D sum{}, none{};
     for (size_t i = 0; i < n; i += VL) {
         const float* p = whole(x + i, n - i, room);
-        const V v = load(p);
-        D a = none, b = none;
-        if (any(v >= all(cut.value))) {
-            const I in = kept(v, cut);
-            a = exp_at(p, top, factor), b = exp_at(p + half, top, factor);
-            if (any(~in)) {
-                int32_t lanes[VL];
-                put(lanes, in);
-                a = where(lanes, a), b = where(lanes + half, b);
-            }
-            sum += a + b;
+        float near[VL];
+        for (int h = 0; h < 2; h++) {
+            const D d = __builtin_convertvector(get<Half>(p + h * half), D) - centre;
+            put(near + h * half, __builtin_convertvector((D)((L)d | INT64_MIN), Half));
         }
-        if (!weights) continue;
-        double w[VL];
-        put(w, a);
-        put(w + half, b);
-        __builtin_memcpy(weights + i, w, sizeof(double) * (n - i < size_t(VL) ? n - i : size_t(VL)));
+        __builtin_memcpy(out + i, near, sizeof(float) * (n - i < size_t(VL) ? n - i : size_t(VL)));
     }
-    double total = 0;
-    for (int l = 0; l < half; l++) total += sum[l];
-    return total;
+}
+
+Moments moments(const float* x, size_t n, double top) {
+    float room[VL];
+    D sum{}, squares{};
+    L count{};
+    const D none{};
+    for (size_t i = 0; i < n; i += VL) {
+        const float* p = whole(x + i, n - i, room);
+        for (int h = 0; h < 2; h++) {
+            D d = __builtin_convertvector(get<Half>(p + h * half), D) - top;
+            const L in = d > none - __builtin_inf();
+            d = in ? d : none;
+            count -= in;
+            sum += d;
+            squares = fused(d, d, squares);
+        }
+    }
+    Moments m{};
+    for (int l = 0; l < half; l++) m.count += double(count[l]), m.sum += sum[l], m.squares += squares[l];
+    return m;
+}
+
+template <bool surprise>
+static Mass weigh_all(const float* x, size_t n, double top, double factor, double* weights) {
+    float room[VL];
+    D sum{}, energy{};
+    const D none{};
+    for (size_t i = 0; i < n; i += VL) {
+        const float* p = whole(x + i, n - i, room);
+        double w[VL];
+        for (int h = 0; h < 2; h++) {
+            const D y = (__builtin_convertvector(get<Half>(p + h * half), D) - top) * factor, e = exp_of(y);
+            sum += e;
+            if (surprise) energy = fused(e, y < none - 700 ? none : y, energy);
+            if (weights) put(w + h * half, e);
+        }
+        if (weights) __builtin_memcpy(weights + i, w, sizeof(double) * (n - i < size_t(VL) ? n - i : size_t(VL)));
+    }
+    Mass m{};
+    for (int l = 0; l < half; l++) m.sum += sum[l], m.energy += energy[l];
+    return m;
+}
+Mass weigh(const float* x, size_t n, double top, double factor, bool energy, double* weights) {
+    return (energy ? weigh_all<true> : weigh_all<false>)(x, n, top, factor, weights);
 }
 }  // namespace qt::QT_ISA

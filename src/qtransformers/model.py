@@ -30,7 +30,7 @@ from qtransformers.load.chat.formats import prompt_format as named_format
 from qtransformers.load.placement import check_placement
 from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK
 from qtransformers.load.rope import check_rope_base, check_rope_scaling
-from qtransformers.sampling import Sampling
+from qtransformers.sampling import Breaks, Sampling, SamplingOptions, breaks_of
 from qtransformers.settings import MAX_THREADS, Settings, usable_cores
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class LoadOptions(TypedDict, total=False):
     preload: bool
 
 
-class Options(TypedDict, total=False):
+class Options(SamplingOptions, total=False):
     """What a request may say. What it leaves out comes from the model's generation config, else it is neutral."""
 
     max_tokens: int | None  # of the answer; None: until the context is full
@@ -136,12 +136,7 @@ class Options(TypedDict, total=False):
         bool | Speculate | None
     )  # guess tokens ahead, by repeats in the text (`ngram`), a draft model (`draft`), or both
     max_draft: int  # tokens guessed ahead in one forward, at most
-    sampling: Sampling | None  # all of the following at once
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    seed: int | None
+    sampling: Sampling | None  # in place of the model's; its fields may be given one by one, too
 
 
 class PromptOptions(Options, total=False):
@@ -168,7 +163,7 @@ class Model:
         self.plan: LoadPlan = plan
         self.hparams: Hyperparameters = h
         self.tokenizer: Tokenizer = loaded.tokenizer
-        self.sampling = _recommended(loaded)
+        self.sampling = Sampling.from_generation_config(vars(loaded.generation))
         self._recommended_by = loaded.generation.origin
         self.eos_ids = frozenset(loaded.tokenizer.eos_ids) | frozenset(loaded.generation.eos)
         self.notes = loaded.notes
@@ -177,6 +172,7 @@ class Model:
         self._gguf = loaded.sources.gguf
         self._settle = loaded.settle
         self._kind = loaded.spec.kind
+        self._breaks: dict[tuple[str, ...], Breaks] = {}
         self._engine = Engine(
             partial(loaded.spec.forward, loaded.weights, h),
             cache,
@@ -606,10 +602,11 @@ class Model:
             raise ConfigError(f"sampling={shown(sampling)}; expected a Sampling.")
         stops = texts("stop", stop)
         own = [self.tokenizer.id_of(s) for s in stops]
+        sampling = (sampling or self.sampling).override(**fields)
         request = Request(
             prompt=ids,
             max_tokens=answer_limit(len(ids), max_tokens, self.context_length),
-            sampling=(sampling or self.sampling).override(**fields),
+            sampling=sampling,
             stop=stops,
             logprobs=logprobs,
             hooks=tuple(hooks),
@@ -617,6 +614,7 @@ class Model:
             max_draft=whole("max_draft", max_draft, 1, MAX_DRAFT),
             # control tokens leave no text by which to find them
             stop_ids=self.eos_ids | {i for i in own if i in self.tokenizer.special_ids},
+            breaks=self._breaks_of(sampling),
         )
         return Stream(self._engine, Answer(request, decoder, self._engine.n_tokens))
 
@@ -637,14 +635,10 @@ class Model:
             return asked
         return None if asked is False else "auto"
 
-
-def _recommended(loaded: Loaded) -> Sampling:
-    """The sampling that the model's authors recommend; a warning for what of it cannot be followed."""
-    given = loaded.generation
-    for name in ("typical_p", "repetition_penalty"):
-        value = getattr(given, name)
-        if value not in (None, 1.0):
-            warnings.warn(
-                f"{given.origin} recommends {name}={value:g}, which this version does not apply.", stacklevel=4
-            )
-    return Sampling.from_generation_config(vars(given))
+    def _breaks_of(self, sampling: Sampling) -> Breaks | None:
+        if not sampling.dry_multiplier:
+            return None
+        texts = sampling.dry_breakers
+        found = self._breaks.get(texts) or breaks_of(texts, self.tokenizer)
+        self._breaks = {texts: found}  # that of the last request
+        return found

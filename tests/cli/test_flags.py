@@ -1,9 +1,12 @@
 import argparse
+import dataclasses
 
 import pytest
 
-from qtransformers.cli.flags import FLAGS, add_flags
+from qtransformers.cli.flags import FLAGS, SAMPLING, add_flags
 from qtransformers.errors import ConfigError
+from qtransformers.sampling import Sampling
+from qtransformers.sampling.settings import RANGES
 
 
 def parse(words, *names, env=None):
@@ -31,6 +34,11 @@ def test_flag_over_environment_over_default():
         ("temp", "-0.1"),
         ("top-p", "1.5"),
         ("seed", "-1"),
+        ("typical-p", "2"),
+        ("repetition-penalty", "0"),
+        ("penalty-range", "-2"),
+        ("logit-bias", "5"),
+        ("logit-bias", "5=x"),
         ("threads", "1.5"),
     ],
 )
@@ -53,3 +61,23 @@ def test_every_flag_has_a_spelling_of_its_own():
     spellings = [flag.spellings[-1] for flag in FLAGS.values()]
     assert len(spellings) == len(set(spellings)) and all(s.startswith("--") for s in spellings)
     assert all(flag.help and not flag.help.endswith(".") for flag in FLAGS.values())
+
+
+def test_flags_of_sampling_are_its_fields_and_their_ranges():
+    words = [f"--{flag}={ {'logit-bias': '7=1.5,9=-2', 'mirostat-tau': '0'}.get(flag, '1') }" for flag in SAMPLING]
+    args = parse(words, *SAMPLING)
+    given = {field: getattr(args, FLAGS[flag].dest) for flag, field in SAMPLING.items()}
+    settings = Sampling(**given)
+    assert settings.logit_bias == ((7, 1.5), (9, -2.0)) and settings.repetition_penalty == settings.seed == 1
+    for flag, field in SAMPLING.items():
+        for bound in RANGES.get(field, ())[1:]:
+            Sampling(**{field: getattr(parse([f"--{flag}={bound:.17g}"], flag), FLAGS[flag].dest)})
+    left = {"dry_breakers", "banned_tokens", "allowed_tokens"}
+    assert {*SAMPLING.values(), *left} == {field.name for field in dataclasses.fields(Sampling)}
+
+
+def test_spellings_of_llama_cpp():
+    assert (
+        parse(["--repeat-penalty", "1.1", "--repeat-last-n", "64"], "repetition-penalty", "penalty-range").penalty_range
+        == 64
+    )

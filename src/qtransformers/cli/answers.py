@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from qtransformers.cli.flags import FLAGS, SAMPLING
 from qtransformers.cli.models import fetched
 from qtransformers.cli.terminal import note, plain_warnings, printable, progress, watched
 from qtransformers.errors import ConfigError
@@ -166,7 +167,7 @@ def continues(model: Model, args: argparse.Namespace) -> bool:
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say about choosing tokens; what they leave out is the model's choice."""
-    given = {"temperature": args.temp, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p, "seed": args.seed}
+    given = {field: getattr(args, FLAGS[flag].dest) for flag, field in SAMPLING.items()}
     return {name: value for name, value in given.items() if value is not None}
 
 

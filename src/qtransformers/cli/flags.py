@@ -61,6 +61,16 @@ def memories(text: str) -> tuple[int, ...]:
     return tuple(memory(part) for part in text.split(","))
 
 
+def biases(text: str) -> dict[int, float]:
+    """A parser of what to add to logits: ID=X, separated by commas."""
+    try:
+        return {int(id): float(value) for id, value in (pair.split("=") for pair in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text[:60]!r}; expected token ids and numbers such as 15=2.5,198=-1"
+        ) from None
+
+
 @dataclass(frozen=True)
 class Flag:
     """One flag; `kind` None means a switch."""
@@ -84,6 +94,33 @@ class Flag:
         """The attribute of the parsed arguments."""
         return self.name.replace("-", "_")
 
+
+# How to choose tokens: the fields of Sampling, in the order of its stages. Those of llama.cpp's spellings that differ are understood, too.
+_CHOOSING = (
+    Flag(("--temp",), "temperature; 0 is greedy", number(0), "X", field="temperature"),
+    Flag(("--top-k",), "choose among the K likeliest tokens; 0 is off", integer(0), "K"),
+    Flag(("--top-p",), "choose among the likeliest tokens of total probability P", number(0, 1), "P"),
+    Flag(("--min-p",), "drop tokens less likely than P times the likeliest", number(0, 1), "P"),
+    Flag(("--typical", "--typical-p"), "choose among tokens about as surprising as expected, of total probability P", number(0, 1), "P"),
+    Flag(("--top-nsigma", "--top-n-sigma"), "drop tokens whose logit is more than X standard deviations below the largest; 0 is off", number(0, 1000), "X"),
+    Flag(("--repeat-penalty", "--repetition-penalty"), "divide logits of tokens in prompt and answer by X; 1 is off", number(1e-3, 100), "X"),
+    Flag(("--frequency-penalty",), "lower a token's logit by X each time it is in the answer", number(-100, 100), "X"),
+    Flag(("--presence-penalty",), "lower the logits of tokens in the answer by X", number(-100, 100), "X"),
+    Flag(("--repeat-last-n", "--penalty-range"), "penalties look at the last N tokens; -1 is all", integer(-1), "N"),
+    Flag(("--dry-multiplier",), "lower the logit of what goes on with a repetition, the more the longer it is; 0 is off", number(0, 100), "X"),
+    Flag(("--dry-base",), "by how much the DRY penalty grows with each token", number(1, 100), "X"),
+    Flag(("--dry-allowed-length",), "repetitions shorter than N tokens are free", integer(1), "N"),
+    Flag(("--dry-penalty-last-n", "--dry-range"), "DRY looks at the last N tokens; -1 is all", integer(-1), "N"),
+    Flag(("--xtc-probability",), "how often to leave out the likeliest tokens but one", number(0, 1), "P"),
+    Flag(("--xtc-threshold",), "how likely those are at least", number(0, 1), "P"),
+    Flag(("--dynatemp-range",), "temperature moves by X either way, with how unsure the model is; 0 is off", number(0, 100), "X"),
+    Flag(("--dynatemp-exp", "--dynatemp-exponent"), "how it moves: 1 is evenly", number(0, 100), "X"),
+    Flag(("--mirostat-ent", "--mirostat-tau"), "keep the surprise of tokens at X bits on average; 0 is off", number(0, 100), "X"),
+    Flag(("--mirostat-lr", "--mirostat-eta"), "how fast mirostat follows", number(0, 1), "X"),
+    Flag(("--logit-bias",), "add to logits of tokens by their ids", biases, "ID=X[,ID=X...]"),
+    Flag(("--seed",), "seed of the sampler; the same seed gives the same answer", integer(0), "N"),
+)  # fmt: skip
+SAMPLING = {flag.name: flag.field or flag.dest for flag in _CHOOSING}  # flag -> field of Sampling
 
 _ROWS = (
     # every verb
@@ -111,12 +148,7 @@ _ROWS = (
     Flag(("--system",), "system message", str, "TEXT"),
     Flag(("--raw",), "continue the prompt as it is, without a chat template"),
     Flag(("-n", "--max-tokens"), "most tokens to answer with (default: until the model ends, or the context is full)", integer(1), "N"),
-    # how to choose tokens
-    Flag(("--temp",), "temperature; 0 is greedy", number(0), "X", field="temperature"),
-    Flag(("--top-k",), "choose among the K likeliest tokens; 0 is off", integer(0), "K"),
-    Flag(("--top-p",), "choose among the likeliest tokens of total probability P", number(0, 1), "P"),
-    Flag(("--min-p",), "drop tokens less likely than P times the likeliest", number(0, 1), "P"),
-    Flag(("--seed",), "seed of the sampler; the same seed gives the same answer", integer(0), "N"),
+    *_CHOOSING,
     # what to print and write
     Flag(("--json",), "print JSON", env=False),
     Flag(("--full",), "print whole arrays and texts", env=False),

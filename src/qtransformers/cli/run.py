@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 
-from qtransformers.cli.flags import add_flags
+from qtransformers.cli.flags import SAMPLING, add_flags
 from qtransformers.errors import ConfigError
 from qtransformers.settings import Settings
 
@@ -28,7 +28,6 @@ LOADING = (
     "preload",
 )
 TALKING = ("prompt-format", "system", "raw", "max-tokens")
-SAMPLING = ("temp", "top-k", "top-p", "min-p", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

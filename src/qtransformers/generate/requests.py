@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qtransformers.checks import shown, text, whole
 from qtransformers.errors import ConfigError
-from qtransformers.sampling import Sampling
+from qtransformers.sampling import Breaks, Sampling
 
 Speculate = Literal["auto", "ngram", "draft"]
 # Why an answer ended: an EOS or a stop text; max_tokens, or a full context; it went in circles (max_repeats); every token
@@ -42,6 +42,7 @@ class Request:
     speculate: Speculate | None = "auto"  # where guesses of the next tokens come from, if the engine makes any
     max_draft: int = MAX_DRAFT  # tokens guessed ahead, at most
     salt: Hashable = None  # only requests of the same salt share what they have in the cache
+    breaks: Breaks | None = field(default=None, compare=False)  # what `sampling.dry_breakers` are to the tokenizer
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:

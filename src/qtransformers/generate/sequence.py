@@ -95,7 +95,7 @@ class Sequence:
     last: float = 0.0
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(self.request.sampling, self.n_tokens)
+        self.sampler = Sampler(self.request.sampling, self.n_tokens, self.request.breaks)
         self.tokens = list(self.request.prompt)
         self._ids = np.array(self.tokens, np.int32)
         self.table = Table(self.request.salt)

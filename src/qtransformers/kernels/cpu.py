@@ -23,18 +23,23 @@ from qtransformers.types import QuantType
 __all__ = [
     "Experts",
     "Pool",
+    "Stages",
     "Weight",
     "activate",
     "attention",
     "bind",
     "causal_conv",
+    "distribution",
+    "dry",
     "embedding",
     "gated",
     "gated_delta",
     "layer_norm",
     "linear",
     "linears",
+    "logprobs",
     "moe",
+    "penalise",
     "per_head",
     "rms_norm",
     "rope",
@@ -46,9 +51,10 @@ __all__ = [
 Pool = lib.Pool
 if TYPE_CHECKING:
     Experts = Any
+    Stages = Any
     Weight = Any  # the extension has no types that a checker could read
 else:
-    Experts, Weight = lib.Experts, lib.Weight
+    Experts, Stages, Weight = lib.Experts, lib.Stages, lib.Weight
 
 
 def bind(tensor: QTensor, accuracy: str = "exact") -> Any:
@@ -243,13 +249,67 @@ def gated_delta(q: F32, k: F32, v: F32, decay: F32, beta: F32, starts: Ints, sta
         raise _refusal("gated_delta", expected, q, k, v, decay, beta, starts, *states) from None
 
 
-def sample(logits: F32, temperature: float, top_k: int, top_p: float, min_p: float, u: float) -> int:
-    """The id that `u` in [0, 1) draws from `logits [n]`, as `sampling.draw`; -1 - id of a logit that is no finite number."""
+def sample(logits: F32, stages: Stages, u: float, coin: float = 1.0, mu: float = 0.0) -> tuple[int, float]:
+    """The id that `u` in [0, 1) draws from `logits [n]`, and its surprise in bits where mirostat asks for it.
+
+    XTC acts where `coin` is below its probability; `mu` is mirostat's bound. The definition is `sampling.definition`.
+    Instead of an id: -1 - id of a logit that is no finite number, -1 where none is above minus infinity.
+    """
     try:
-        return int(lib.sample(logits, temperature, top_k, top_p, min_p, u))
+        return lib.sample(logits, stages, u, coin, mu)
     except TypeError:
-        expected = "logits [n] float32, temperature float, top_k int, top_p, min_p, u float"
-        raise _refusal("sample", expected, logits, temperature, top_k, top_p, min_p, u) from None
+        raise _refusal("sample", "logits [n] float32, stages Stages, u, coin, mu float", logits, stages, u, coin, mu) from None  # fmt: skip
+
+
+def distribution(
+    logits: F32, stages: Stages, coin: float = 1.0, mu: float = 0.0
+) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
+    """All that `sample` could draw: ids, rising, their probabilities, and what part of the mass mirostat left.
+
+    One negative id, as `sample`, and no probabilities where the logits are broken.
+    """
+    try:
+        return lib.distribution(logits, stages, coin, mu)
+    except TypeError:
+        raise _refusal("distribution", "logits [n] float32, stages Stages, coin, mu float", logits, stages, coin, mu) from None  # fmt: skip
+
+
+def logprobs(logits: F32, token: int, n_top: int) -> tuple[float, NDArray[np.int64], NDArray[np.float64]]:
+    """Log-softmax of `logits [n]` at `token`, and the ids and values of the `n_top` largest, ties by id.
+
+    One negative id, as `sample`, where the logits are broken.
+    """
+    try:
+        return lib.logprobs(logits, token, n_top)
+    except TypeError:
+        raise _refusal("logprobs", "logits [n] float32, token int, n_top int", logits, token, n_top) from None
+
+
+def penalise(
+    logits: F32, tokens: Ints, n_prompt: int, range: int, repetition: float, frequency: float, presence: float
+) -> None:
+    """Change `logits [n]` of the tokens among the last `range` of `tokens`, the first `n_prompt` of all being the prompt's."""
+    try:
+        lib.penalise(logits, tokens, n_prompt, range, repetition, frequency, presence)
+    except TypeError:
+        expected = (
+            "logits [n] float32, writable; tokens [m] int32, n_prompt, range int, repetition, frequency, presence float"
+        )
+        raise _refusal("penalise", expected, logits, tokens, n_prompt, range, repetition, frequency, presence) from None
+
+
+def dry(
+    logits: F32, tokens: Ints, breaks: NDArray[np.bool_] | None, limit: int, range: int, multiplier: float, base: float, allowed: int
+) -> None:  # fmt: skip
+    """Lower `logits [n]` of what would go on with a repetition in the last `range` of `tokens`.
+
+    Repetitions have at most `limit` tokens, none of which `breaks [n]`; those below `allowed` are free.
+    """
+    try:
+        lib.dry(logits, tokens, breaks, limit, range, multiplier, base, allowed)
+    except TypeError:
+        expected = "logits [n] float32, writable; tokens [m] int32, breaks [n] bool or None, limit, range int, multiplier, base float, allowed int"
+        raise _refusal("dry", expected, logits, tokens, breaks, limit, range, multiplier, base, allowed) from None
 
 
 def _refusal(operation: str, expected: str, *found: Any) -> ConfigError:

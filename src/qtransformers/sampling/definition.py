@@ -1,8 +1,12 @@
-"""Choosing a token in plain NumPy: the definition, of which the kernels are a faster form."""
+"""Choosing a token in plain NumPy: the definition, of which the kernels are a faster form.
+
+What is in the race is one array: logits in float64 by token id, minus infinity for what is out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,47 +18,214 @@ from qtransformers.sampling.settings import Sampling
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Ids = NDArray[np.int64]
+MOST_PENALTY = 1e9  # of DRY: far beyond any logit, and finite
 
 
-@dataclass
-class Candidates:
-    """Tokens still in the race, likeliest first and ties by id; in the order of ids where no stage cuts."""
+@dataclass(frozen=True)
+class Breaks:
+    """Where no repetition goes on: at these tokens, and at the end of these runs of tokens."""
 
-    ids: Ids  # [n]
-    logits: F64  # [n]
-    log_z: float | None = None  # log of the sum of exp(logit) of all in the race, where these are only its head
+    tokens: NDArray[np.bool_] | None = None  # [n_tokens]
+    runs: tuple[tuple[int, ...], ...] = ()
 
-    @property
-    def probabilities(self) -> F64:
-        """Softmax over the tokens in the race."""
-        return np.exp(self.logits - (_log_sum_exp(self.logits) if self.log_z is None else self.log_z))
+    def limit(self, tokens: Sequence[int]) -> int:
+        """How many tokens stand after the last run."""
+        most = len(tokens)
+        for run in self.runs:
+            ends = (n for n in range(most) if n + len(run) <= len(tokens) and tuple(tokens[len(tokens) - n - len(run) : len(tokens) - n]) == run)  # fmt: skip
+            most = min(most, next(ends, most))
+        return most
 
 
-def weights(logits: F32, s: Sampling) -> tuple[Ids, F64]:
-    """The ids that can be drawn, rising, and what their probabilities are proportional to."""
+# The logits of tokens that the settings name, then of those that the history holds
+
+
+def bias(logits: F32, s: Sampling) -> None:
+    """Add `logit_bias`; minus infinity for what is banned or not allowed."""
+    if s.logit_bias:
+        ids, values = zip(*s.logit_bias, strict=True)
+        logits[list(ids)] += np.array(values, np.float32)
+    if s.allowed_tokens is not None:
+        allowed = list(s.allowed_tokens)
+        kept = logits[allowed]
+        logits.fill(-np.inf)
+        logits[allowed] = kept
+    if s.banned_tokens:
+        logits[list(s.banned_tokens)] = -np.inf
+
+
+def penalise(logits: F32, s: Sampling, tokens: Sequence[int], n_prompt: int) -> None:
+    """Repetition penalty (arXiv:1909.05858, negative logits multiplied), then frequency and presence (OpenAI's)."""
+    start = 0 if s.penalty_range < 0 else max(0, len(tokens) - s.penalty_range)
+    for token in {int(t) for t in tokens[start:]}:
+        count = sum(int(t) == token for t in tokens[max(start, n_prompt) :])
+        x = float(logits[token])
+        v = x / s.repetition_penalty if x > 0 else x * s.repetition_penalty
+        v -= count * s.frequency_penalty + (count > 0) * s.presence_penalty
+        logits[token] = _bounded(v) if math.isfinite(x) else v
+
+
+def dry(logits: F32, s: Sampling, tokens: Sequence[int], breaks: Breaks = Breaks()) -> None:
+    """Don't repeat yourself (oobabooga/text-generation-webui#5677): the longer a repetition, the dearer its next token."""
+    h = [int(t) for t in (tokens if s.dry_range < 0 else tokens[max(0, len(tokens) - s.dry_range) :])]
+    stops = set() if breaks.tokens is None else set(np.flatnonzero(breaks.tokens).tolist())
+    limit = breaks.limit(tokens)
+    longest: dict[int, int] = {}
+    for i in range(len(h) - 1):  # the token at i is where the repetition ends, the one after it went on
+        n = 0
+        while n <= i and n < limit and h[i - n] == h[len(h) - 1 - n] and h[i - n] not in stops:
+            n += 1
+        if n >= s.dry_allowed_length and h[i + 1] not in stops:
+            longest[h[i + 1]] = max(n, longest.get(h[i + 1], 0))
+    for token, n in longest.items():
+        try:
+            penalty = s.dry_multiplier * math.pow(s.dry_base, n - s.dry_allowed_length)
+        except OverflowError:
+            penalty = MOST_PENALTY
+        x = float(logits[token])
+        logits[token] = _bounded(x - min(MOST_PENALTY, penalty)) if math.isfinite(x) else x
+
+
+def _bounded(v: float) -> float:
+    most = float(np.finfo(np.float32).max)
+    return min(max(v, -most), most)
+
+
+# What stays in the race
+
+
+def _order(x: F64) -> Ids:
+    """Who is in the race, likeliest first, ties by id."""
+    order = np.argsort(-x, kind="stable")
+    return order[: np.count_nonzero(x > -np.inf)]
+
+
+def _log_z(x: F64) -> float:
+    return float(x.max() + np.log(np.exp(x - x.max()).sum()))
+
+
+def _entropy(x: F64) -> float:
+    """Of the softmax, in nats."""
+    log_p = x[x > -np.inf] - _log_z(x)
+    return float(-(np.exp(log_p) * log_p).sum())
+
+
+def _only(x: F64, ids: Ids) -> F64:
+    left = np.full_like(x, -np.inf)
+    left[ids] = x[ids]
+    return left
+
+
+def _until(x: F64, order: Ids, p: float) -> F64:
+    """The beginning of an order whose probabilities reach `p`, the token that crosses it included."""
+    reached = np.cumsum(np.exp(x[order] - _log_z(x))) >= p
+    return _only(x, order[: int(np.argmax(reached)) + 1 if reached.any() else len(order)])
+
+
+def _top_n_sigma(x: F64, s: Sampling, coin: float) -> F64:
+    """Keep what is within so many standard deviations of the largest logit (arXiv:2411.07641)."""
+    d = x[x > -np.inf] - x.max()
+    return np.where(x >= x.max() - s.top_n_sigma * d.std(), x, -np.inf) if s.top_n_sigma else x
+
+
+def _top_k(x: F64, s: Sampling, coin: float) -> F64:
+    """Keep the `top_k` likeliest (arXiv:1805.04833)."""
+    return _only(x, _order(x)[: s.top_k]) if s.top_k else x
+
+
+def _typical_p(x: F64, s: Sampling, coin: float) -> F64:
+    """Keep the tokens whose surprise is nearest to the entropy, until their probabilities reach `typical_p` (arXiv:2202.00666)."""
+    if s.typical_p >= 1:
+        return x
+    d = np.where(x > -np.inf, x - x.max(), 0)
+    p = np.exp(x - x.max())
+    centre = x.max() + (p * d).sum() / p.sum()  # the expected logit: its surprise is the entropy
+    with np.errstate(over="ignore"):
+        far = np.abs(x - centre).astype(np.float32)
+    return _until(x, np.argsort(far, kind="stable")[: np.count_nonzero(x > -np.inf)], s.typical_p)
+
+
+def _top_p(x: F64, s: Sampling, coin: float) -> F64:
+    """Keep the likeliest until their probabilities reach `top_p`, the token that crosses it included (arXiv:1904.09751)."""
+    return _until(x, _order(x), s.top_p) if s.top_p < 1 else x
+
+
+def _min_p(x: F64, s: Sampling, coin: float) -> F64:
+    """Keep what is at least `min_p` times as likely as the likeliest (arXiv:2407.01082)."""
+    return np.where(x >= x.max() + np.log(s.min_p), x, -np.inf) if s.min_p else x
+
+
+def _xtc(x: F64, s: Sampling, coin: float) -> F64:
+    """By chance, leave out all that reach the threshold but the least likely of them (oobabooga/text-generation-webui#6335)."""
+    if coin >= s.xtc_probability:
+        return x
+    with np.errstate(divide="ignore"):
+        above = np.flatnonzero((x >= np.log(s.xtc_threshold) + _log_z(x)) & (x > -np.inf))
+    left = x.copy()
+    left[above] = -np.inf
+    if len(above):
+        least = above[np.argmin(x[above])]  # of equals the first
+        left[least] = x[least]
+    return left
+
+
+STAGES: tuple[Callable[[F64, Sampling, float], F64], ...] = (_top_n_sigma, _top_k, _typical_p, _top_p, _min_p, _xtc)
+
+
+def temperature(x: F64, s: Sampling) -> float:
+    """What logits are divided by: more where the model knows less, if it is dynamic."""
+    if not s.dynatemp_range:
+        return s.temperature
+    n = np.count_nonzero(x > -np.inf)
+    unclear = min(1.0, max(0.0, _entropy(x) / math.log(n))) if n > 1 else 0.0
+    low = max(0.0, s.temperature - s.dynatemp_range)
+    return low + (s.temperature + s.dynatemp_range - low) * unclear**s.dynatemp_exponent
+
+
+def weights(logits: F32, s: Sampling, coin: float = 1.0, mu: float = 0.0) -> tuple[Ids, F64, float]:
+    """The ids that can be drawn, rising; what their probabilities are proportional to; what part of the mass mirostat left."""
     best = int(np.argmax(logits))
     if not np.isfinite(logits[best]):  # argmax finds a NaN before any number
         raise broken(logits, best)
     if s.temperature == 0:
-        return np.array([best]), np.ones(1)
-    candidates = _head(logits, s)
+        return np.array([best]), np.ones(1), 1.0
+    x = logits.astype(np.float64)
     for stage in STAGES:
-        candidates = stage(candidates, s)
-    order = np.argsort(candidates.ids)
-    with np.errstate(over="ignore"):  # near zero the others' exponents are -inf, which is right
-        x = (candidates.logits[order] - candidates.logits.max()) / s.temperature
-    return candidates.ids[order], np.where(x < -700, 0, np.exp(x))
+        x = stage(x, s, coin)
+    t = temperature(x, s)
+    with np.errstate(
+        over="ignore", divide="ignore", invalid="ignore"
+    ):  # near zero the others' exponents are -inf, which is right
+        y = np.where(x == x.max(), 0.0, (x - x.max()) * min(1 / t if t else np.inf, np.finfo(np.float64).max))
+    w = np.where(y < -700, 0, np.exp(y))
+    part = 1.0
+    if s.mirostat_tau:  # arXiv:2007.14966, algorithm 2; the likeliest stays in any case
+        z = w.sum()
+        x[(y < math.log(z) - mu * math.log(2)) & (y < 0)] = -np.inf
+        w[x == -np.inf] = 0
+        part = w.sum() / z
+    ids = np.flatnonzero(x > -np.inf)
+    return ids, w[ids], part
 
 
-def pick(ids: Ids, p: F64, u: float) -> int:
-    """The id that `u` in [0, 1) draws: they divide [0, 1) among them by their probabilities `p`, in their order."""
-    cumulative = np.cumsum(p)
-    return int(ids[min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), len(p) - 1)])
+def pick(ids: Ids, w: F64, u: float) -> int:
+    """The id that `u` in [0, 1) draws: they divide [0, 1) among them by their weights `w`, in their order."""
+    cumulative = np.cumsum(w)
+    drawn = np.searchsorted(cumulative, u * cumulative[-1], side="right")
+    return int(ids[min(drawn, np.flatnonzero(w)[-1])])
 
 
-def draw(logits: F32, s: Sampling, u: float) -> int:
+def draw(logits: F32, s: Sampling, u: float, coin: float = 1.0, mu: float = 0.0) -> int:
     """The token that `u` in [0, 1) draws."""
-    return pick(*weights(logits, s), u)
+    return pick(*weights(logits, s, coin, mu)[:2], u)
+
+
+def logprobs(logits: F32, token: int, n_top: int) -> tuple[float, Ids, F64]:
+    """Log-softmax at `token`, and the ids and values of the `n_top` largest, ties by id."""
+    x = logits.astype(np.float64)
+    log_p = x - _log_z(x)
+    ids = _order(x)[:n_top]
+    return float(log_p[token]), ids, log_p[ids]
 
 
 def broken(logits: F32, token: int) -> QTransformersError:
@@ -63,67 +234,3 @@ def broken(logits: F32, token: int) -> QTransformersError:
         f"the model's logits hold {logits[token]} at token {token}. The weights are damaged, or a kernel is wrong: "
         "try cache='f32', and compare the file's checksum."
     )
-
-
-def _top_k(c: Candidates, s: Sampling) -> Candidates:
-    """Keep the `top_k` likeliest."""
-    if not s.top_k:
-        return c
-    return Candidates(c.ids[: s.top_k], c.logits[: s.top_k])
-
-
-def _top_p(c: Candidates, s: Sampling) -> Candidates:
-    """Keep the likeliest until their probabilities reach `top_p`, the token that crosses it included (arXiv:1904.09751)."""
-    if s.top_p >= 1:
-        return c
-    reached = np.cumsum(c.probabilities) >= s.top_p
-    n = int(np.argmax(reached)) + 1 if reached.any() else len(c.ids)
-    return Candidates(c.ids[:n], c.logits[:n], c.log_z)
-
-
-def _min_p(c: Candidates, s: Sampling) -> Candidates:
-    """Keep what is at least `min_p` times as likely as the likeliest (arXiv:2407.01082)."""
-    if s.min_p <= 0:
-        return c
-    n = int(np.count_nonzero(c.logits >= c.logits[0] + np.log(s.min_p)))
-    return Candidates(c.ids[:n], c.logits[:n], c.log_z)
-
-
-STAGES: tuple[Callable[[Candidates, Sampling], Candidates], ...] = (_top_k, _top_p, _min_p)
-
-
-def _head(logits: F32, s: Sampling) -> Candidates:
-    """The tokens that can survive the stages, sorted; sorting a whole vocabulary of 150,000 would cost milliseconds."""
-    if s.top_k:
-        return _sorted(_largest(logits, s.top_k), logits)
-    if s.top_p < 1:
-        log_z = _log_sum_exp(logits.astype(np.float64))
-        n = 256
-        while n < len(logits):
-            head = _sorted(_largest(logits, n), logits, log_z)
-            if head.probabilities.sum() >= s.top_p:
-                return head
-            n *= 8
-        return _sorted(np.arange(len(logits)), logits, log_z)
-    if s.min_p > 0:
-        return _sorted(np.flatnonzero(logits >= logits.max() + np.log(s.min_p)), logits)
-    return Candidates(np.arange(len(logits)), logits.astype(np.float64))  # nothing to cut, so nothing to sort
-
-
-def _largest(x: F32, n: int) -> Ids:
-    """Indices of the `n` largest of `x`, in order; among equals at the edge the first."""
-    if n >= len(x):
-        return np.arange(len(x))
-    edge = np.partition(x, len(x) - n)[len(x) - n]
-    above = np.flatnonzero(x > edge)
-    return np.sort(np.concatenate([above, np.flatnonzero(x == edge)[: n - len(above)]]))
-
-
-def _sorted(ids: Ids, logits: F32, log_z: float | None = None) -> Candidates:
-    ids = ids[np.argsort(-logits[ids], kind="stable")]
-    return Candidates(ids, logits[ids].astype(np.float64), log_z)
-
-
-def _log_sum_exp(x: F64) -> float:
-    top = x.max()
-    return float(top + np.log(np.exp(x - top).sum()))

@@ -434,6 +434,11 @@ HOSTILE_REQUESTS = [
     ("logit_bias", [5, {10**6: 1}, {0: NAN}, {0: "1"}]),
     ("dry_breakers", ["text", [""], [5]]),
     ("stop", [5, True, "", [""], [None], ["x"] * 20_000, {"a": 1}, "x" * 5000, ["\ud800"]]),
+    ("banned", [5, True, "", [""], [None], ["x"] * 20_000, {"a": 1}, "x" * 5000, ["\ud800"], b"x"]),
+    ("min_tokens", [-1, NAN, 1.5, "5", True, 2**31, [5], None, 5000]),
+    ("max_repeats", [-1, 0, 1, NAN, 1.5, "5", True, 2**31, [5]]),
+    ("heal", [1, 0, "yes", None, NAN]),
+    ("decode_special", [1, 0, "yes", None, NAN]),
     ("logprobs", [-1, NAN, 1.5, "1", True, 2**20]),
     ("hooks", [5, True, "x", [None], [5], len, {"a": len}]),
     ("speculate", [1, "fast", "", 0.5, ["ngram"], {}]),
@@ -464,10 +469,97 @@ def test_every_request_field_is_tried():
     assert {name for name, _ in HOSTILE_REQUESTS} == set(Options.__annotations__) | {"encode_special"}
 
 
-@pytest.mark.parametrize("prompt, message", [(None, "^prompt=None"), (5, "^prompt=5"), (["a"], r"^prompt\[0\]='a'"), ([1, 99999], r"^prompt\[1\]=99999"), ([[1]], r"^prompt\[0\]="), ([], "no tokens"), ("", "no tokens"), (b"ab", r"^prompt=b'ab'"), ({1: 2}, r"^prompt=\{1: 2\}"), ("a\ud800", "^prompt has a lone surrogate")])  # fmt: skip
+@pytest.mark.parametrize("prompt, message", [(None, "^prompt=None"), (5, "^prompt=5"), (["a"], r"^prompt\[0\]='a'"), ([1, 99999], r"^prompt\[1\]=99999"), ([[1]], r"^prompt\[0\]="), ([], "no tokens"), ("", "no tokens"), (b"ab", r"^prompt=b'ab'"), (ASK, r"^prompt=\[\{.*Messages are for chat"), ({1: 2}, r"^prompt=\{1: 2\}"), ("a\ud800", "^prompt has a lone surrogate")])  # fmt: skip
 def test_bad_prompts(demo, prompt, message):
     with pytest.raises(ConfigError, match=message):
         demo.generate(prompt)
+
+
+def test_banned_texts_do_not_come(demo):
+    plain = demo.chat(STORY, temperature=0).text
+    word = next(w for w in plain.split() if len(w) > 4 and w.isalpha())
+    for banned in (word, [word, "never there"], [word, "the ", " a "]):
+        answer = demo.chat(STORY, temperature=0, banned=banned, logprobs=0)
+        assert not any(b in answer.text for b in ([banned] if isinstance(banned, str) else banned))
+        assert answer.finish_reason == "stop" and answer.text.startswith("Once upon a")
+        assert demo.tokenizer.decode(answer.tokens) == answer.text and len(answer.logprobs) == len(answer.tokens)
+        assert answer.text == "".join(c.text for c in demo.chat(STORY, temperature=0, banned=banned, stream=True))
+    assert demo.generate("The", max_tokens=50, seed=3, banned=" ").text.count(" ") == 0
+    assert demo.generate("The", max_tokens=50, seed=3, banned=list("aeiou")).text.isascii()
+
+
+def test_a_control_token_can_be_banned(demo):
+    """Each way to spell it: it leaves no text by which to find it."""
+    answer = demo.chat(ASK, temperature=0, banned=["<|end|>", "<|endoftext|>"], max_tokens=40)
+    assert answer.finish_reason == "length" and not demo.eos_ids & set(answer.tokens)
+
+
+def test_min_tokens(demo):
+    assert len(demo.chat(ASK, temperature=0).tokens) < 40
+    answer = demo.chat(ASK, temperature=0, min_tokens=40, max_tokens=60)
+    assert len(answer.tokens) >= 40 and answer.text.startswith("7 plus 5 is 12.")
+    later = demo.chat(STORY, temperature=0, min_tokens=40, stop=".")
+    assert len(later.tokens) > 40 and later.text.count(".") >= 1 and later.finish_reason == "stop"
+    with pytest.raises(ConfigError, match=r"^min_tokens=50, but the answer may have 20 tokens"):
+        demo.chat(ASK, min_tokens=50, max_tokens=20)
+
+
+def test_ten_thousand_stops_and_banned_texts_work(demo):
+    many = [f"word{i}" for i in range(10_000)]
+    plain = demo.chat(STORY, temperature=0)
+    assert demo.chat(STORY, temperature=0, stop=many, banned=many).text == plain.text
+    assert demo.chat(STORY, temperature=0, stop=[*many, "Everyone"]).text == plain.text[: plain.text.index("Everyone")]
+
+
+def test_a_loop_ends(demo):
+    prompt = "Sam Sam Sam Sam Sam Sam Sam Sam"
+    only = demo.tokenizer.encode(" Sam Sam")
+    hook = lambda tokens, logits: np.where(np.isin(np.arange(len(logits)), only), logits, -np.inf).astype(np.float32)  # noqa: E731
+    answer = demo.generate(prompt, temperature=0, max_repeats=6, hooks=[hook], max_tokens=500)
+    assert answer.finish_reason == "loop" and len(answer.tokens) < 60
+    assert demo.chat(STORY, temperature=0, max_repeats=6).finish_reason == "stop"
+
+
+def test_control_tokens_can_be_shown(demo):
+    prompt = "<|user|>\nWhat is 7 plus 5?<|end|>\n"
+    hidden = demo.generate(prompt, encode_special=True, temperature=0, max_tokens=50)
+    shown = demo.generate(prompt, encode_special=True, temperature=0, max_tokens=50, decode_special=True)
+    assert shown.tokens == hidden.tokens and "<|assistant|>" in shown.text and "<|" not in hidden.text
+    assert shown.text.replace("<|assistant|>", "") == hidden.text
+    pieces = demo.stream(prompt, encode_special=True, temperature=0, max_tokens=50, decode_special=True)
+    assert "".join(c.text for c in pieces) == shown.text
+
+
+def test_healing(demo):
+    """The prompt ends within what would be one token."""
+    whole = "Once upon a time there was a"
+    for cut in range(1, len(whole)):
+        answer = demo.generate(whole[:cut], heal=True, temperature=0, max_tokens=20)
+        ids = demo.tokenizer.encode(whole[:cut])
+        assert answer.prompt == tuple(ids[: len(answer.prompt)])
+        taken = demo.tokenizer.decode(ids[len(answer.prompt) :])
+        assert demo.tokenizer.decode(answer.tokens) == taken + answer.text  # the prompt's end, then what is new
+    assert demo.generate("Once upon a ti", heal=True, temperature=0, max_tokens=8).text.startswith("me")
+
+
+def test_prompts_that_look_as_if_bos_were_wrong_are_told(data, demo, shared):
+    with Model.load(shared / "models" / "stories260K-f32.gguf") as model:
+        once = model.tokenizer.encode("Once", add_bos=False)
+        bos = model.tokenizer.bos_id
+        trapped = [
+            ("<s>Once", {}, r"begins with '<s>', which is read as plain text"),
+            ("<s><s>Once", {"encode_special": True}, r"BOS \(<s>\) twice"),
+            ([bos, bos, *once], {}, r"BOS \(<s>\) twice"),
+            (once, {}, rf"the ids of the prompt begin with .*but this model expects \[{bos}\] \(<s>\) in front.*add_bos=False"),
+        ]  # fmt: skip
+        for prompt, given, message in trapped:
+            with pytest.warns(UserWarning, match=message):
+                model.generate(prompt, max_tokens=1, **given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for prompt, given in [("Once", {}), ("<s>Once", {"encode_special": True}), ([bos, *once], {}), (once, {"add_bos": False}), ("Once", {"add_bos": False})]:  # fmt: skip
+                model.generate(prompt, max_tokens=1, **given)
+            demo.generate(demo.tokenizer.encode("Once"), max_tokens=1)
 
 
 @pytest.mark.parametrize("name", ["add_bos", "encode_special"])

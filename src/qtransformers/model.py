@@ -22,7 +22,6 @@ from qtransformers.generate import Sequence as Answer
 from qtransformers.generate.embed import check_pooling, embed, normalized
 from qtransformers.generate.requests import MAX_DRAFT, Hook, Speculate, answer_limit, prompt_ids, texts
 from qtransformers.generate.speculative import Speculation
-from qtransformers.generate.text import Decoder
 from qtransformers.kernels.table import ACCURACY, FEW_ROWS, check_accuracy
 from qtransformers.load import Loaded, load
 from qtransformers.load.chat.formats import PromptFormat
@@ -30,6 +29,7 @@ from qtransformers.load.chat.formats import prompt_format as named_format
 from qtransformers.load.placement import check_placement
 from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK
 from qtransformers.load.rope import check_rope_base, check_rope_scaling
+from qtransformers.load.start import doubts, encode_prompt
 from qtransformers.sampling import Breaks, Sampling, SamplingOptions, breaks_of
 from qtransformers.settings import MAX_THREADS, Settings, usable_cores
 
@@ -127,7 +127,12 @@ class Options(SamplingOptions, total=False):
     """What a request may say. What it leaves out comes from the model's generation config, else it is neutral."""
 
     max_tokens: int | None  # of the answer; None: until the context is full
+    min_tokens: int  # of the answer, before it may end
     stop: str | Sequence[str] | None  # texts that end the answer and are no part of it
+    banned: str | Sequence[str] | None  # texts that the answer does not hold: it goes back and takes another way
+    max_repeats: int | None  # the answer ends where its last tokens are the same so many times in a row
+    heal: bool  # let the first tokens of the answer complete the last of the prompt
+    decode_special: bool  # show control tokens in the text
     logprobs: (
         int | None
     )  # log-probabilities of the tokens by the model alone, and of so many of the likeliest each time
@@ -291,7 +296,8 @@ class Model:
         """Continue a text, or token ids as they are; see `Options`.
 
         Of a text: `add_bos` None puts BOS in front where the model expects it; `encode_special` lets control tokens that
-        the text spells out become those tokens. ConfigError names the field that cannot be honoured.
+        the text spells out become those tokens. What looks like a missing or a doubled BOS is a warning; for ids without
+        one `add_bos=False` says that it is meant. ConfigError names the field that cannot be honoured.
         """
         return self.stream(prompt, add_bos=add_bos, encode_special=encode_special, **options).read()
 
@@ -305,16 +311,21 @@ class Model:
     ) -> Stream:
         """As `generate`, piece by piece: an iterator of `Chunk`, whose `completion` is the whole."""
         self._check_generates()
+        flag("encode_special", encode_special)
+        if add_bos is not None:
+            flag("add_bos", add_bos)
         if isinstance(prompt, str):
-            ids = self._encode(prompt, add_bos, flag("encode_special", encode_special))
+            ids = tuple(encode_prompt(text("prompt", prompt), self.tokenizer, add_bos, encode_special))
+            found = doubts(ids, self.tokenizer, prompt, encode_special)
         else:
-            if add_bos is not None or encode_special:
+            if add_bos or encode_special:
                 raise ConfigError(
                     "add_bos and encode_special are for text, but the prompt is token ids. Leave them out."
                 )
             ids = prompt_ids(prompt, self._engine.n_tokens)
-        continues = not isinstance(prompt, str) or bool(prompt)
-        return self._stream(ids, self.tokenizer.decoder(continues=continues), **options)
+            found = doubts(ids, self.tokenizer) if add_bos is None else []
+        _warn(found)
+        return self._stream(ids, not isinstance(prompt, str) or bool(prompt), **options)
 
     def generate_many(
         self, prompts: Sequence[str | Sequence[int]], **options: Unpack[PromptOptions]
@@ -364,7 +375,7 @@ class Model:
             messages, tools=tools, documents=documents, template_variables=template_variables, encode_special=encode_special
         )  # fmt: skip
         options["stop"] = (*self.chat_template.format.stop, *texts("stop", options.get("stop")))
-        answer = self._stream(ids, self.tokenizer.decoder(), **options)
+        answer = self._stream(ids, False, **options)
         return answer if stream else answer.read()
 
     def chat_ids(
@@ -387,7 +398,9 @@ class Model:
             variables=template_variables,
             encode_special=flag("encode_special", encode_special),
         )
-        return tuple(encode(prompt, self.tokenizer))
+        ids = tuple(encode(prompt, self.tokenizer))
+        _warn(doubts(ids, self.tokenizer, prompt.text, encode_special=True))
+        return ids
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -567,26 +580,18 @@ class Model:
                 f"{self.plan.file} is an encoder ({self.plan.architecture}): it makes vectors of texts and generates none. Use embed(), or load a language model."
             )
 
-    def _encode(self, prompt: str, add_bos: bool | None, encode_special: bool) -> tuple[int, ...]:
-        from qtransformers.load.chat import with_start
-
-        if add_bos is not None:
-            flag("add_bos", add_bos)
-        ids = self.tokenizer.encode(text("prompt", prompt), add_bos=False, encode_special=encode_special)
-        if add_bos and not self.tokenizer.before:
-            bos = self.tokenizer.bos_id
-            if bos is None:
-                raise ConfigError("add_bos=True, but the vocabulary has no BOS token. Leave it out.")
-            return tuple(ids if ids[:1] == [bos] else [bos, *ids])
-        return tuple(ids if add_bos is False else with_start(ids, self.tokenizer))
-
     def _stream(
         self,
         ids: tuple[int, ...],
-        decoder: Decoder,
+        continues: bool,  # a text, so that a blank in front of the answer is shown
         *,
         max_tokens: int | None = None,
+        min_tokens: int = 0,
         stop: str | Sequence[str] | None = None,
+        banned: str | Sequence[str] | None = None,
+        max_repeats: int | None = None,
+        heal: bool = False,
+        decode_special: bool = False,
         logprobs: int | None = None,
         hooks: Sequence[Hook] = (),
         speculate: bool | Speculate | None = None,
@@ -594,28 +599,40 @@ class Model:
         sampling: Sampling | None = None,
         **fields: Any,
     ) -> Stream:
+        from qtransformers.load.tokenizer.healing import take_back
+
         if logprobs is not None:
             whole("logprobs", logprobs, 0, MAX_LOGPROBS)
         if not isinstance(hooks, (list, tuple)) or not all(map(callable, hooks)):
             raise ConfigError(f"hooks={shown(hooks)}; expected a list of functions (tokens, logits) -> logits.")
         if sampling is not None and not isinstance(sampling, Sampling):
             raise ConfigError(f"sampling={shown(sampling)}; expected a Sampling.")
-        stops = texts("stop", stop)
-        own = [self.tokenizer.id_of(s) for s in stops]
+        stops, bans = texts("stop", stop), texts("banned", banned)
+        ids, healing = take_back(ids, self.tokenizer) if flag("heal", heal) else (ids, None)
+        skip = len(healing.text) if healing else 0
+        decoder = self.tokenizer.decoder(
+            flag("decode_special", decode_special), continues=continues or skip > 0, skip=skip
+        )
         sampling = (sampling or self.sampling).override(**fields)
         request = Request(
             prompt=ids,
             max_tokens=answer_limit(len(ids), max_tokens, self.context_length),
+            min_tokens=min_tokens,
             sampling=sampling,
             stop=stops,
+            banned=bans,
+            max_repeats=max_repeats,
+            healing=healing,
             logprobs=logprobs,
             hooks=tuple(hooks),
             speculate=self._speculates(speculate),
             max_draft=whole("max_draft", max_draft, 1, MAX_DRAFT),
             # control tokens leave no text by which to find them
-            stop_ids=self.eos_ids | {i for i in own if i in self.tokenizer.special_ids},
+            stop_ids=self.eos_ids | self._control_ids(stops),
+            banned_ids=self._control_ids(bans),
             breaks=self._breaks_of(sampling),
         )
+        self._engine.check(request)
         return Stream(self._engine, Answer(request, decoder, self._engine.n_tokens))
 
     def _speculates(self, asked: bool | Speculate | None) -> Speculate | None:
@@ -642,3 +659,11 @@ class Model:
         found = self._breaks.get(texts) or breaks_of(texts, self.tokenizer)
         self._breaks = {texts: found}  # that of the last request
         return found
+
+    def _control_ids(self, texts: tuple[str, ...]) -> frozenset[int]:
+        return frozenset(i for i in map(self.tokenizer.id_of, texts) if i in self.tokenizer.special_ids)
+
+
+def _warn(messages: Sequence[str]) -> None:
+    for message in messages:
+        warnings.warn(message, stacklevel=4)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from qtransformers.checks import shown, text, whole
 from qtransformers.errors import ConfigError
 from qtransformers.sampling import Breaks, Sampling
+
+if TYPE_CHECKING:
+    from qtransformers.load.tokenizer.healing import Healing
 
 Speculate = Literal["auto", "ngram", "draft"]
 # Why an answer ended: an EOS or a stop text; max_tokens, or a full context; it went in circles (max_repeats); every token
@@ -35,6 +38,8 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
     banned: tuple[str, ...] = ()  # texts that the answer must not hold
+    banned_ids: frozenset[int] = frozenset()  # and tokens
+    healing: Healing | None = None  # what the first tokens must spell
     min_tokens: int = 0  # of the answer, before it may end
     max_repeats: int | None = None  # it ends with the same tokens so many times in a row
     logprobs: int | None = None  # log-probabilities of the tokens, and of so many of the likeliest each time
@@ -43,6 +48,16 @@ class Request:
     max_draft: int = MAX_DRAFT  # tokens guessed ahead, at most
     salt: Hashable = None  # only requests of the same salt share what they have in the cache
     breaks: Breaks | None = field(default=None, compare=False)  # what `sampling.dry_breakers` are to the tokenizer
+
+    def __post_init__(self) -> None:
+        whole("min_tokens", self.min_tokens, 0, MAX_NEW_TOKENS)
+        if self.min_tokens > self.max_tokens:
+            raise ConfigError(
+                f"min_tokens={self.min_tokens:,}, but the answer may have {self.max_tokens:,} tokens (max_tokens, or what "
+                "the context leaves). Lower the one or raise the other."
+            )
+        if self.max_repeats is not None:
+            whole("max_repeats", self.max_repeats, 2, MAX_NEW_TOKENS)
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
@@ -69,6 +84,8 @@ def prompt_ids(prompt: Any, n_tokens: int, name: str = "prompt") -> tuple[int, .
         ids = None
     if ids is None:
         raise ConfigError(f"{name}={shown(prompt)}; expected text or a list of token ids.")
+    if ids and isinstance(ids[0], Mapping):
+        raise ConfigError(f"{name}={shown(prompt)}; expected text or a list of token ids. Messages are for chat().")
     return tuple(whole(f"{name}[{i}]", id, 0, n_tokens - 1) for i, id in enumerate(ids))
 
 

@@ -154,9 +154,15 @@ class Sequence:
 
     def restrict(self, logits: F32) -> None:
         """Take away from the next token's logits what must not come now; the answer ends where that leaves nothing."""
-        if len(self.tokens) - self.n_prompt < self.request.min_tokens:
-            logits[list(self.request.stop_ids)] = -np.inf
-        forbidden = self._forbidden.get(len(self.tokens))
+        request = self.request
+        allowed = request.healing.allowed(self.tokens, self.n_prompt) if request.healing else None
+        if allowed is not None:
+            kept = logits[allowed]
+            logits.fill(-np.inf)
+            logits[allowed] = kept
+        forbidden = self._forbidden.get(len(self.tokens), set()) | request.banned_ids
+        if len(self.tokens) - self.n_prompt < request.min_tokens:
+            logits[list(request.stop_ids)] = -np.inf
         if forbidden:
             logits[list(forbidden)] = -np.inf
             if np.max(logits) == -np.inf:

@@ -74,3 +74,26 @@ def test_the_first_blank_of_sentencepiece(shared):
     assert tokenizer.decode(ids) == "Once upon 🦊" == streamed(tokenizer, ids)[1]
     assert tokenizer.decode(ids[1:], continues=True) == " Once upon 🦊" == streamed(tokenizer, ids, continues=True)[1]
     assert tokenizer.decode(tokenizer.encode(" x")) == " x"
+
+
+@pytest.mark.parametrize("name", ["demo-Q8_0.gguf", "stories"])
+def test_a_stream_goes_back_to_where_it_was(request, data, name):
+    """Amid a character, before the first blank, or within what is skipped."""
+    path = data / name if name != "stories" else request.getfixturevalue("shared") / "models" / "stories260K-f32.gguf"
+    tokenizer = Tokenizer.from_gguf(path)
+    r = random.Random(4)
+    ids = tokenizer.encode(" naïve 🦊 日本, a fox") * 2
+    for skip in (0, 1, 7):
+        expected = tokenizer.decoder(skip=skip)
+        pieces = [expected.push(i) for i in ids]
+        decoder, at, n = tokenizer.decoder(skip=skip), 0, 0
+        states = [decoder.state]
+        while at < len(ids):
+            assert decoder.push(ids[at]) == pieces[at]
+            at += 1
+            states = [*states[:at], decoder.state]
+            if r.random() < 0.3 and n < 200:
+                at, n = r.randrange(at + 1), n + 1
+                decoder.push(r.choice(ids))
+                decoder.restore(states[at])
+        assert n > 3 and decoder.finish() == expected.finish()

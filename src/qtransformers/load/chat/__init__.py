@@ -23,6 +23,7 @@ from qtransformers.errors import ConfigError
 from qtransformers.load.chat.budget import Limits
 from qtransformers.load.chat.formats import CHOICES, PromptFormat
 from qtransformers.load.chat.sandbox import Template
+from qtransformers.load.start import with_start
 from qtransformers.load.tokenizer.specials import SpecialMatcher
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -328,9 +329,3 @@ def encode(prompt: Prompt, tokenizer: Vocabulary) -> list[int]:
         else:
             ids += tokenizer.encode(piece.replace(prompt.mark, ""), add_bos=False)
     return with_start(ids, tokenizer)
-
-
-def with_start(ids: list[int], tokenizer: Vocabulary) -> list[int]:
-    """`ids` with what the model expects in front of a text, unless they begin so already."""
-    before = list(tokenizer.before)
-    return ids if ids[: len(before)] == before else before + ids

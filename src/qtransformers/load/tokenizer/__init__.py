@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from qtransformers.errors import TokenizerError
@@ -12,6 +13,7 @@ from qtransformers.gguf import GGUFFile
 from qtransformers.load.tokenizer.decoding import StreamDecoder
 from qtransformers.load.tokenizer.from_gguf import gguf_tokenizer
 from qtransformers.load.tokenizer.from_hf import hub_tokenizer
+from qtransformers.load.tokenizer.healing import Pieces, pieces_of
 from qtransformers.load.tokenizer.parts import TokenizerParts
 
 
@@ -93,9 +95,10 @@ class Tokenizer:
             text = text.removeprefix(b" ")
         return text.decode("utf-8", "replace")
 
-    def decoder(self, decode_special: bool = False, *, continues: bool = False) -> StreamDecoder:
-        """A decoder for one stream of ids; its pieces together are `decode` of them all."""
-        return StreamDecoder(self._shown if decode_special else self._hidden, self._parts.strip_space and not continues)
+    def decoder(self, decode_special: bool = False, *, continues: bool = False, skip: int = 0) -> StreamDecoder:
+        """A decoder for one stream of ids; its pieces together are `decode` of them all, less the first `skip` bytes."""
+        piece = self._shown if decode_special else self._hidden
+        return StreamDecoder(piece, self._parts.strip_space and not continues, skip)
 
     def token_text(self, i: int) -> str:
         """The token as the vocabulary spells it; TokenizerError for an id out of range."""
@@ -104,6 +107,11 @@ class Tokenizer:
     def token_bytes(self, i: int) -> bytes:
         """The bytes the token stands for in a text; a control token's are its name."""
         return self._parts.piece(self._check_id(i))
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """The tokens that make text, by their bytes. The first use sorts them."""
+        return pieces_of(self.n_tokens, self._parts.piece, self.special_ids | self.unused_ids)
 
     def id_of(self, text: str) -> int | None:
         """The id of the token spelled `text` in the vocabulary, or None."""

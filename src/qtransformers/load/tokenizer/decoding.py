@@ -56,9 +56,10 @@ def piece_decoder(
 class StreamDecoder:
     """Text as its tokens arrive: `push(id)` gives the whole characters there are, `finish()` what is left."""
 
-    def __init__(self, piece: Callable[[int], bytes], strip_space: bool) -> None:
+    def __init__(self, piece: Callable[[int], bytes], strip_space: bool, skip: int = 0) -> None:
         self._piece = piece
         self._strip_space = strip_space
+        self._skip = skip  # bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
@@ -72,16 +73,18 @@ class StreamDecoder:
     @property
     def state(self) -> Any:
         """What `restore` needs to come back to this point."""
-        return self._strip_space, self._utf8.getstate()
+        return self._strip_space, self._skip, self._utf8.getstate()
 
     def restore(self, state: Any) -> None:
         """Forget what was pushed since `state`."""
-        self._strip_space, utf8 = state
+        self._strip_space, self._skip, utf8 = state
         self._utf8.setstate(utf8)
 
     def _next(self, token: int) -> bytes:
         piece = self._piece(token)
         if self._strip_space and piece:
             self._strip_space = False
-            return piece[1:] if piece.startswith(b" ") else piece
+            piece = piece.removeprefix(b" ")
+        if self._skip:
+            piece, self._skip = piece[self._skip :], max(0, self._skip - len(piece))
         return piece

@@ -50,6 +50,10 @@ def test_bad_values_are_refused_from_either_side(flag, value):
         parse([], flag, env={variable: value})
 
 
+def test_a_flag_that_may_be_given_several_times():
+    assert parse(["--stop", "a", "--stop", "b"], "stop").stop == ["a", "b"] and parse([], "stop").stop is None
+
+
 def test_a_choice_and_a_switch_from_the_environment_are_checked():
     with pytest.raises(ConfigError, match="expected one of auto, on, off"):
         parse([], env={"QTRANSFORMERS_COLOR": "blue"})

@@ -26,6 +26,30 @@ def test_one_answer_on_stdout_and_nothing_else_anywhere(command):
     assert (done.returncode, done.stdout, done.stderr) == (0, ANSWER, "")
 
 
+def test_the_flags_of_text_reach_the_request(capsys):
+    def said(*words):
+        assert main(["run", "demo", *words, "--temp", "0"]) == 0
+        return capsys.readouterr()
+
+    assert said(ASK, "--stop", " is", "--stop", "never").out == "7 plus 5\n"
+    assert " is" not in said(ASK, "--ban", " is", "--ban", "never", "-n", "20").out
+    assert said(ASK, "--ban", " ", "--ban", "7", "--min-tokens", "3", "-n", "5").out
+    assert len(said(ASK, "--min-tokens", "30", "-n", "30").out) > len(ANSWER) + 20
+    assert said("Once upon a ti", "--raw", "--heal", "-n", "8").out.startswith("me")
+    assert said(ASK, "--ban", "<|end|>", "--ban", "<|endoftext|>", "-n", "20", "--special").out.startswith(
+        "7 plus 5 is 12."
+    )
+    ended = said(ASK, *(word for c in "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,!?-:" for word in ("--ban", c)), "--min-tokens", "5", "-n", "9")  # fmt: skip
+    assert "every way on leads to a text of --ban" in ended.err or ended.out.strip()
+
+
+def test_a_flag_of_text_that_cannot_be_honoured(capsys):
+    assert main(["run", "demo", ASK, "--min-tokens", "9", "-n", "5"]) == 2
+    assert "min_tokens=9, but the answer may have 5 tokens" in capsys.readouterr().err
+    assert main(["run", "demo", ASK, "--stop", ""]) == 2
+    assert "stop[0] has 0 characters" in capsys.readouterr().err
+
+
 def test_stdin_is_the_prompt(command):
     done = command("run", "demo", "--temp", "0", stdin=ASK + "\n")
     assert (done.returncode, done.stdout) == (0, ANSWER)

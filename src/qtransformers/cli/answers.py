@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from qtransformers.cli.flags import FLAGS, SAMPLING
+from qtransformers.cli.flags import ENDING, FLAGS, SAMPLING
 from qtransformers.cli.models import fetched
 from qtransformers.cli.terminal import note, plain_warnings, printable, progress, watched
 from qtransformers.errors import ConfigError
@@ -23,6 +23,10 @@ from qtransformers.machine import huge_mapped
 from qtransformers.model import Model
 
 Message = dict[str, str]
+ENDS = {
+    "loop": "(ended: the same again and again; --max-repeats says how often)",
+    "banned": "(ended: every way on leads to a text of --ban)",
+}
 
 
 @dataclass
@@ -81,6 +85,8 @@ class Talk:
         if done.finish_reason == "length" and "max_tokens" not in self.options:
             text = f"(cut off: the context of {self.model.context_length:,} tokens is full; --ctx-size sets it)"
             note(text, "yellow", self.color)
+        if done.finish_reason in ENDS:
+            note(ENDS[done.finish_reason], "yellow", self.color)
         if self.verbose:
             note(speed(done, self.model.plan), "dim", self.color)
             huge = huge_mapped(Path(self.model.plan.file))
@@ -173,7 +179,8 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 def request_options(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say about a request."""
-    return sampling(args) | ({"max_tokens": args.max_tokens} if args.max_tokens is not None else {})
+    given = {field: getattr(args, FLAGS[flag].dest) for flag, field in ENDING.items()}
+    return sampling(args) | {name: value for name, value in given.items() if value not in (None, False)}
 
 
 def bytes_per_token(plan: LoadPlan) -> int:

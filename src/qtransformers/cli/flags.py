@@ -83,6 +83,7 @@ class Flag:
     default: Any = None
     env: bool = True
     field: str | None = None  # the name in Python, where it is another
+    repeats: bool = False  # it may be given several times: the value is a list
 
     @property
     def name(self) -> str:
@@ -122,6 +123,18 @@ _CHOOSING = (
 )  # fmt: skip
 SAMPLING = {flag.name: flag.field or flag.dest for flag in _CHOOSING}  # flag -> field of Sampling
 
+# What the answer's text is, and where it ends.
+_ENDING = (
+    Flag(("-n", "--max-tokens"), "most tokens to answer with (default: until the model ends, or the context is full)", integer(1), "N"),
+    Flag(("--min-tokens",), "least tokens to answer with", integer(0), "N"),
+    Flag(("--stop",), "end the answer before TEXT; may be given several times", str, "TEXT", env=False, repeats=True),
+    Flag(("--ban",), "TEXT does not come: the answer goes back and takes another way; may be given several times", str, "TEXT", env=False, field="banned", repeats=True),
+    Flag(("--max-repeats",), "end where the last tokens are the same N times in a row (default: never)", integer(2), "N"),
+    Flag(("--heal",), "let the answer complete the last token of the prompt; for --raw"),
+    Flag(("--special",), "show control tokens in the answer", field="decode_special"),
+)  # fmt: skip
+ENDING = {flag.name: flag.field or flag.dest for flag in _ENDING}  # flag -> field of a request
+
 _ROWS = (
     # every verb
     Flag(("-v", "--verbose"), "say more on stderr: sources, timing, memory"),
@@ -147,7 +160,7 @@ _ROWS = (
     Flag(("--prompt-format",), "chat format for files without a template: a name, or a jinja file", str, "NAME|FILE"),
     Flag(("--system",), "system message", str, "TEXT"),
     Flag(("--raw",), "continue the prompt as it is, without a chat template"),
-    Flag(("-n", "--max-tokens"), "most tokens to answer with (default: until the model ends, or the context is full)", integer(1), "N"),
+    *_ENDING,
     *_CHOOSING,
     # what to print and write
     Flag(("--json",), "print JSON", env=False),
@@ -182,6 +195,7 @@ def add_flags(parser: argparse.ArgumentParser, *names: str, env: Mapping[str, st
         else:
             parser.add_argument(
                 *flag.spellings,
+                action="append" if flag.repeats else "store",
                 dest=flag.dest,
                 type=flag.kind,
                 choices=flag.choices,

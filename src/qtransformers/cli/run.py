@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 
-from qtransformers.cli.flags import SAMPLING, add_flags
+from qtransformers.cli.flags import ENDING, SAMPLING, add_flags
 from qtransformers.errors import ConfigError
 from qtransformers.settings import Settings
 
@@ -27,7 +27,7 @@ LOADING = (
     "mlock",
     "preload",
 )
-TALKING = ("prompt-format", "system", "raw", "max-tokens")
+TALKING = ("prompt-format", "system", "raw")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompt", metavar="PROMPT", nargs="?", help="what to answer; text on standard input is appended"
     )
-    add_flags(parser, *LOADING, *TALKING, *SAMPLING)
+    add_flags(parser, *LOADING, *TALKING, *ENDING, *SAMPLING)
 
 
 def run(args: argparse.Namespace) -> int:

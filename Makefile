@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # The build requirements of pyproject.toml live in the environment, so that a second build compiles only what changed.
 BUILD := "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
+MEMORY_MODELS := llama-150m-Q4_0 odd-0.5b-Q4_K_M mla-small-Q4_K_M llama-1b-Q4_K_M llama-1b-Q8_0
 SOURCES := $(shell find src csrc -type f -not -name '*.so' -not -path '*/__pycache__/*') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-arm lint format fuzz soak wheel demo-model native clean
+.PHONY: demo test test-arm lint format fuzz soak memory wheel demo-model native clean
 
 demo: $(VENV)/.package
 	$(BIN)/qtransformers run demo "Tell me a story about a brave fox." </dev/null
@@ -31,6 +32,12 @@ fuzz: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -rP tests/soak
+
+# Predicted against measured memory, of models with random weights that are made first: minutes, and 3 GB in build/models.
+memory: $(VENV)/.package
+	mkdir -p build/models
+	for m in $(MEMORY_MODELS); do f=build/models/$$m.gguf; [ -e $$f ] || $(BIN)/python benchmarks/models.py $${m%-Q*} Q$${m##*-Q} $$f || exit 1; done
+	$(BIN)/python benchmarks/memory.py tests/data/demo-Q8_0.gguf $(MEMORY_MODELS:%=build/models/%.gguf)
 
 # The kernels of 64-bit ARM, cross-compiled and run under qemu: for Debian, minutes long (PYTHON must have nanobind, cmake and ninja).
 test-arm:

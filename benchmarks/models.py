@@ -1,20 +1,20 @@
 """Models of realistic shape with random weights, to time what a real one would take: `make(shape, recipe, path)`.
 
-Usage: python benchmarks/models.py llama-1b Q4_K_M out.gguf
+Usage: python benchmarks/models.py llama-1b Q4_K_M out.gguf [vocabulary.gguf]
 """
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from qtransformers.gguf import GGUFWriter
+from qtransformers.gguf import GGUFFile, GGUFWriter
 from qtransformers.types import BY_NAME, QuantType
 
 
 class Shape(NamedTuple):
-    """Sizes of a Llama, or of a Mixtral where there are experts."""
+    """Sizes of a Llama, of a Mixtral where there are experts, of a DeepSeek V2 where keys come from a latent vector."""
 
     layers: int
     width: int
@@ -25,6 +25,26 @@ class Shape(NamedTuple):
     vocab: int
     experts: int = 0
     used: int = 0  # of the experts, by each token
+    latent: int = 0  # values of the vector that keys and values are made of
+    rope_dim: int = 0  # values of a key beside it that tell positions
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Sizes, without the architecture's name before the keys."""
+        key, value = (self.latent + self.rope_dim, self.latent) if self.latent else (self.head_dim, self.head_dim)
+        sizes = {
+            "block_count": self.layers, "context_length": 8192, "embedding_length": self.width, "feed_forward_length": self.ffn,
+            "attention.head_count": self.heads, "attention.head_count_kv": self.kv_heads, "attention.layer_norm_rms_epsilon": 1e-5,
+            "rope.dimension_count": self.rope_dim or self.head_dim, "attention.key_length": key, "attention.value_length": value, "rope.freq_base": 500000.0,
+        }  # fmt: skip
+        if self.experts:
+            sizes |= {"expert_count": self.experts, "expert_used_count": self.used}
+        if self.latent:
+            sizes |= {
+                "attention.kv_lora_rank": self.latent, "attention.key_length_mla": self.head_dim + self.rope_dim,
+                "attention.value_length_mla": self.head_dim, "expert_feed_forward_length": self.ffn,
+            }  # fmt: skip
+        return sizes
 
 
 SHAPES = {
@@ -32,6 +52,7 @@ SHAPES = {
     "llama-150m": Shape(12, 768, 12, 4, 64, 3072, 32000),
     "odd-0.5b": Shape(24, 896, 14, 2, 64, 4864, 151936),
     "moe-small": Shape(8, 1024, 16, 4, 64, 1536, 32000, experts=16, used=2),
+    "mla-small": Shape(4, 2048, 16, 1, 128, 1536, 32000, experts=16, used=6, latent=512, rope_dim=64),
 }
 # type of the layers' weights, of those that `more` picks among attn_v and ffn_down, of the tied embedding
 RECIPES = {
@@ -50,7 +71,7 @@ def more(i: int, n: int) -> bool:
 
 def tensors(shape: str, recipe: str) -> list[tuple[str, tuple[int, ...], str]]:
     """Names, shapes and types of a model."""
-    n_layers, width, heads, kv, dim, ffn, vocab, experts, _ = SHAPES[shape]
+    n_layers, width, heads, kv, dim, ffn, vocab, experts, _, latent, rope_dim = SHAPES[shape]
     base, better, embedding = RECIPES[recipe]
 
     def fit(kind: str, columns: int) -> str:
@@ -62,19 +83,25 @@ def tensors(shape: str, recipe: str) -> list[tuple[str, tuple[int, ...], str]]:
     ]
     for i in range(n_layers):
         extra = better if more(i, n_layers) else base
-        for name, rows, columns, kind in (
-            ("attn_q", heads * dim, width, base), ("attn_k", kv * dim, width, base), ("attn_v", kv * dim, width, extra),
-            ("attn_output", width, heads * dim, base),
-        ):  # fmt: skip
-            out.append((f"blk.{i}.{name}.weight", (rows, columns), fit(kind, columns)))
+        rows: list[tuple[str, tuple[int, ...], str]] = [
+            ("attn_q", (heads * dim, width), base), ("attn_k", (kv * dim, width), base), ("attn_v", (kv * dim, width), extra)
+        ]  # fmt: skip
+        if latent:
+            rows = [
+                ("attn_q", (heads * (dim + rope_dim), width), base), ("attn_kv_a_mqa", (latent + rope_dim, width), extra),
+                ("attn_k_b", (heads, latent, dim), base), ("attn_v_b", (heads, dim, latent), base),
+            ]  # fmt: skip
+            out.append((f"blk.{i}.attn_kv_a_norm.weight", (latent,), "F32"))
+        for name, dims, kind in (*rows, ("attn_output", (width, heads * dim), base)):
+            out.append((f"blk.{i}.{name}.weight", dims, fit(kind, dims[-1])))
         if experts:
             out.append((f"blk.{i}.ffn_gate_inp.weight", (experts, width), "F32"))
-        for name, rows, columns, kind in (
+        for name, n, columns, kind in (
             ("gate", ffn, width, base),
             ("up", ffn, width, base),
             ("down", width, ffn, extra),
         ):
-            dims = (experts, rows, columns) if experts else (rows, columns)
+            dims = (experts, n, columns) if experts else (n, columns)
             out.append((f"blk.{i}.ffn_{name}{'_exps' if experts else ''}.weight", dims, fit(kind, columns)))
         out += [(f"blk.{i}.{name}.weight", (width,), "F32") for name in ("attn_norm", "ffn_norm")]
     return out
@@ -91,21 +118,20 @@ def blocks(kind: QuantType, n: int, rng: np.random.Generator) -> np.ndarray:
     return made.view(np.uint8)
 
 
-def make(shape: str, recipe: str, path: Path) -> None:
-    """Write a Llama of `shape` quantised by `recipe`, with a vocabulary of numbered tokens."""
-    n_layers, width, heads, kv, dim, ffn, vocab, experts, used = SHAPES[shape]
+def make(shape: str, recipe: str, path: Path, vocabulary: Path | None = None) -> None:
+    """Write a model of `shape` quantised by `recipe`, with the vocabulary of another file or one of numbered tokens."""
+    sizes, arch = SHAPES[shape], "deepseek2" if SHAPES[shape].latent else "llama"
     metadata = {
-        "general.architecture": "llama", "general.name": f"{shape} {recipe}, random weights",
-        "llama.block_count": n_layers, "llama.context_length": 8192, "llama.embedding_length": width,
-        "llama.feed_forward_length": ffn, "llama.attention.head_count": heads, "llama.attention.head_count_kv": kv,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.dimension_count": dim,
-        "llama.attention.key_length": dim, "llama.attention.value_length": dim, "llama.rope.freq_base": 500000.0,
-        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>"] + [f"t{i}" for i in range(vocab - 3)],
-        "tokenizer.ggml.scores": [0.0] * vocab, "tokenizer.ggml.token_type": [2, 3, 3] + [1] * (vocab - 3),
+        "general.architecture": arch, "general.name": f"{shape} {recipe}, random weights",
+        **{f"{arch}.{key}": value for key, value in sizes.metadata.items()},
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>"] + [f"t{i}" for i in range(sizes.vocab - 3)],
+        "tokenizer.ggml.scores": [0.0] * sizes.vocab, "tokenizer.ggml.token_type": [2, 3, 3] + [1] * (sizes.vocab - 3),
         "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
     }  # fmt: skip
-    if experts:
-        metadata |= {"llama.expert_count": experts, "llama.expert_used_count": used}
+    if vocabulary is not None:
+        with GGUFFile(vocabulary) as other:
+            words = {k: v for k, v in other.metadata.items() if k.startswith("tokenizer.")}
+        metadata = {k: v for k, v in metadata.items() if not k.startswith("tokenizer.")} | words
     rng = np.random.default_rng(0)
     specs = tensors(shape, recipe)
     with GGUFWriter(path, metadata, specs, overwrite=True) as writer:
@@ -122,4 +148,4 @@ def make(shape: str, recipe: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    make(sys.argv[1], sys.argv[2], *map(Path, sys.argv[3:]))

@@ -141,6 +141,13 @@ def lock_limit() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
+def trim() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it (glibc)."""
+    give_back = _system_call("malloc_trim")
+    if give_back is not None:
+        give_back(ctypes.c_size_t(0))
+
+
 def _system_call(name: str) -> Any:
     try:
         return getattr(ctypes.CDLL(None, use_errno=True), name)

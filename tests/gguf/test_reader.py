@@ -168,3 +168,15 @@ def test_real_vocabularies(shared, name):
             n = model.metadata.info(key).length
             at = raw.index(string(key)) + 8 + len(key) + 16
             assert model.metadata[key] == walk(raw, at, n)[0] and n > 20_000
+
+
+def test_an_array_can_be_forgotten_and_read_again(data):
+    with GGUFFile(data / "demo-Q8_0.gguf") as file:
+        key = "tokenizer.ggml.tokens"
+        first = file.metadata[key]
+        assert file.metadata[key] is first
+        file.metadata.forget(key)
+        file.metadata.forget("general.architecture")  # single values stay
+        file.metadata.forget("no.such.key")
+        assert file.metadata[key] is not first and file.metadata[key] == first
+        assert file.metadata["general.architecture"] == "llama"

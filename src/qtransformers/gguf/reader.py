@@ -85,6 +85,11 @@ class Metadata(Mapping[str, Any]):
         field = self._fields[key]
         return Encoded(self._open()[field.typed : field.stop].tobytes(), self._big_endian)
 
+    def forget(self, key: str) -> None:
+        """Let go of a decoded array; asked for again, it is decoded again."""
+        if key in self._fields and self._fields[key].length is not None:
+            self._values.pop(key, None)
+
     def close(self) -> None:
         """Let go of the map; what was decoded stays."""
         self._data = None

@@ -10,12 +10,9 @@ from typing import Any
 from qtransformers.cache import PAGE_TOKENS, bytes_per_token
 from qtransformers.types import QuantType
 
-PROGRAM_BYTES = 46 << 20  # the interpreter with NumPy, the extension and this library; benchmarks/memory.py
-TOKEN_BYTES, MERGE_BYTES, PLAIN_BYTES = (
-    384,
-    274,
-    240,
-)  # of a tokenizer: a token, a merge of pairs; a token where there are no merges
+PROGRAM_BYTES = 48 << 20  # the interpreter with NumPy, the extension and this library; benchmarks/memory.py
+# Of a tokenizer: a token, a merge of pairs; a token where there are no merges.
+TOKEN_BYTES, MERGE_BYTES, PLAIN_BYTES = 360, 60, 240
 KEPT_BYTES = 64 << 20  # of output arrays that csrc/spare.h keeps at most for the next of their size
 WAVE_BYTES = 32 << 20  # of activations of experts at a time, csrc/experts.cpp
 GATE_ROWS = 48  # of gate and up that a thread holds at a time, csrc/isa/gemm.h
@@ -25,7 +22,7 @@ PAGE_BYTES, PAGE_ENTRY = 4096, 8  # memory of the system for each page that a pr
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix `[out, columns]` that tokens are multiplied with; of stacked experts, each with `used` of them."""
+    """A matrix `[out, columns]` that tokens are multiplied with; of stacked experts each with `used` of them, of `heads` each with all."""
 
     role: str
     layer: int | None
@@ -33,6 +30,7 @@ class Product:
     out: int
     columns: int
     used: int = 0  # experts; 0: one matrix for all
+    heads: int = 0  # matrices, each for a head of its own
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def temporaries(
     for p in products:
         groups.setdefault((p.role, p.layer), []).append(p)
         packed, own = scratch_bytes(p.type, rows, p.columns, accuracy)
-        shared, tile = max(shared, packed), max(tile, own)
+        shared, tile = max(shared, packed * max(1, p.heads)), max(tile, own)
     most: Counter[int] = Counter()
     live = 0
     for (role, _), members in groups.items():
@@ -93,7 +91,7 @@ def temporaries(
 
 def _arrays(role: str, members: list[Product], width: int) -> Counter[int]:
     """How many arrays of so many columns a sublayer has at once: the residual stream, its norm, what matrices put out."""
-    *others, last = members
+    *others, last = [p for p in members if not p.heads] or members
     arrays = Counter({width: 2})
     arrays[last.out] += 1
     if role == "experts":
@@ -102,6 +100,11 @@ def _arrays(role: str, members: list[Product], width: int) -> Counter[int]:
         arrays.update([last.columns, *(p.out for p in others)])
         if others:
             arrays[min(p.out for p in others)] += 1  # keys before and after their rotation
+        for p in (
+            p for p in members if p.heads
+        ):  # queries taken to a latent vector, and what comes back: each with a copy by head
+            arrays |= Counter({p.heads * max(p.out, p.columns): 3, p.heads * min(p.out, p.columns): 2})
+            arrays[max((o.out for o in others), default=last.out)] += 1  # parts of queries, with and without positions
     elif len(others) == 1:
         arrays.update([others[0].out, last.columns])
     else:  # a gate and what it lets through are one call

@@ -264,8 +264,8 @@ def products(planned: Iterable[PlannedTensor], used_experts: int) -> Iterator[Pr
         *stack, out, columns = t.shape
         if t.role == "experts":
             yield Product(t.role, t.slot.layer, t.type, out, columns, used_experts)
-        else:  # a matrix for each head, whose rows or columns are heads of the cache
-            yield Product(t.role, t.slot.layer, t.type, stack[0] * max(out, columns) if stack else out, columns)
+        else:
+            yield Product(t.role, t.slot.layer, t.type, out, columns, heads=stack[0] if stack else 0)
 
 
 def _context(spec: ArchSpec, wanted: int | None, trained: int) -> int:

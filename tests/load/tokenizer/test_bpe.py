@@ -25,6 +25,15 @@ def words(pre, text):
     return [word for word, _ in pre_tokenizers.Sequence(steps).pre_tokenize_str(text)]
 
 
+def test_merges_with_more_or_fewer_blanks():
+    v = vocab(["a", "b", " a", "a b"])
+    assert merge_pairs(v, ["a b", " a b"]) == [("a", "b"), (" a", "b")]  # one begins with a blank
+    assert merge_pairs(v, ["a b", "a b c"]) == [("a", "b"), ("a", "b c")]
+    assert merge_pairs(v, ["a\0b c", "a b"]) == [("a\0b", "c"), ("a", "b")]
+    with pytest.raises(TokenizerError, match=r"merges\[1\] is 'ab'"):
+        merge_pairs(v, ["a b c", "ab"])
+
+
 def test_the_byte_alphabet_is_gpt_2s():
     alphabet = byte_alphabet()
     assert len(set(alphabet.values())) == 256

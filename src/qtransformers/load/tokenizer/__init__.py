@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
+from qtransformers import machine
 from qtransformers.errors import TokenizerError
 from qtransformers.gguf import GGUFFile
 from qtransformers.load.tokenizer.decoding import StreamDecoder
@@ -47,7 +48,9 @@ class Tokenizer:
         TokenizerError for a vocabulary that is missing, damaged or of an unknown kind.
         """
         gguf = source if isinstance(source, GGUFFile) else GGUFFile(source)
-        return cls(gguf_tokenizer(gguf.metadata, gguf.path.name, pre))
+        parts = gguf_tokenizer(gguf.metadata, gguf.path.name, pre)
+        machine.trim()  # building takes several times what stays
+        return cls(parts)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Tokenizer:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise, repeat
 from typing import Any
 
 from qtransformers.errors import TokenizerError
@@ -29,11 +31,12 @@ def bpe_encoder(
 ) -> Callable[[str], list[int]]:
     """A function from text to ids; TokenizerError where the merges do not fit the tokens.
 
+    merges: an array of strings, or a function that gives one, which is then not kept while the rest is built.
     drop_blanks: blanks only separate words and get no tokens.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-    pairs = merge_pairs(vocab, merges)
+    pairs = merge_pairs(vocab, merges() if callable(merges) else merges)
     ids = dict(vocab.index)
     for i in ((vocab.types == CONTROL) | (vocab.types == UNKNOWN)).nonzero()[0].tolist():
         del ids[vocab.tokens[i]]
@@ -89,11 +92,25 @@ def merge_pairs(vocab: Vocab, merges: Any) -> list[tuple[str, str]]:
         )
     if not isinstance(merges, Sequence) or isinstance(merges, str) or (len(merges) and not isinstance(merges[0], str)):
         raise TokenizerError(f"{key} is {type(merges).__name__}; expected an array of strings. Convert the file again.")
-    flat = "\0".join(merges).replace("\0", " ").split(" ")  # all at once: a list for each costs ten times as much
-    pairs = list(zip(flat[::2], flat[1::2], strict=False))
-    if "" in flat or list(map(" ".join, pairs)) != list(merges):
-        pairs = [_merge_pair(m, f"{key}[{n}]") for n, m in enumerate(merges)]
-    return list(dict.fromkeys(pairs)) if len(set(merges)) != len(merges) else pairs
+    with _uncollected():
+        flat = "\0".join(merges).replace("\0", " ").split(" ")  # all at once: a list for each costs ten times as much
+        if "" not in flat and len(flat) == 2 * len(merges) and set(map(str.count, merges, repeat(" "))) == {1}:
+            pairs = list(zip(flat[::2], flat[1::2], strict=True))
+        else:
+            pairs = [_merge_pair(m, f"{key}[{n}]") for n, m in enumerate(merges)]
+        return list(dict.fromkeys(pairs)) if len(set(merges)) != len(merges) else pairs
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without looks for garbage, which hundreds of thousands of new tuples would start again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _merge_pair(merge: str, what: str) -> tuple[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from qtransformers.errors import TokenizerError
+from qtransformers.gguf.reader import Metadata as FileMetadata
 from qtransformers.load.tokenizer.bpe import bpe_encoder, lost_bytes
 from qtransformers.load.tokenizer.decoding import piece_decoder
 from qtransformers.load.tokenizer.parts import TokenizerParts, around_specials
@@ -52,7 +54,7 @@ def _bpe(vocab: Vocab, metadata: Metadata, pre: str | None) -> TokenizerParts:
         )
     words = vocab.model == "whitespace"
     lowercase = words and bool(flag(metadata, vocab.file, "normalizer.lowercase", False))
-    encode = bpe_encoder(vocab, metadata.get(PREFIX + "merges"), row, drop_blanks=words, lowercase=lowercase)
+    encode = bpe_encoder(vocab, partial(_taken, metadata), row, drop_blanks=words, lowercase=lowercase)
     return TokenizerParts(
         vocab,
         around_specials(vocab, encode, _strips(vocab, metadata)),
@@ -61,6 +63,14 @@ def _bpe(vocab: Vocab, metadata: Metadata, pre: str | None) -> TokenizerParts:
         after=_ids(vocab, "eos" if vocab.add_eos else None),
         warnings=notes,
     )
+
+
+def _taken(metadata: Metadata) -> Any:
+    """The merges, of which the metadata keep no copy: hundreds of thousands of texts that nobody reads again."""
+    merges = metadata.get(PREFIX + "merges")
+    if isinstance(metadata, FileMetadata):
+        metadata.forget(PREFIX + "merges")
+    return merges
 
 
 def _spm(vocab: Vocab, metadata: Metadata) -> TokenizerParts:

@@ -229,3 +229,16 @@ def test_hostile_metadata(make, tmp_path):
                 refused += 1
                 assert len(str(e)) < 5000
     assert refused > 150
+
+
+def test_files_of_old_converters_are_told_from_broken_ones(remake, make):
+    """Mixtral's experts in a tensor each: one line of what to do, not one for each tensor."""
+    names = [f"blk.{i}.ffn_{k}.{e}.weight" for i in range(4) for k in ("gate", "up", "down") for e in range(8)]
+    plain = [f"blk.{i}.ffn_{k}.weight" for i in range(4) for k in ("gate", "up", "down")]
+    keys = {"llama.expert_count": 8, "llama.expert_used_count": 2}
+    path = remake(metadata=keys, drop=plain, add=[make.tensor(n, np.zeros((2, 2))) for n in names])
+    with pytest.raises(UnsupportedError) as e:
+        prepared(path)
+    text = str(e.value)
+    assert "blk.0-3.ffn_gate.*.weight holds one expert" in text and "convert it again" in text
+    assert text.count("\n") == 3 and "is missing" not in text

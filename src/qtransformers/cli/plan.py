@@ -131,7 +131,7 @@ def _need(plan: LoadPlan, need: Need) -> list[str]:
     rows = [
         ("weights as stored", need.weights, "mapped: one copy, in the page cache" if main else "copied"),
         ("keys and values", need.cache, f"{plan.context_length:,} tokens in {plan.cache}, {text(each)} a token"),
-        ("recurrent states", need.states, "of one sequence"),
+        ("recurrent states", need.states, "of all requests that may run at once"),
         ("peak temporaries", need.activations, "of one forward pass"),
         ("program, vocabulary", need.program, ""),
         ("for the system", need.system, "page tables, and what should stay free" if main else "the driver's context"),

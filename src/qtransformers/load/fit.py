@@ -56,7 +56,7 @@ class Need:
     device: str
     weights: int
     cache: int
-    states: int  # of recurrent layers, for one sequence
+    states: int  # of recurrent layers
     activations: int
     program: int  # of main memory only: interpreter, library, tokenizer
     system: int  # of main memory only: page tables, and what stays free; of a GPU: its context

@@ -27,6 +27,12 @@ PARALLEL = 8  # requests that are computed at the same time
 DECODED_ROLES = ("norm", "state")  # small tensors that models read as arrays, of whatever shape
 NO_CACHE = CacheShape(0, 0, 0, 0)
 _OTHER = "The file is incomplete or of another architecture: download or convert it again"
+_EXPERT = re.compile(r"\.\d+\.weight$")
+# Names of old files: what there is instead of what we read.
+_OUTDATED = (
+    (re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.\d+\.weight"), "holds one expert: files from before April 2024 keep experts apart, and here they must lie together. Take a newer file of this model, or convert it again."),
+    (re.compile(r"blk\.\d+\.ssm_in\.weight"), "holds q, k, v and z in one, as the first files of Qwen3-Next do. Take a newer file of this model, or convert it again."),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class LoadPlan:
     activations_bytes: int  # peak of one forward pass
     program_bytes: int = 0  # interpreter, library, tokenizer
     cache_shape: CacheShape = NO_CACHE
-    states_bytes: int = 0  # of recurrent layers, for each sequence at work
+    states_bytes: int = 0  # of recurrent layers, with as many sequences as may be computed at once
     recurrent: frozenset[int] = frozenset()  # layers with a state instead of keys and values
     cache_places: Mapping[int, str] = field(
         default_factory=dict
@@ -77,7 +83,7 @@ class LoadPlan:
 
     @property
     def total_bytes(self) -> int:
-        """Weights, full cache, a sequence's states and peak temporaries."""
+        """Weights, full cache, states and peak temporaries."""
         return self.weights_bytes + self.cache_bytes + self.states_bytes + self.activations_bytes
 
     @property
@@ -94,7 +100,7 @@ class LoadPlan:
         return self._share(self.cache_bytes, device, recurrent=False)
 
     def states_on(self, device: str) -> int:
-        """Bytes of one sequence's recurrent states in the memory of a device."""
+        """Bytes of recurrent states in the memory of a device."""
         return self._share(self.states_bytes, device, recurrent=True)
 
     def kept(self, layer: int) -> int:
@@ -127,7 +133,7 @@ class LoadPlan:
                 *self.rows(),
                 f"weights {memory_text(self.weights_bytes)} (mapped, not copied), "
                 f"cache {memory_text(self.cache_bytes)} ({self.cache_tokens:,} tokens, {self.cache}), "
-                + (f"states {memory_text(self.states_bytes)} a sequence, " if self.states_bytes else "")
+                + (f"states {memory_text(self.states_bytes)}, " if self.states_bytes else "")
                 + f"temporaries {memory_text(self.activations_bytes)}",
                 *self.warnings,
             )
@@ -195,7 +201,7 @@ def make_plan(
         ),
         program_bytes=program_bytes(*vocabulary or (hparams["vocab_size"],)),
         cache_shape=cache_shape,
-        states_bytes=state_bytes(spec.states(hparams)),
+        states_bytes=parallel * state_bytes(spec.states(hparams)),
         recurrent=recurrent,
         warnings=tuple(warnings),
     )
@@ -211,6 +217,10 @@ def match_tensors(
     findings = Findings()
     slots = {slot.name: slot for slot in spec.slots(hparams)}
     strangers = [name for name in tensors if name not in slots]
+    outdated = {name: text for name in strangers for pattern, text in _OUTDATED if pattern.fullmatch(name)}
+    for name, text in outdated.items():
+        findings.add(_EXPERT.sub(".*.weight", name), text, "unsupported")
+    strangers = [name for name in strangers if name not in outdated]
     templates = {template(name) for name in strangers} - {template(name) for name in slots}
     nearest_in_file = functools.cache(lambda name: _nearest(name, templates, "the file"))
     for name, slot in slots.items():
@@ -218,7 +228,7 @@ def match_tensors(
         shape = slot.shape(hparams)
         kind, _, target = slot.spec.on_absent.partition(":")
         if tensor is None:
-            if slot.presence == "required":
+            if slot.presence == "required" and not outdated:
                 nearest = nearest_in_file(template(name))
                 findings.add(name, f"is missing; expected {list(shape)}.{nearest} {_OTHER}.")
             elif kind == "tie" and slot.part == "weight":

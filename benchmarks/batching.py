@@ -3,7 +3,7 @@
 usage: batching.py [--shape llama-1b] [--recipes Q4_0,Q4_K_M] [--rounds 5] [--threads 2] [--folder DIR] [--peer-python PYTHON]
 
 Each of n requests has a prompt of its own, and all are streamed from one thread; only the answers are timed. Ours is the
-whole path, from the forward to text, with deterministic=True in a column of its own; llama.cpp's is llama_decode of one
+whole path, from the forward to text, without guesses (random weights repeat themselves), with deterministic=True in a column of its own; llama.cpp's is llama_decode of one
 token of each sequence, without sampling. The limit is one plain read of the weights for each round of tokens.
 """
 
@@ -42,7 +42,10 @@ def ours(path: str, threads: int, deterministic: bool) -> None:
             continue
         streams = [
             model.stream(
-                [(7 * s + 11 * i + t) % 900 + 5 for t in range(PROMPT)], temperature=0, max_tokens=GENERATED + 8
+                [(7 * s + 11 * i + t) % 900 + 5 for t in range(PROMPT)],
+                temperature=0,
+                speculate=None,
+                max_tokens=GENERATED + 8,
             )
             for s in range(n)
         ]

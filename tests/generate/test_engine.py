@@ -107,6 +107,7 @@ def test_whole_characters_only():
     assert [c.text for c in chunks] == ["n", "é", " ", "🦊", "!", ""]
     assert [len(c.tokens) for c in chunks] == [1, 2, 1, 4, 1, 0]
     assert [c.finish_reason for c in chunks] == [None] * 5 + ["stop"]
+    assert [c.timings is None for c in chunks] == [True] * 5 + [False] and chunks[-1].timings.tokens == 9
 
 
 def test_broken_bytes_at_the_end_become_a_replacement_character():

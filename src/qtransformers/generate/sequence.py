@@ -51,6 +51,7 @@ class Chunk:
     tokens: tuple[int, ...]
     finish_reason: FinishReason | None  # only on the last chunk
     logprobs: tuple[Logprob, ...] = ()  # of each token, where they were asked for
+    timings: Timings | None = None  # only on the last chunk
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,8 @@ class Sequence:
         begin, self._n_shown = self._n_shown, len(self.tokens) - self.n_prompt - self._text.uncertain
         self.texts.append(text)
         tokens = tuple(self.tokens[self.n_prompt + begin : self.n_prompt + self._n_shown])
-        self.chunks.append(Chunk(text, tokens, reason, tuple(self.logprobs[begin : self._n_shown])))
+        logprobs = tuple(self.logprobs[begin : self._n_shown])
+        self.chunks.append(Chunk(text, tokens, reason, logprobs, self.timings if reason else None))
 
 
 def loops(tokens: NDArray[np.int32], times: int) -> bool:

@@ -44,7 +44,7 @@ def ours(path: str, threads: int, deterministic: bool) -> None:
             model.stream(
                 [(7 * s + 11 * i + t) % 900 + 5 for t in range(PROMPT)],
                 temperature=0,
-                speculate=None,
+                speculate=False,
                 max_tokens=GENERATED + 8,
             )
             for s in range(n)

@@ -1,7 +1,9 @@
 """What the pages say is true: their code runs, their lists are complete."""
 
+import dataclasses
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from qtransformers import errors
 from qtransformers.archs import ALL
 from qtransformers.cli.command import VERBS
+from qtransformers.sampling import Sampling
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,3 +63,16 @@ def test_every_verb_and_exit_code_is_documented():
 def test_the_drawing_is_straight():
     drawing = ARCHITECTURE.split("```")[1]
     assert len({len(line) for line in drawing.splitlines() if line.rstrip().endswith("|")}) == 1
+
+
+def test_every_setting_of_sampling_has_its_stage():
+    page = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \d+ \| .*$", page, re.MULTILINE)
+    told = dict(re.findall(r"`([a-z_]+)` (None|-?[\d.]+)?", "\n".join(rows)))
+    fields = {f.name: f.default for f in dataclasses.fields(Sampling)}
+    assert len(rows) == 12 and set(told) == set(fields)
+    assert {name: float(text) for name, text in told.items() if text not in ("", "None")} == {
+        name: value for name, value in fields.items() if isinstance(value, (int, float))
+    }
+    stages = re.findall(r"^\| \d+ \|", sys.modules["qtransformers.sampling"].__doc__, re.MULTILINE)
+    assert len(stages) == len(rows)

@@ -40,18 +40,32 @@ class Breaks:
 # The logits of tokens that the settings name, then of those that the history holds
 
 
-def bias(logits: F32, s: Sampling) -> None:
-    """Add `logit_bias`; minus infinity for what is banned or not allowed."""
-    if s.logit_bias:
-        ids, values = zip(*s.logit_bias, strict=True)
-        logits[list(ids)] += np.array(values, np.float32)
-    if s.allowed_tokens is not None:
-        allowed = list(s.allowed_tokens)
-        kept = logits[allowed]
-        logits.fill(-np.inf)
-        logits[allowed] = kept
-    if s.banned_tokens:
-        logits[list(s.banned_tokens)] = -np.inf
+@dataclass(frozen=True)
+class Named:
+    """`logit_bias`, `allowed_tokens` and `banned_tokens` as arrays."""
+
+    biased: Ids
+    biases: F32
+    allowed: Ids | None
+    banned: Ids
+
+    @classmethod
+    def of(cls, s: Sampling) -> Named:
+        """Those of `s`."""
+        ids, values = zip(*s.logit_bias, strict=True) if s.logit_bias else ((), ())
+        allowed = None if s.allowed_tokens is None else np.array(s.allowed_tokens, np.int64)
+        return cls(np.array(ids, np.int64), np.array(values, np.float32), allowed, np.array(s.banned_tokens, np.int64))
+
+    def change(self, logits: F32) -> None:
+        """Add the biases; minus infinity for what is banned or not allowed."""
+        if len(self.biased):
+            logits[self.biased] += self.biases
+        if self.allowed is not None:
+            kept = logits[self.allowed]
+            logits.fill(-np.inf)
+            logits[self.allowed] = kept
+        if len(self.banned):
+            logits[self.banned] = -np.inf
 
 
 def penalise(logits: F32, s: Sampling, tokens: Sequence[int], n_prompt: int) -> None:

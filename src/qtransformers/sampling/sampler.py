@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from qtransformers.checks import whole
 from qtransformers.errors import ConfigError, QTransformersError
 from qtransformers.kernels import kernels_for
-from qtransformers.sampling.definition import F32, F64, Breaks, Ids, bias, broken, pick
+from qtransformers.sampling.definition import F32, F64, Breaks, Ids, Named, broken, pick
 from qtransformers.sampling.settings import Sampling
 
 History = Sequence[int] | NDArray[np.int32]
@@ -40,6 +40,7 @@ class Sampler:
             raise ConfigError("dry_breakers are texts, and this sampler was not told the tokens of them (breaks). Give it breaks_of(...), or set dry_breakers=().")  # fmt: skip
         self._breaks = breaks if breaks is not None and s.dry_breakers else Breaks()
         self._penalises = bool(s.repetition_penalty != 1 or s.frequency_penalty or s.presence_penalty)
+        self._named = Named.of(s)
         self._edits = self._penalises or bool(s.dry_multiplier or any(getattr(s, name) for name in NAMING_TOKENS))
         self._stages = Stages(*(getattr(s, name) for name in STAGE_FIELDS), mirostat=bool(s.mirostat_tau))
         self._rng = np.random.Generator(np.random.PCG64(s.seed))
@@ -101,7 +102,7 @@ class Sampler:
         if not self._edits:
             return logits
         logits = np.require(logits, np.float32, ["C", "W"])
-        bias(logits, s)
+        self._named.change(logits)
         if not self._penalises and not s.dry_multiplier:
             return logits
         history = np.ascontiguousarray(tokens, np.int32)

@@ -194,6 +194,19 @@ def test_the_generation_config_may_name_more_of_them(data, tmp_path):
         assert "." not in answer.text and answer.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("name", ["eos", "eot", "eom"])
+def test_each_end_that_the_file_names_counts(demo, data, tmp_path, name):
+    (dot,) = demo.tokenizer.encode(".")
+    path = rewritten(
+        data / "demo-Q8_0.gguf", tmp_path / "m.gguf", **{f"tokenizer__ggml__{name}_token_id": np.uint32(dot)}
+    )
+    for model_path in (None, data / "demo_model"):
+        with Model.load(path, model_path) as model:
+            assert dot in model.eos_ids >= demo.eos_ids
+            answer = model.chat(STORY, temperature=0)
+            assert "." not in answer.text and answer.finish_reason == "stop" and len(answer.tokens) > 5
+
+
 def test_stop_texts(demo):
     plain = demo.chat(STORY, temperature=0).text
     cut = demo.chat(STORY, temperature=0, stop=["Everyone", "never there"])

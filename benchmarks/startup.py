@@ -1,4 +1,4 @@
-"""From the start of the process to the first token, the file in the page cache: python benchmarks/startup.py MODEL
+"""From the start of the process to the first token, the file in the page cache: python benchmarks/startup.py MODEL...
 
 Beside the time: memory of the process that is not the mapped file, after the first token of a short prompt.
 """
@@ -44,21 +44,24 @@ def once(path: Path) -> dict[str, float]:
     return {**found, "all": found["end"] - start}
 
 
-def main(path: Path) -> None:
-    """Print the table and write it into RESULTS.md."""
+def measured(path: Path) -> list[str]:
+    """The row of a model."""
     path.read_bytes()  # into the page cache
     runs = [once(path) for _ in range(ROUNDS)]
     middle = {key: statistics.median(r[key] for r in runs) for key in runs[0]}
-    rows = [
-        [
-            path.stem, f"{path.stat().st_size / 1e9:.2f}", f"{middle['all']:.2f}", f"{max(r['all'] for r in runs):.2f}", f"{middle['load']:.2f}",
-            f"{middle['first']:.2f}", *(f"{middle[key] / 2**20:.0f}" for key in ("anonymous", "libraries", "huge")),
-        ]
+    return [
+        path.stem, f"{path.stat().st_size / 1e9:.2f}", f"{middle['all']:.2f}", f"{max(r['all'] for r in runs):.2f}", f"{middle['load']:.2f}",
+        f"{middle['first']:.2f}", *(f"{middle[key] / 2**20:.0f}" for key in ("anonymous", "libraries", "huge")),
     ]  # fmt: skip
+
+
+def main(paths: list[Path]) -> None:
+    """Print the table and write it into RESULTS.md."""
+    rows = [measured(path) for path in paths]
     head = ["model", "GB", "start to first token, s", "slowest", "of it load", "of it first token", "MiB of its own", "MiB of libraries", "MiB in huge pages"]  # fmt: skip
     text = f"Warm: the file is in the page cache. Medians of {ROUNDS} starts; a prompt of 8 tokens, a context of 2048."
     publish(__file__, "Start", f"{text}\n\n{table(head, rows)}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(a) for a in sys.argv[1:]])

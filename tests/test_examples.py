@@ -15,6 +15,7 @@ USES = {  # example: arguments, a line of its output
     "side_by_side.py": ([], "Usage(running=0, waiting=0"),
     "saved_session.py": (["{tmp}/s.gguf"], "tokens were there already"),
     "look_inside.py": ([], "likeliest: "),
+    "structured.py": ([], "as JSON: {'name'"),
     "convert_model.py": (["{folder}", "{tmp}/out.gguf"], "wrote "),
 }
 

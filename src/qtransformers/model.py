@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qtransformers.cache.pages import check_codec
 from qtransformers.checks import flag, shown, text, whole
+from qtransformers.constrain import Grammar, Grammars, grammar_kind
 from qtransformers.errors import ConfigError
 from qtransformers.generate import Completion, Engine, Request, Stream, Usage
 from qtransformers.generate import Sequence as Answer
@@ -141,6 +142,9 @@ class Options(SamplingOptions, total=False):
         bool | Speculate | None
     )  # guess tokens ahead, by repeats in the text (`ngram`), a draft model (`draft`), or both
     max_draft: int  # tokens guessed ahead in one forward, at most
+    json_schema: str | Mapping[str, Any] | bool | None  # the answer is JSON that follows it; True: any JSON value
+    regex: str | None  # the answer as a whole matches it
+    grammar: str | None  # the answer follows it: GBNF, or llguidance's Lark
     sampling: Sampling | None  # in place of the model's; its fields may be given one by one, too
 
 
@@ -178,6 +182,7 @@ class Model:
         self._settle = loaded.settle
         self._kind = loaded.spec.kind
         self._breaks: dict[tuple[str, ...], Breaks] = {}
+        self._grammars = Grammars(loaded.tokenizer)
         self._engine = Engine(
             partial(loaded.spec.forward, loaded.weights, h),
             cache,
@@ -547,6 +552,7 @@ class Model:
     def close(self) -> None:
         """Free weights and cache; any use afterwards raises ConfigError. Waits for the forward under way."""
         self._engine.close()
+        self._grammars.close()
         self._settle()
         if self._gguf is not None:
             self._gguf.close()
@@ -596,6 +602,9 @@ class Model:
         hooks: Sequence[Hook] = (),
         speculate: bool | Speculate | None = None,
         max_draft: int = MAX_DRAFT,
+        json_schema: str | Mapping[str, Any] | bool | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         sampling: Sampling | None = None,
         **fields: Any,
     ) -> Stream:
@@ -607,11 +616,14 @@ class Model:
             raise ConfigError(f"hooks={shown(hooks)}; expected a list of functions (tokens, logits) -> logits.")
         if sampling is not None and not isinstance(sampling, Sampling):
             raise ConfigError(f"sampling={shown(sampling)}; expected a Sampling.")
+        followed = self._grammar(json_schema, regex, grammar)
+        if followed is not None and flag("heal", heal):
+            raise ConfigError("heal=True: a grammar speaks of the answer only, not of the end of the prompt. Leave one of them out.")
         stops, bans = texts("stop", stop), texts("banned", banned)
         ids, healing = take_back(ids, self.tokenizer) if flag("heal", heal) else (ids, None)
         skip = len(healing.text) if healing else 0
         decoder = self.tokenizer.decoder(
-            flag("decode_special", decode_special), continues=continues or skip > 0, skip=skip
+            flag("decode_special", decode_special), continues=continues or skip > 0 or followed is not None, skip=skip
         )
         sampling = (sampling or self.sampling).override(**fields)
         request = Request(
@@ -627,6 +639,7 @@ class Model:
             hooks=tuple(hooks),
             speculate=self._speculates(speculate),
             max_draft=whole("max_draft", max_draft, 1, MAX_DRAFT),
+            grammar=followed,
             # control tokens leave no text by which to find them
             stop_ids=self.eos_ids | self._control_ids(stops),
             banned_ids=self._control_ids(bans),
@@ -634,6 +647,24 @@ class Model:
         )
         self._engine.check(request)
         return Stream(self._engine, Answer(request, decoder, self._engine.n_tokens))
+
+    def _grammar(
+        self, json_schema: str | Mapping[str, Any] | bool | None, regex: str | None, grammar: str | None
+    ) -> Grammar | None:
+        """What the answer must follow, compiled; ConfigError for one that is invalid, or for several."""
+        given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
+        names = [name for name, source in given.items() if source is not None]
+        if len(names) > 1:
+            raise ConfigError(f"{' and '.join(names)}: an answer can follow one of them. Leave the others out.")
+        if not names:
+            return None
+        if grammar is not None:
+            return self._grammars.compile(grammar_kind(text("grammar", grammar)), grammar)
+        return (
+            self._grammars.compile("regex", regex)
+            if regex is not None
+            else self._grammars.compile("json_schema", json_schema)
+        )
 
     def _speculates(self, asked: bool | Speculate | None) -> Speculate | None:
         """Where guesses of tokens come from; ConfigError where there are none of these."""

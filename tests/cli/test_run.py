@@ -282,3 +282,37 @@ def test_a_placement_on_a_device_that_is_not_here(capsys):
 def test_preloaded_and_locked_it_answers_the_same(capsys):
     assert main(["run", "demo", ASK, "--temp", "0", "--preload", "--mlock", "--placement", "cpu"]) == 0
     assert capsys.readouterr().out == ANSWER
+
+
+def test_an_answer_that_follows_a_schema(command, tmp_path):
+    schema = (
+        '{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": false}'
+    )
+    done = command("run", "demo", ASK, "--temp", "0", "--json-schema", schema)
+    assert (done.returncode, done.stderr) == (0, "") and list(json.loads(done.stdout)) == ["a"]
+    (tmp_path / "schema.json").write_text(schema)
+    again = command("run", "demo", ASK, "--temp", "0", "--json-schema", tmp_path / "schema.json")
+    assert again.stdout == done.stdout
+
+
+def test_an_answer_that_follows_a_grammar(command, tmp_path):
+    (tmp_path / "g.gbnf").write_text('root ::= "yes" | "no"\n')
+    done = command("run", "demo", ASK, "--temp", "0", "--grammar", tmp_path / "g.gbnf")
+    assert done.stdout in ("yes\n", "no\n")
+    assert command("run", "demo", ASK, "--grammar", 'start: "yes"').stdout == "yes\n"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--json-schema", "no-such.json"), "no-such.json: cannot be read as a file"),
+        (("--json-schema", '{"type": "foo"}'), "Invalid type: foo"),
+        (("--json-schema", "{"), "no JSON"),
+        (("--grammar", "no-such.gbnf"), "no-such.gbnf: cannot be read"),
+        (("--grammar", "root ::= foo"), "'foo' is not defined"),
+        (("--grammar", 'root ::= "a"', "--json-schema", "{}"), "can follow one of them"),
+    ],
+)
+def test_bad_grammars_are_errors_of_usage(command, words, message):
+    done = command("run", "demo", ASK, *words)
+    assert done.returncode == 2 and message in done.stderr and not done.stdout

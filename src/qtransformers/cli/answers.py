@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,9 +179,25 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def request_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say about a request."""
-    given = {field: getattr(args, FLAGS[flag].dest) for flag, field in ENDING.items()}
+    """What the flags say about a request; ConfigError for a file that cannot be read."""
+    given = {field: getattr(args, FLAGS[flag].dest) for flag, field in ENDING.items()} | {
+        "json_schema": file_or_text("--json-schema", args.json_schema, r"\s*(\{|true|false)"),
+        "grammar": file_or_text("--grammar", args.grammar, r".*(::=|\bstart\b[^/]*:)"),
+    }
     return sampling(args) | {name: value for name, value in given.items() if value not in (None, False)}
+
+
+def file_or_text(flag: str, value: str | None, text: str) -> str | None:
+    """What a flag gives itself, where it matches `text`, else what is in the file that it names."""
+    if value is None or re.match(text, value, re.DOTALL):
+        return value
+    try:
+        return Path(value).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "it is no UTF-8 text"
+        raise ConfigError(
+            f"{flag} {value[:200]}: cannot be read as a file ({reason}). Give a file, or the text itself."
+        ) from None
 
 
 def bytes_per_token(plan: LoadPlan) -> int:

@@ -160,6 +160,8 @@ _ROWS = (
     Flag(("--prompt-format",), "chat format for files without a template: a name, or a jinja file", str, "NAME|FILE"),
     Flag(("--system",), "system message", str, "TEXT"),
     Flag(("--raw",), "continue the prompt as it is, without a chat template"),
+    Flag(("--json-schema",), "the answer is JSON that follows this JSON Schema", str, "FILE|TEXT"),
+    Flag(("--grammar",), "the answer follows this grammar, GBNF or Lark", str, "FILE|TEXT"),
     *_ENDING,
     *_CHOOSING,
     # what to print and write

@@ -23,10 +23,11 @@ from qtransformers.checks import shown, text
 from qtransformers.constrain import schema as schemas
 from qtransformers.constrain.gbnf import to_lark
 from qtransformers.errors import ConstraintError, UnsupportedError
-from qtransformers.load.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import llguidance
+
+    from qtransformers.load.tokenizer import Tokenizer
 
 Kind = Literal["json", "json_schema", "regex", "lark", "gbnf"]
 Source = str | Mapping[str, Any] | bool | None
@@ -46,6 +47,11 @@ OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 
 
 LARK_TOKENS = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/')  # literals, comments, regular expressions
+
+
+def grammar_kind(source: str) -> Kind:
+    """Whether a grammar is GBNF, whose rules are `name ::= ...`, or Lark."""
+    return "gbnf" if re.search(r"^[ \t]*[A-Za-z0-9_-]+[ \t]*::=", source, re.MULTILINE) else "lark"
 
 
 class Grammars:
@@ -172,6 +178,11 @@ class Matcher:
     def finished(self) -> bool:
         """Whether the answer is complete and nothing but EOS can follow."""
         return self.complete and (self._ended or self._state.is_stopped() or (not self._tokens and self._grammar.empty))
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is known what may follow, so that nothing has to wait."""
+        return self._mask is not None or (self._coming is not None and self._coming.done())
 
     def prepare(self) -> None:
         """Begin to compute, in another thread, what may follow; everything else waits for it."""

@@ -268,6 +268,9 @@ class Engine:
             guesses = self._guesses(engine.scheduler, parts)
             rows = [_rows(part, guesses.get(part.sequence, NOTHING)) for part in parts]
             answers = all(part.sequence.decodes for part in parts)
+            for part in parts:
+                if part.gives_logits and part.sequence.matcher is not None:
+                    part.sequence.matcher.prepare()
             logits = engine.forward(Batch.join(rows), engine.cache)
             row = n_tokens = 0
             for part, its in zip(parts, rows, strict=True):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.checks import shown, text, whole
+from qtransformers.constrain import Grammar
 from qtransformers.errors import ConfigError
 from qtransformers.sampling import Breaks, Sampling
 
@@ -46,6 +47,7 @@ class Request:
     hooks: tuple[Hook, ...] = ()  # (tokens so far, logits) -> logits, in their order
     speculate: Speculate | None = "auto"  # where guesses of the next tokens come from, if the engine makes any
     max_draft: int = MAX_DRAFT  # tokens guessed ahead, at most
+    grammar: Grammar | None = None  # that the answer follows; it ends where nothing more may come
     salt: Hashable = None  # only requests of the same salt share what they have in the cache
     breaks: Breaks | None = field(default=None, compare=False)  # what `sampling.dry_breakers` are to the tokenizer
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.constrain import Matcher
 from qtransformers.generate.pages import Table
 from qtransformers.generate.requests import FinishReason, Request
 from qtransformers.generate.text import AnswerText, Decoder
@@ -77,6 +78,7 @@ class Sequence:
     run_ahead: int = 64  # chunks that may lie unread before it pauses
 
     sampler: Sampler = field(init=False)
+    matcher: Matcher | None = field(init=False)  # of the grammar
     tokens: list[int] = field(init=False)  # prompt and answer
     past: int = 0  # of them are in the cache
     table: Table = field(init=False)
@@ -97,6 +99,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.sampler = Sampler(self.request.sampling, self.n_tokens, self.request.breaks)
+        self.matcher = self.request.grammar.matcher() if self.request.grammar else None
         self.tokens = list(self.request.prompt)
         self._ids = np.array(self.tokens, np.int32)
         self.table = Table(self.request.salt)
@@ -155,6 +158,8 @@ class Sequence:
 
     def restrict(self, logits: F32) -> None:
         """Take away from the next token's logits what must not come now; the answer ends where that leaves nothing."""
+        if self.matcher is not None and self.matcher.finished:
+            return self.finish("stop")
         request = self.request
         allowed = request.healing.allowed(self.tokens, self.n_prompt) if request.healing else None
         if allowed is not None:
@@ -164,6 +169,8 @@ class Sequence:
         forbidden = self._forbidden.get(len(self.tokens), set()) | request.banned_ids
         if len(self.tokens) - self.n_prompt < request.min_tokens:
             logits[list(request.stop_ids)] = -np.inf
+        if self.matcher is not None:
+            self.matcher.apply(logits)
         if forbidden:
             logits[list(forbidden)] = -np.inf
             if np.max(logits) == -np.inf:
@@ -183,6 +190,8 @@ class Sequence:
         self.tokens.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
+        if self.matcher is not None:
+            self.matcher.accept(token)
         found = self._text.push(token, stops=self._may_stop)
         if found.back:
             self._take_back(found.back)
@@ -199,8 +208,12 @@ class Sequence:
             and loops(self.history[self.n_prompt :], self.request.max_repeats)
         ):
             self.finish("loop", found.text)
+        elif self.matcher is not None and self.matcher.finished:
+            self.finish("stop", found.text)
         elif found.text:
             self._show(found.text)
+        if self.matcher is not None and not self.ended:
+            self.matcher.prepare()
         return not self.ended
 
     def finish(self, reason: FinishReason, text: str = "") -> None:
@@ -247,6 +260,8 @@ class Sequence:
         self._forbidden = {p: ids for p, ids in self._forbidden.items() if n_certain <= p <= place}
         self._forbidden.setdefault(place, set()).add(self.tokens[place])
         self.sampler.restore(self._before[place - self.n_prompt])
+        if self.matcher is not None:
+            self.matcher.rollback(n)
         del self.tokens[place:], self.logprobs[place - self.n_prompt :], self._before[place - self.n_prompt + 1 :]
         self._n_ids = min(self._n_ids, place)
         self._tries = 1 if n_certain > self._n_certain else self._tries + 1

@@ -22,6 +22,7 @@ SHORTEST_REPEAT = 2  # tokens that must have occurred before, for what followed 
 LONGEST_TEXT = 32768  # last tokens of a prompt that are searched for repeats
 ALLOWANCE = 0.01  # of the time may be lost to guesses that turn out wrong
 RESERVE = 4.0  # plain steps that may be lost in a row, once they have been earned
+FORCED = 0  # the kind of guesses that a grammar leaves no choice about, but for how the text is cut into tokens
 STALE = 32  # steps with guesses after which one without them measures what these save
 
 Distribution = tuple[NDArray[np.int64], NDArray[np.float64]]  # ids, rising, and their probabilities
@@ -160,6 +161,8 @@ class Speculation:
         limit = min(room, s.request.max_draft, s.longest - len(s.tokens) - 1)
         if limit <= 0 or s.request.speculate not in ("auto", "ngram"):
             return NOTHING
+        if s.matcher is not None and s.matcher.ready and (forced := s.matcher.forced()[:limit]):
+            return Guess(tuple(forced), (FORCED,) * len(forced))
         trust = self._of(s)
         known = len(trust.repeats.tokens)
         start = max(0, s.n_prompt - LONGEST_TEXT)
@@ -170,8 +173,11 @@ class Speculation:
         length = trust.repeats.length
         if length < SHORTEST_REPEAT:
             return NOTHING
+        tokens = tuple(trust.repeats.guess(limit))
+        if s.matcher is not None and s.matcher.ready:
+            tokens = tokens[: s.matcher.valid_prefix(tokens)]
         # a guess that turned out right has made the repeat longer for the next
-        return Guess(tuple(trust.repeats.guess(limit)), tuple(min(length + i, 255).bit_length() for i in range(limit)))
+        return Guess(tokens, tuple(min(length + i, 255).bit_length() for i in range(len(tokens))))
 
     def _chances(self, s: Answer, guess: Guess) -> list[float]:
         """How likely it is that all of the first tokens are right: of one, of two, ..."""

@@ -618,7 +618,9 @@ class Model:
             raise ConfigError(f"sampling={shown(sampling)}; expected a Sampling.")
         followed = self._grammar(json_schema, regex, grammar)
         if followed is not None and flag("heal", heal):
-            raise ConfigError("heal=True: a grammar speaks of the answer only, not of the end of the prompt. Leave one of them out.")
+            raise ConfigError(
+                "heal=True: a grammar speaks of the answer only, not of the end of the prompt. Leave one of them out."
+            )
         stops, bans = texts("stop", stop), texts("banned", banned)
         ids, healing = take_back(ids, self.tokenizer) if flag("heal", heal) else (ids, None)
         skip = len(healing.text) if healing else 0

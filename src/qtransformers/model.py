@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qtransformers.cache.pages import check_codec
 from qtransformers.checks import flag, shown, text, whole
 from qtransformers.constrain import Grammar, Grammars, grammar_kind
-from qtransformers.errors import ConfigError
+from qtransformers.errors import ConfigError, ConstraintError
 from qtransformers.generate import Completion, Engine, Request, Stream, Usage
 from qtransformers.generate import Sequence as Answer
 from qtransformers.generate.embed import check_pooling, embed, normalized
@@ -661,7 +661,11 @@ class Model:
         if not names:
             return None
         if grammar is not None:
-            return self._grammars.compile(grammar_kind(text("grammar", grammar)), grammar)
+            kind = grammar_kind(text("grammar", grammar))
+            try:
+                return self._grammars.compile(kind, grammar)
+            except ConstraintError as e:
+                raise ConstraintError(f"grammar: {e}") from None
         return (
             self._grammars.compile("regex", regex)
             if regex is not None

@@ -1,4 +1,7 @@
 import mmap
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -100,3 +103,81 @@ def test_what_of_a_file_is_in_memory(tmp_path):
         assert machine.in_cache(view) in (100_000, None)
         del view
         assert machine.huge_mapped(path) in (0, None)
+
+
+def siblings(root, *groups):
+    """Cores, each the list of CPUs it shows as, as the kernel writes it."""
+    for group in groups:
+        ends = [int(n) for n in group.replace(",", "-").split("-")]
+        for n in ends if "," in group else range(ends[0], ends[-1] + 1):
+            write(root, f"sys/devices/system/cpu/cpu{n}/topology/core_cpus_list", group + "\n")
+
+
+def test_cores_are_those_of_the_affinity_at_most():
+    assert 1 <= machine.usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_a_process_bound_to_one_cpu_gets_one_thread():
+    script = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from qtransformers import machine; print(machine.usable_cores())"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, check=True).stdout == b"1\n"
+
+
+def test_threads_of_one_core_count_once(tmp_path):
+    siblings(tmp_path, "0,4", "1,5", "2,6", "3,7")
+    assert machine.usable_cores(tmp_path, range(8)) == 4
+    assert machine.usable_cores(tmp_path, {1, 5}) == 1
+    assert machine.usable_cores(tmp_path, {4, 5, 6}) == 3  # its second threads are as good as its first
+
+
+def test_without_a_word_from_the_system_every_cpu_is_a_core(tmp_path):
+    assert machine.usable_cores(tmp_path, range(6)) == 6
+    assert machine.usable_cores(tmp_path, set()) == 1
+
+
+@pytest.mark.parametrize("allowed, cores", [(range(12), 2), ({0, 1, 9}, 1), (range(4, 12), 8), ({3, 4, 5}, 1)])
+def test_of_a_hybrid_processor_the_fast_cores_count(allowed, cores, tmp_path):
+    """Two fast cores of two threads, eight slow ones; where the affinity leaves none of the fast, the slow."""
+    siblings(tmp_path, "0-1", "2-3", *map(str, range(4, 12)))
+    write(tmp_path, "sys/devices/cpu_core/cpus", "0-3\n")
+    write(tmp_path, "sys/devices/cpu_atom/cpus", "4-11\n")
+    assert machine.usable_cores(tmp_path, allowed) == cores
+
+
+def test_capacities_tell_fast_cores_too(tmp_path):
+    for n, capacity in enumerate([250, 250, 250, 250, 850, 850, 850, 1024]):
+        write(tmp_path, f"sys/devices/system/cpu/cpu{n}/cpu_capacity", f"{capacity}\n")
+    assert machine.usable_cores(tmp_path, range(8)) == 4
+    assert machine.usable_cores(tmp_path, range(3)) == 3
+
+
+@pytest.mark.parametrize("quota, cores", [("max 100000", 8), ("350000 100000", 3), ("50000 100000", 1), ("1600000 100000", 8), ("100000 0", 8), ("", 8), ("rubbish", 8), ("0 100000", 1)])  # fmt: skip
+def test_the_quota_of_a_cgroup_is_kept_to(quota, cores, tmp_path):
+    write(tmp_path, "proc/self/cgroup", "0::/user.slice/job\n")
+    write(tmp_path, "sys/fs/cgroup/user.slice/job/cpu.max", quota + "\n")
+    assert machine.usable_cores(tmp_path, range(8)) == cores
+
+
+def test_the_tightest_quota_around_counts(tmp_path):
+    write(tmp_path, "proc/self/cgroup", "0::/user.slice/job\n")
+    write(tmp_path, "sys/fs/cgroup/user.slice/job/cpu.max", "600000 100000\n")
+    write(tmp_path, "sys/fs/cgroup/user.slice/cpu.max", "200000 100000\n")
+    assert machine.usable_cores(tmp_path, range(8)) == 2
+    write(tmp_path, "sys/fs/cgroup/cpu.max", "100000 100000\n")  # a container that sees itself as the root
+    assert machine.usable_cores(tmp_path, range(8)) == 1
+
+
+@pytest.mark.parametrize("quota, cores", [("-1", 8), ("250000", 2)])
+def test_the_old_cgroup_has_a_quota_too(quota, cores, tmp_path):
+    write(tmp_path, "proc/self/cgroup", "4:memory:/m\n3:cpu,cpuacct:/docker/abc\n0::/\n")
+    write(tmp_path, "sys/fs/cgroup/cpu/docker/abc/cpu.cfs_quota_us", quota + "\n")
+    write(tmp_path, "sys/fs/cgroup/cpu/docker/abc/cpu.cfs_period_us", "100000\n")
+    assert machine.usable_cores(tmp_path, range(8)) == cores
+
+
+@pytest.mark.parametrize("text", ["", "x", "3-", "-3", "0-99999999999", "1,,2", "\0"])
+def test_a_list_that_cannot_be_read_stops_nothing(text, tmp_path):
+    write(tmp_path, "sys/devices/cpu_core/cpus", text)
+    write(tmp_path, "sys/devices/system/cpu/cpu0/topology/core_cpus_list", text)
+    assert 1 <= machine.usable_cores(tmp_path, range(4)) <= 4

@@ -1,12 +1,11 @@
 """Environment variables become settings, or an error that names them."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from qtransformers.errors import ConfigError
-from qtransformers.settings import MAX_THREADS, Settings, flag_from_env, usable_cores
+from qtransformers.settings import MAX_THREADS, Settings, flag_from_env
 
 
 def test_nothing_set_is_nothing_said():
@@ -39,7 +38,3 @@ def test_the_process_has_an_environment(monkeypatch):
     monkeypatch.setenv("QTRANSFORMERS_CTX_SIZE", "512")
     assert Settings.from_env().threads == 7 and flag_from_env("ctx-size") == "512"
     assert flag_from_env("ctx-size", {}) is None and flag_from_env("ctx-size", {"QTRANSFORMERS_CTX_SIZE": ""}) is None
-
-
-def test_cores_are_those_of_the_affinity_at_most():
-    assert 1 <= usable_cores() <= (os.cpu_count() or 1)

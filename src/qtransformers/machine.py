@@ -7,12 +7,10 @@ import mmap
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from qtransformers.settings import usable_cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
 PAGE_SIZE = mmap.PAGESIZE  # bytes
 _CGROUPS = "sys/fs/cgroup"
 _POPULATE_READ = 22  # of madvise, Linux 5.14 and later
+_MOST_CPUS = 1 << 16
 _NO_LIMIT = 1 << 60  # version 1 says "unlimited" as a huge number
 
 
@@ -28,15 +27,17 @@ _NO_LIMIT = 1 << 60  # version 1 says "unlimited" as a huge number
 class _Controller:
     """The files of a version of cgroups, and its names of page cache, which gives way."""
 
-    folder: str
+    folder: str  # of memory
+    cpu: str
     limit: str
     used: str
     cached: tuple[str, ...]
 
 
-_V2 = _Controller("", "memory.max", "memory.current", ("inactive_file", "active_file"))
+_FAST = 0.6  # of the capacity of the fastest core: below, a core is there to save power
+_V2 = _Controller("", "", "memory.max", "memory.current", ("inactive_file", "active_file"))
 _V1 = _Controller(
-    "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
+    "memory", "cpu", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
 )
 
 
@@ -61,7 +62,7 @@ class Cores:
     """Cores by who counts them."""
 
     installed: int
-    usable: int  # affinity and cgroup quota considered
+    usable: int  # what usable_cores() counts
 
 
 def cpu_name() -> str:
@@ -75,6 +76,53 @@ def cpu_name() -> str:
 def cores() -> Cores:
     """Cores installed and usable by this process."""
     return Cores(os.cpu_count() or 1, usable_cores())
+
+
+def usable_cores(root: Path = Path("/"), allowed: Collection[int] | None = None) -> int:
+    """Threads worth having: the cores among the `allowed` CPUs (None: this process's affinity) of the system at `root`.
+
+    Of a hybrid processor the fast cores count, where any is allowed; threads of one core count once; CPU quotas of the cgroup and
+    those around it, in either version, are kept to. At least 1.
+    """
+    if allowed is None:
+        affinity = getattr(os, "sched_getaffinity", None)
+        allowed = affinity(0) if affinity else range(os.cpu_count() or 1)
+    system = root / "sys/devices"
+    shared = {n: frozenset(_cpus(system / f"system/cpu/cpu{n}/topology/core_cpus_list")) or {n} for n in allowed}
+    found = len({min(shared[n]) for n in _fast(system, allowed)})
+    return max(1, min([found, *(int(quota) for quota in _quotas(root))]))
+
+
+def _fast(system: Path, allowed: Collection[int]) -> Collection[int]:
+    """Those of the CPUs that are not there to save power; all of them where no other is allowed or the system does not say."""
+    fast = _cpus(system / "cpu_core/cpus") & set(allowed)  # Intel
+    if not fast:
+        capacity = {n: _number(system / f"system/cpu/cpu{n}/cpu_capacity") or 0 for n in allowed}
+        most = max(capacity.values(), default=0)
+        fast = {n for n, size in capacity.items() if size >= _FAST * most}
+    return fast or allowed
+
+
+def _cpus(path: Path) -> set[int]:
+    """Of a list as the kernel writes it: 0-3,8,10-11."""
+    found: set[int] = set()
+    for part in ",".join(_lines(path)).split(","):
+        first, _, last = part.strip().partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            found.update(range(int(first), min(int(last or first), _MOST_CPUS) + 1))
+    return found
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """CPUs' worth of time a second that the cgroup of this process and each one around it allow."""
+    for kind, path in _memberships(root, "cpu"):
+        for here in _around(root / _CGROUPS / kind.cpu, path):
+            if kind is _V2:
+                quota, period, *_ = [*" ".join(_lines(here / "cpu.max")).split(), "", ""]
+            else:
+                quota, period = (" ".join(_lines(here / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+            if quota.isdigit() and period.isdigit() and int(period):
+                yield int(quota) / int(period)
 
 
 def memory(root: Path = Path("/")) -> Memory:
@@ -175,11 +223,8 @@ def huge_mapped(path: Path) -> int | None:
 
 def _cgroups(root: Path) -> Iterator[tuple[int, int | None]]:
     """Limit and what is left of it, of the cgroup of this process and each one around it that has a limit."""
-    for kind, path in _memberships(root):
-        folder = root / _CGROUPS / kind.folder
-        around = [p for p in (path, *path.parents) if ".." not in p.parts]
-        for part in dict.fromkeys((*around, Path("/"))):
-            here = folder / part.relative_to("/")
+    for kind, path in _memberships(root, "memory"):
+        for here in _around(root / _CGROUPS / kind.folder, path):
             limit, used = _number(here / kind.limit), _number(here / kind.used)
             if limit is None:
                 continue
@@ -188,13 +233,20 @@ def _cgroups(root: Path) -> Iterator[tuple[int, int | None]]:
             yield limit, None if used is None else max(0, limit - max(0, used - cached))
 
 
-def _memberships(root: Path) -> Iterator[tuple[_Controller, Path]]:
+def _around(folder: Path, path: Path) -> Iterator[Path]:
+    """The folders of a cgroup and of those around it."""
+    inside = [p for p in (path, *path.parents) if ".." not in p.parts]
+    for part in dict.fromkeys((*inside, Path("/"))):
+        yield folder / part.relative_to("/")
+
+
+def _memberships(root: Path, controller: str) -> Iterator[tuple[_Controller, Path]]:
     """The cgroup of this process in either version, the root where the system does not say."""
     found = {0: Path("/"), 1: Path("/")}
     for line in _lines(root / "proc/self/cgroup"):
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if path.startswith("/") and (number == "0" or "memory" in controllers.split(",")):
+        if path.startswith("/") and (number == "0" or controller in controllers.split(",")):
             found[0 if number == "0" else 1] = Path(path)
     yield _V2, found[0]
     yield _V1, found[1]

@@ -31,8 +31,9 @@ from qtransformers.load.placement import check_placement
 from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK
 from qtransformers.load.rope import check_rope_base, check_rope_scaling
 from qtransformers.load.start import doubts, encode_prompt
+from qtransformers.machine import usable_cores
 from qtransformers.sampling import Breaks, Sampling, SamplingOptions, breaks_of
-from qtransformers.settings import MAX_THREADS, Settings, usable_cores
+from qtransformers.settings import MAX_THREADS, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

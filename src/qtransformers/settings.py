@@ -42,22 +42,6 @@ def flag_from_env(name: str, env: Mapping[str, str] | None = None) -> str | None
     return env.get(PREFIX + name.upper().replace("-", "_")) or None
 
 
-def usable_cores() -> int:
-    """Cores this process may run on: its affinity, and the CPU quota of its cgroup where there is one."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:
-        cores = os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as f:
-            quota, period = f.read().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return cores
-
-
 def _threads(env: Mapping[str, str], key: str) -> int | None:
     text = env.get(key)
     if not text:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from qtransformers import machine
 from qtransformers.cli.flags import add_flags
 from qtransformers.cli.terminal import note, printable, progress, table
-from qtransformers.settings import Settings, usable_cores
+from qtransformers.machine import usable_cores
+from qtransformers.settings import Settings
 
 if TYPE_CHECKING:
     from qtransformers.cli.measure import Result

@@ -13,7 +13,7 @@ from qtransformers.kernels.table import ACCURACY, FEW_ROWS, why_not
 from qtransformers.load.findings import LAYER
 from qtransformers.load.footprint import CacheShape, program_bytes, temporaries
 from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK, LoadPlan, PlannedTensor, products
-from qtransformers.settings import usable_cores
+from qtransformers.machine import usable_cores
 from qtransformers.tensor import QTensor
 
 # Roles by the names GGUF files use in all architectures, the first that matches; facts of llama.cpp's tensor names.

@@ -17,7 +17,7 @@ from qtransformers.kernels.table import ACCURACY, FEW_ROWS, check_accuracy, why_
 from qtransformers.load.files import memory_text
 from qtransformers.load.findings import LAYER, Findings, template
 from qtransformers.load.footprint import CacheShape, Product, program_bytes, temporaries
-from qtransformers.settings import usable_cores
+from qtransformers.machine import usable_cores
 from qtransformers.tensor import QTensor
 from qtransformers.types import QuantType
 

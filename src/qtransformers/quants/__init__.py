@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from qtransformers.checks import whole
 from qtransformers.errors import ConfigError, GGUFError, UnsupportedError
-from qtransformers.settings import MAX_THREADS, Settings, usable_cores
+from qtransformers.machine import usable_cores
+from qtransformers.settings import MAX_THREADS, Settings
 from qtransformers.types import QuantType
 
 __all__ = ["dequantize", "quantize", "reference_dequantize", "reference_quantize"]

@@ -124,14 +124,6 @@ nb::tuple route(Floats logits, size_t n_used, const std::string& gate, std::opti
     return nb::make_tuple(chosen, weights.array);
 }
 
-// Floats that are gone with their block.
-struct Room {
-    float* data;
-    explicit Room(size_t n) : data(static_cast<float*>(Spare::take(current_spare(), n * sizeof(float)))) {}
-    ~Room() { Spare::give_back(data); }
-    Room(const Room&) = delete;
-};
-
 // Every choice of a token is a row; rows stand by expert, and by token within one.
 struct Rows {
     std::vector<size_t> starts;  // [n_experts + 1]
@@ -155,7 +147,7 @@ struct Layer {
 // Rows [first, last) of x by its experts [e0, e1), weighted and added to y.
 void some_experts(const Layer& l, const Rows& rows, size_t e0, size_t e1, const float* x, const float* weights, size_t T, size_t k, float* y) {
     const size_t first = rows.starts[e0], n = rows.starts[e1] - first, in = l.up.cols, ff = l.up.rows, out = l.down.rows;
-    Room gathered(n * in), hidden(n * ff), outputs(n * out);
+    Room<float> gathered(n * in), hidden(n * ff), outputs(n * out);
     auto bias = [](const float* b, size_t e, const Experts& w) { return b ? b + e * w.rows : nullptr; };
     std::vector<Factor> wide, narrow;
     std::vector<size_t> copied;
@@ -233,7 +225,7 @@ Out per_head(Floats x, const Experts& w) {
     const size_t most = std::max<size_t>(1, wave_bytes / sizeof(float) / std::max<size_t>(1, T * (in + out)));  // heads at a time
     for (size_t h0 = 0; h0 < n; h0 += most) {
         const size_t heads = std::min(most, n - h0);
-        Room from(heads * T * in), to(heads * T * out);
+        Room<float> from(heads * T * in), to(heads * T * out);
         auto transpose = [&](const float* a, float* b, size_t width, bool gather) {  // [T][n] or [heads][T] of rows
             parallel(heads * T, 64, double(heads) * T * width, [&](size_t begin, size_t end) {
                 for (size_t i = begin; i < end; i++) {

@@ -189,8 +189,8 @@ void parallel_streams(const std::vector<size_t>& starts, double work, F&& f) {
     });
 }
 
-// x as the integer kernels want it: once for neighbours that want the same.
-void pack(const std::vector<Operand*>& operands) {
+// x as the integer kernels want it, once for neighbours that want the same; gone with what is returned.
+Room<std::byte> pack(const std::vector<Operand*>& operands) {
     std::vector<Operand*> packers;
     std::vector<size_t> packer(operands.size()), starts{0};
     size_t bytes = 0, first = 0;  // of the packers, the first with the x at hand
@@ -207,7 +207,8 @@ void pack(const std::vector<Operand*>& operands) {
         bytes += rounded(o->packed_bytes());
         work += double(o->T) * double(o->job.in) * 8;
     }
-    std::byte* room = shared_scratch(bytes);
+    Room<std::byte> packed(bytes);
+    std::byte* room = packed.data;
     for (Operand* o : packers) {
         o->packed = room;
         room += rounded(o->packed_bytes());
@@ -215,6 +216,7 @@ void pack(const std::vector<Operand*>& operands) {
     for (size_t i = 0; i < operands.size(); i++)
         if (operands[i]->format()) operands[i]->packed = packers[packer[i]]->packed;
     parallel_parts(starts, work, [&](size_t k, size_t i) { packers[k]->pack(i); });
+    return packed;
 }
 }  // namespace
 
@@ -246,7 +248,7 @@ void multiply(const std::vector<Factor>& factors) {
         starts.push_back(starts.back() + p.chunks());
         work += double(f.T + 4) * double(f.w.cols) * double(f.w.rows) * (act ? 2 : 1);  // decoding counts as much as 4 tokens
     }
-    pack(operands);
+    const Room<std::byte> packed = pack(operands);
     auto run = [&](size_t k, size_t chunk) { products[k].run(chunk); };
     if (std::any_of(products.begin(), products.end(), [](const Product& p) { return p.up.gemm; })) return parallel_parts(starts, work, run);
     parallel_streams(starts, work, run);

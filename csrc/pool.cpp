@@ -13,9 +13,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#endif
 
 #include "arrays.h"
 
@@ -32,19 +29,10 @@ inline void pause() {
     asm volatile("yield");
 #endif
 }
-
-// How often this process came out of a fork: threads of a team made before exist only in the parent.
-std::atomic<uint64_t> forks{0};
-void count_forks() {
-#if defined(__unix__) || defined(__APPLE__)
-    static const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
-    (void)registered;
-#endif
-}
 }  // namespace
 
 struct Pool::Team {
-    explicit Team(int threads) : born(forks.load(std::memory_order_relaxed)) {
+    explicit Team(int threads) : born(forks()) {
         try {
             for (int t = 1; t < threads; t++) workers.emplace_back([this] { work(); });
         } catch (...) {
@@ -135,19 +123,18 @@ struct Pool::Team {
 };
 
 Pool::Pool(int threads, const Kernels& kernels) : threads_(threads), kernels_(kernels) {
-    count_forks();
     team_ = new Team(threads);
 }
 
 Pool::~Pool() {
     Team* team = team_;
-    if (team->born == forks.load(std::memory_order_relaxed)) delete team;  // else its threads were never ours to join
+    if (team->born == forks()) delete team;  // else its threads were never ours to join
 }
 
 // The team of this process. One that came through fork() has no threads and perhaps a locked mutex: it is left behind.
 Pool::Team& Pool::team() {
     Team* team = team_.load(std::memory_order_acquire);
-    if (team->born == forks.load(std::memory_order_relaxed)) return *team;
+    if (team->born == forks()) return *team;
     auto fresh = std::make_unique<Team>(threads_);
     if (team_.compare_exchange_strong(team, fresh.get())) return *fresh.release();
     return *team;
@@ -210,6 +197,8 @@ std::byte* shared_scratch(size_t bytes) {
     thread_local Arena arena;
     return reinterpret_cast<std::byte*>(arena.at_least((bytes + sizeof(float) - 1) / sizeof(float)));
 }
+
+void* borrow(size_t bytes) { return Spare::take(current_spare(), bytes); }
 
 namespace {
 // What Python holds. The pool itself lives on while any thread is inside it.

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "isa.h"
 #include "spare.h"
@@ -67,6 +68,19 @@ inline int width() {
 // Floats for the calling thread alone, at least n, until its next call; not initialised.
 float* scratch(size_t n);
 
-// Other such memory of the calling thread, 64-byte aligned, for what it shares with its pool during a call.
+// Other such memory of the calling thread, 64-byte aligned, that its pool may use during a call. It stays with the thread: for
+// little. What is large is a Room.
 std::byte* shared_scratch(size_t bytes);
+
+// Memory that the calling thread shares with its pool for the length of a block: n values at a multiple of 64, not initialised.
+void* borrow(size_t bytes);
+template <class T>
+struct Room {
+    T* data;
+    explicit Room(size_t n) : data(static_cast<T*>(borrow(n * sizeof(T)))) {}
+    Room(Room&& from) : data(std::exchange(from.data, nullptr)) {}
+    ~Room() {
+        if (data) Spare::give_back(data);
+    }
+};
 }  // namespace qt

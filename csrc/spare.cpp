@@ -1,8 +1,11 @@
 // Memory kept for the next array of its size.
 #include "spare.h"
 
+#include <mutex>
 #include <new>
+#include <vector>
 #if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
 #include <sys/mman.h>
 #endif
 
@@ -34,6 +37,33 @@ void release(void* p, size_t) noexcept { ::operator delete(p, line); }
 #endif
 }  // namespace
 
+uint64_t forks() {
+    static std::atomic<uint64_t> count{0};
+#if defined(__unix__) || defined(__APPLE__)
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { count.fetch_add(1, std::memory_order_relaxed); });
+    (void)registered;
+#endif
+    return count.load(std::memory_order_relaxed);
+}
+
+struct Spare::List {
+    const uint64_t born = forks();
+    std::mutex busy;
+    std::vector<Block*> blocks;  // the oldest first
+    size_t kept = 0;
+};
+
+Spare::Spare() : list_(new List) {}
+
+// That of this process: one that came through a fork, perhaps locked, perhaps torn, is left behind.
+Spare::List& Spare::list() {
+    List* list = list_.load(std::memory_order_acquire);
+    if (list->born == forks()) return *list;
+    auto fresh = std::make_unique<List>();
+    if (list_.compare_exchange_strong(list, fresh.get())) return *fresh.release();
+    return *list;
+}
+
 void* Spare::take(const std::shared_ptr<Spare>& home, size_t values) {
     size_t bytes;
     if (__builtin_add_overflow(values, sizeof(Block), &bytes)) throw std::bad_alloc();
@@ -54,36 +84,40 @@ void Spare::give_back(void* p) noexcept {
 
 // The smallest that suffices and wastes no more than a quarter.
 Spare::Block* Spare::find(size_t bytes) {
-    std::lock_guard lock(busy);
+    List& list = this->list();
+    std::lock_guard lock(list.busy);
+    auto& blocks = list.blocks;
     size_t best = blocks.size();
     for (size_t i = 0; i < blocks.size(); i++)
         if (blocks[i]->bytes >= bytes && blocks[i]->bytes - bytes <= bytes / 4 && (best == blocks.size() || blocks[i]->bytes < blocks[best]->bytes)) best = i;
     if (best == blocks.size()) return nullptr;
     Block* block = blocks[best];
     blocks.erase(blocks.begin() + best);
-    kept -= block->bytes;
+    list.kept -= block->bytes;
     return block;
 }
 
-void Spare::keep(Block* block) noexcept {
-    std::lock_guard lock(busy);
+void Spare::keep(Block* block) noexcept try {
+    List& list = this->list();
+    std::lock_guard lock(list.busy);
+    auto& blocks = list.blocks;
     size_t gone = 0;
-    for (; gone < blocks.size() && kept + block->bytes > limit; gone++) {
-        kept -= blocks[gone]->bytes;
+    for (; gone < blocks.size() && list.kept + block->bytes > limit; gone++) {
+        list.kept -= blocks[gone]->bytes;
         release(blocks[gone], blocks[gone]->bytes);
     }
     blocks.erase(blocks.begin(), blocks.begin() + gone);
-    bool room = kept + block->bytes <= limit;
-    if (room) try {
-            blocks.push_back(block);
-            kept += block->bytes;
-        } catch (...) {
-            room = false;
-        }
-    if (!room) release(block, block->bytes);
+    if (list.kept + block->bytes > limit) return release(block, block->bytes);
+    blocks.push_back(block);
+    list.kept += block->bytes;
+} catch (...) {
+    release(block, block->bytes);
 }
 
 Spare::~Spare() {
-    for (Block* block : blocks) release(block, block->bytes);
+    List* list = list_;
+    if (list->born != forks()) return;
+    for (Block* block : list->blocks) release(block, block->bytes);
+    delete list;
 }
 }  // namespace qt

@@ -1,5 +1,6 @@
 """The pool of threads: nesting, sharing, sleeping, forking."""
 
+import itertools
 import os
 import signal
 import sys
@@ -171,15 +172,76 @@ def test_a_forked_process_starts_its_threads_anew(product):
                 status = 0 if good else 2
             finally:
                 os._exit(status)
-        deadline = time.monotonic() + 20
-        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if ended == (0, 0):
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            pytest.fail("the child hangs")
-        assert os.waitstatus_to_exitcode(ended[1]) == 0
+        assert waited(child) == 0
         np.testing.assert_array_equal(compute(), truth)
+
+
+def waited(child, seconds=20):
+    """Exit status of a child; None, and an end to it, where it hangs."""
+    deadline = time.monotonic() + seconds
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return None
+    return os.waitstatus_to_exitcode(ended[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_amid_the_work_of_other_threads():
+    """Experts take and return memory of the pool without the interpreter's lock: a child may come while they are at it.
+
+    What they take is too much to be kept, so that most of it goes back to the system, which takes a while.
+    """
+    width = 32
+    up, down = (cpu.bind(QTensor("w", KIND, (2, width, width), random_blocks(KIND, 2 * width * width // 32))) for _ in range(2))  # fmt: skip
+    over = threading.Event()
+
+    def compute(n):
+        return cpu.moe(np.ones((n, width), np.float32), np.zeros((n, 1), np.int32), np.ones((n, 1), np.float32), up, up, down)  # fmt: skip
+
+    def work(first):
+        with pool:
+            for n in itertools.cycle(range(first, first + 200_000, 50_000)):
+                if over.is_set():
+                    break
+                compute(n)
+
+    with cpu.Pool(2) as pool:
+        truth = compute(1000)
+        threads = [threading.Thread(target=work, args=(n,)) for n in (60_000, 80_000, 100_000)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(25):
+                child = os.fork()
+                if child == 0:
+                    os._exit(0 if np.array_equal(compute(1000), truth) else 3)
+                assert waited(child) == 0
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_arrays_of_the_parent_go_in_the_child():
+    with cpu.Pool(2) as pool:
+        x, ones = np.full((1, 1 << 17), 3, np.float32), np.ones(1 << 17, np.float32)
+        held, gone = cpu.rms_norm(x, ones, 0.0), cpu.rms_norm(x, ones, 0.0)
+        del gone  # spare in the parent
+        child = os.fork()
+        if child == 0:
+            good = held[0, 0] == 1
+            del held
+            again = [cpu.rms_norm(x * i, ones, 0.0) for i in range(1, 4)]
+            del pool
+            os._exit(0 if good and all((a == 1).all() for a in again) else 3)
+        assert waited(child) == 0
+        assert (held == 1).all() and (cpu.rms_norm(x, ones, 0.0) == 1).all()
 
 
 def test_the_process_ends_inside_a_block(tmp_path):

@@ -9,8 +9,8 @@ import numpy as np
 import results
 
 from qtransformers.kernels import cpu
-from qtransformers.sampling import Breaks, Sampler, Sampling, logprobs
 from qtransformers.machine import usable_cores
+from qtransformers.sampling import Breaks, Sampler, Sampling, logprobs
 
 N_TOKENS, N_HISTORY = 151_936, 8192
 CUTS = {"top_k": 40, "top_p": 0.95, "min_p": 0.05, "temperature": 0.8}

@@ -152,7 +152,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     calls = {"small": product(256, 2048, 4), "prompt": product(2048, 2048, 256), "token": product(8192, 4096, 1)}
     body = (
-        f"Products with Q4_0, {args.threads} threads: small 256 x 2,048 with 4 tokens, prompt 2,048 x 2,048 with 256, token 8,192 x 4,096 with 1.\n\n"
+        f"Products with Q4_0, {args.threads} threads: small 256 x 2,048 with 4 tokens, prompt 2,048 x 2,048 with 256, token 8,192 x 4,096 with 1.\n"
+        "A thread that loses its core amid a chunk is waited for until its turn comes again, milliseconds later: operations shorter than that pay more than the share.\n\n"
         + results.table(("what", "found", "expected"), list(rows(args.threads, calls)))
     )
     print(body) if args.print_only else results.publish(__file__, "The pool of threads", body)

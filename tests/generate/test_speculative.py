@@ -8,7 +8,8 @@ import pytest
 
 from generate.remember import VOCAB, Ids, continuation, engine, forward_of, random_prompt, stream
 from qtransformers.generate import Request, Sequence
-from qtransformers.generate.speculative import Costs, Guess, Odds, Speculation, settle
+from qtransformers.generate.costs import Costs, Odds
+from qtransformers.generate.speculative import Guess, Speculation, settle
 from qtransformers.sampling import Sampler, Sampling
 
 
@@ -29,7 +30,7 @@ class Oracle(Speculation):
     """Guesses greedy answers of the remembering forward, as many tokens as there is room for, each wrong in `wrong` of the cases."""
 
     def __init__(self, few_rows=8, wrong=0.3, seed=1):
-        super().__init__(few_rows, Flat())
+        super().__init__(few_rows, costs=Flat())
         self.wrong = wrong
         self.rng = np.random.default_rng(seed)
         self.rows = []
@@ -209,7 +210,7 @@ def loop_engine(forward, **given):
 
 def test_what_repeats_takes_few_forwards():
     forward = Loop()
-    done = stream(loop_engine(forward, speculation=Speculation(8, Flat())), [0], 200).read()
+    done = stream(loop_engine(forward, speculation=Speculation(8, costs=Flat())), [0], 200).read()
     assert done.tokens == tuple((i + 1) % 12 for i in range(200))
     assert len(forward.rows) < 14 + 200 / 6
     assert done.timings.accepted_tokens == 200 - len(forward.rows)
@@ -220,7 +221,7 @@ def test_what_repeats_takes_few_forwards():
 )
 def test_a_request_says_how_much_is_guessed(given, most):
     forward = Loop()
-    stream(loop_engine(forward, speculation=Speculation(8, Flat())), [0], 100, **given).read()
+    stream(loop_engine(forward, speculation=Speculation(8, costs=Flat())), [0], 100, **given).read()
     assert max(forward.rows) == most
 
 
@@ -239,7 +240,7 @@ class Dear(Costs):
 
 def test_guesses_that_do_not_pay_are_not_made():
     forward = Loop()
-    speculation = Speculation(8, Dear())
+    speculation = Speculation(8, costs=Dear())
     learn = speculation.learn
     speculation.learn = lambda n, rows, n_tokens, seconds: learn(n, rows, n_tokens, 1.2 * rows - 0.2)
     stream(loop_engine(forward, speculation=speculation), [0], 1000).read()

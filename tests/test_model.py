@@ -614,6 +614,7 @@ HOSTILE_LOADS = [
     ),
     ("deterministic", [0, 1, "yes", None]),
     ("threads", [0, -1, NAN, 1.5, "5", True, 5000]),
+    ("draft", [5, True, ["x"]]),
     ("prompt_format", [5, "", "chatlm", True, ["chatml"]]),
     ("pre", [5, True, ["x"]]),
     ("mlock", [0, 1, "yes", None]),

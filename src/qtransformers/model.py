@@ -20,6 +20,7 @@ from qtransformers.constrain import Grammar, Grammars, grammar_kind
 from qtransformers.errors import ConfigError, ConstraintError
 from qtransformers.generate import Completion, Engine, Request, Stream, Usage
 from qtransformers.generate import Sequence as Answer
+from qtransformers.generate.drafting import draft_of
 from qtransformers.generate.embed import check_pooling, embed, normalized
 from qtransformers.generate.requests import MAX_DRAFT, Hook, Speculate, answer_limit, prompt_ids, texts
 from qtransformers.generate.speculative import Speculation
@@ -71,13 +72,14 @@ class ModelConfig:
     )
     deterministic: bool = False  # an answer does not depend on what is computed beside it, not even by rounding
     threads: int | None = None  # None: QTRANSFORMERS_THREADS, else every core this process may use
+    draft: str | Path | None = None  # a smaller model of the same vocabulary, whose guesses this one confirms
     prompt_format: str | Path | None = None  # name or jinja file, instead of the model's chat template
     pre: str | None = None  # instead of the file's tokenizer.ggml.pre
     mlock: bool = False  # keep the weights in main memory until the model is closed
     preload: bool = False  # wait until all weights are in main memory
 
     def __post_init__(self) -> None:
-        for name in ("gguf_path", "model_path"):
+        for name in ("gguf_path", "model_path", "draft"):
             path = getattr(self, name)
             if path is not None and not isinstance(path, (str, os.PathLike)):
                 raise ConfigError(f"{name}={shown(path)}; expected a path.")
@@ -119,6 +121,7 @@ class LoadOptions(TypedDict, total=False):
     rope_scaling: str | None
     deterministic: bool
     threads: int | None
+    draft: str | Path | None
     prompt_format: str | Path | None
     pre: str | None
     mlock: bool
@@ -163,12 +166,17 @@ class Model:
     are computed together, `parallel` at a time, and share what their prompts have in common.
     """
 
-    def __init__(self, loaded: Loaded, config: ModelConfig, format: PromptFormat | None = None) -> None:
+    def __init__(
+        self, loaded: Loaded, config: ModelConfig, format: PromptFormat | None = None, small: Loaded | None = None
+    ) -> None:
         settings = Settings.from_env()
         h, plan = loaded.hparams, loaded.plan
         cache = loaded.new_cache()
+        draft = draft_of(small, loaded, config.prefill_chunk) if small else None
+        speculation = Speculation(FEW_ROWS[config.accuracy], draft, may_draw=not config.deterministic)
         from qtransformers.kernels.cpu import Pool  # the extension
 
+        self._small = small
         self.config = config
         self.plan: LoadPlan = plan
         self.hparams: Hyperparameters = h
@@ -195,7 +203,7 @@ class Model:
             few_rows=FEW_ROWS[config.accuracy],
             deterministic=config.deterministic,
             unused_ids=loaded.tokenizer.unused_ids,
-            speculation=None if cache.states.nbytes else Speculation(FEW_ROWS[config.accuracy]),
+            speculation=None if cache.states.nbytes else speculation,
             pool=Pool(config.threads or settings.threads or usable_cores(), settings.isa or ""),
         )
         for message in plan.warnings:
@@ -219,6 +227,7 @@ class Model:
         rope_scaling: str | None = None,
         deterministic: bool = False,
         threads: int | None = None,
+        draft: str | Path | None = None,
         prompt_format: str | Path | None = None,
         pre: str | None = None,
         mlock: bool = False,
@@ -231,7 +240,7 @@ class Model:
         ConfigError, ModelNotFoundError, GGUFError, LoadError, UnsupportedError, TokenizerError, InsufficientMemoryError.
         """
         config = ModelConfig(
-            gguf_path, model_path, context_length, cache, placement, accuracy, prefill_chunk, logits_rows, cache_tokens, parallel, rope_base, rope_scaling, deterministic, threads, prompt_format, pre,
+            gguf_path, model_path, context_length, cache, placement, accuracy, prefill_chunk, logits_rows, cache_tokens, parallel, rope_base, rope_scaling, deterministic, threads, draft, prompt_format, pre,
             mlock, preload,
         )  # fmt: skip
         format = None if prompt_format is None else named_format(prompt_format)
@@ -253,7 +262,20 @@ class Model:
             mlock=config.mlock,
             preload=config.preload,
         )
-        return cls(loaded, config, format)
+        small = None
+        if config.draft is not None:
+            small = load(
+                config.draft,
+                cache=config.cache,
+                accuracy=config.accuracy,
+                prefill_chunk=config.prefill_chunk,
+                cache_tokens=loaded.plan.cache_tokens,
+                parallel=config.parallel,
+                threads=config.threads or Settings.from_env().threads,
+                mlock=config.mlock,
+                preload=config.preload,
+            )
+        return cls(loaded, config, format, small)
 
     @classmethod
     def from_pretrained(
@@ -555,6 +577,11 @@ class Model:
         self._engine.close()
         self._grammars.close()
         self._settle()
+        if self._small is not None:
+            self._small.settle()
+            if self._small.sources.gguf is not None:
+                self._small.sources.gguf.close()
+            self._small = None
         if self._gguf is not None:
             self._gguf.close()
             self._gguf = None
@@ -685,6 +712,10 @@ class Model:
             raise ConfigError(
                 f"speculate={shown(asked)}: the recurrent layers of {self.plan.file} ({self.plan.architecture}) keep one state and no way back "
                 "from tokens that were guessed wrong. Leave it out."
+            )
+        if asked == "draft" and self._small is None:
+            raise ConfigError(
+                "speculate='draft', but the model was loaded without one. Load it with draft=, the path of a smaller model."
             )
         if isinstance(asked, str):
             return asked

@@ -4,9 +4,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from generate.remember import VOCAB, Remember, continuation, engine, forward_of, random_prompt, scores, stream
 from generate.test_speculative import Flat
-
 from qtransformers.cache import PAGE_TOKENS, PagedCache
 from qtransformers.errors import ConfigError
 from qtransformers.generate.drafting import Draft, check_vocabulary
@@ -62,7 +62,7 @@ def test_a_greedy_answer_is_as_without_and_the_draft_sees_its_text(wrong):
         small = Small(wrong)
         prompt = random_prompt(seed, 4 + 70 * seed)
         e = engine(speculation=drafting(small))
-        done = stream(e, prompt, 60).read()
+        done = stream(e, prompt, 60, speculate="draft").read()
         assert done.tokens == continuation(prompt, 60)
         assert all(small.explains(seen, prompt + done.tokens) for seen in small.seen)
         n_plain = 59 - done.timings.accepted_tokens
@@ -111,7 +111,7 @@ def test_a_draft_without_pages_or_context_only_guesses_less():
         small = Small(0)
         e = engine(speculation=drafting(small, **given))
         prompt = random_prompt(3, 200)
-        done = stream(e, prompt, 200).read()
+        done = stream(e, prompt, 200, speculate="draft").read()
         assert done.tokens == continuation(prompt, 200)
         assert 30 < done.timings.accepted_tokens < 120
 
@@ -148,19 +148,25 @@ class Few:
         return self.table[batch.tokens[batch.output_rows]]
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.6, top_k=3), Sampling(temperature=1.4, min_p=0.1)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0.6, top_k=3), Sampling(temperature=1.4, min_p=0.1)]
+)
 def test_drawn_answers_are_distributed_as_without(sampling):
     """Chi-square of 20,000 pairs of tokens of a chain, most of them drawn guesses."""
     from qtransformers.cache import PagedCache
     from qtransformers.generate import Engine
 
     model, small = Few(1, 1.0), Few(2, 1.0)
-    cache = PagedCache.allocate(1, 1, 4, 4, 4096, "f32")
-    speculation = drafting(small)
-    e = Engine(model, cache, n_tokens=VOCAB, context_length=2048, prefill_chunk=512, speculation=speculation)
+    cache = PagedCache.allocate(1, 1, 4, 4, 20480, "f32")
+    speculation = drafting(small, 20480, 20480)
+    e = Engine(model, cache, n_tokens=VOCAB, context_length=20480, prefill_chunk=512, speculation=speculation)
     n = 20_000
-    done = stream(e, (7,), 1 + n, sampling=sampling).read()  # a chain: each token depends on the one before
-    assert done.timings.drafted_tokens > n / 2 and 0.2 < done.timings.accepted_tokens / done.timings.drafted_tokens < 0.95
+    done = stream(
+        e, (7,), 1 + n, sampling=sampling, speculate="draft"
+    ).read()  # a chain: each token depends on the one before
+    assert (
+        done.timings.drafted_tokens > n / 2 and 0.2 < done.timings.accepted_tokens / done.timings.drafted_tokens < 0.95
+    )
     from qtransformers.sampling import Sampler
 
     pairs = Counter(zip(done.tokens, done.tokens[1:], strict=False))

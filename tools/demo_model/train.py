@@ -1,6 +1,6 @@
 """Train the demo model on the corpus of stories.py and save it in Hugging Face layout.
 
-usage: train.py OUT_DIR [minutes] [seed]      needs: pip install torch transformers tokenizers
+usage: train.py OUT_DIR [minutes] [seed] [layers width]      needs: pip install torch transformers tokenizers
 Goes on from the weights in OUT_DIR where there are some. The shipped weights: 38 minutes with seed 1, then 28 with seed 2, on two cores.
 """
 

@@ -118,6 +118,7 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
             rope_base=args.rope_base,
             rope_scaling=args.rope_scaling,
             threads=args.threads,
+            draft=None if args.draft is None else fetched(args.draft, args.color),
             prompt_format=args.prompt_format,
             pre=args.pre,
             mlock=args.mlock,

@@ -132,6 +132,7 @@ _ENDING = (
     Flag(("--max-repeats",), "end where the last tokens are the same N times in a row (default: never)", integer(2), "N"),
     Flag(("--heal",), "let the answer complete the last token of the prompt; for --raw"),
     Flag(("--special",), "show control tokens in the answer", field="decode_special"),
+    Flag(("--draft-max",), "most tokens to guess ahead (default: as many as pay)", integer(1), "N", field="max_draft"),
 )  # fmt: skip
 ENDING = {flag.name: flag.field or flag.dest for flag in _ENDING}  # flag -> field of a request
 
@@ -157,6 +158,7 @@ _ROWS = (
     Flag(("--preload",), "read all weights into memory before the first token, with a bar"),
     Flag(("--save",), "write the resolved placement to FILE, for --placement", str, "FILE.json", env=False),
     # what to say
+    Flag(("--draft",), "a smaller model of the same vocabulary: the model confirms its guesses, several tokens at a time", str, "MODEL"),
     Flag(("--prompt-format",), "chat format for files without a template: a name, or a jinja file", str, "NAME|FILE"),
     Flag(("--system",), "system message", str, "TEXT"),
     Flag(("--raw",), "continue the prompt as it is, without a chat template"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from qtransformers.errors import ConfigError, InsufficientMemoryError
 from qtransformers.generate.costs import Costs
 from qtransformers.generate.pages import PagePool, Table
 from qtransformers.generate.sequence import Sequence as Answer
+from qtransformers.load import Loaded
 
 F32 = NDArray[np.float32]
 LOOK_BACK = 64  # tokens that may have been taken back and replaced since it last looked
@@ -113,6 +115,35 @@ class Draft:
                 f.sure = len(f.tokens)
         self.costs.learn(len(batch.tokens), time.perf_counter() - start)
         return dict(zip([s for s in parts if s in asked], logits, strict=True))
+
+
+def draft_of(small: Loaded, model: Loaded, chunk: int) -> Draft:
+    """A loaded model as the draft of another; ConfigError where it cannot be one."""
+    file = small.plan.file
+    if small.spec.kind != "language":
+        raise ConfigError(
+            f"draft: {file} is an encoder ({small.plan.architecture}), which generates nothing. Take a language model."
+        )
+    for one in (small, model):
+        if one.spec.states(one.hparams):
+            raise ConfigError(
+                f"draft: the recurrent layers of {one.plan.file} ({one.plan.architecture}) keep one state and no way back from tokens "
+                "that were guessed wrong. Leave draft out."
+            )
+    t, own = small.tokenizer, model.tokenizer
+    check_vocabulary(
+        [own.token_text(i) for i in range(own.n_tokens)],
+        [t.token_text(i) for i in range(t.n_tokens)],
+        model.plan.file,
+        file,
+    )
+    return Draft(
+        partial(small.spec.forward, small.weights, small.hparams),
+        small.new_cache(),
+        n_tokens=min(t.n_tokens, small.hparams.vocab_size),
+        context_length=small.plan.context_length,
+        chunk=chunk,
+    )
 
 
 def check_vocabulary(tokens: Sequence[str], draft: Sequence[str], file: str, draft_file: str) -> None:

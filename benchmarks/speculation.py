@@ -43,7 +43,9 @@ def replay(model: Model, prompt, answer, speculate) -> tuple[float, int, int]:
         logits[answer[len(tokens) - len(prompt)]] = 0
         return logits
 
-    done = model.generate(prompt, max_tokens=len(answer), temperature=0, hooks=[hook], speculate=speculate)
+    done = model.generate(
+        prompt, add_bos=False, max_tokens=len(answer), temperature=0, hooks=[hook], speculate=speculate
+    )
     assert done.tokens == answer
     return done.timings.seconds, done.timings.drafted_tokens, done.timings.accepted_tokens
 

@@ -54,6 +54,15 @@ with Pool(threads):
         if what == "peak":
             print(lib.multiply_speed(100000), flush=True)
             continue
+        if what == "both":  # a token, a plain read of the same bytes, and so on: memory changes its speed within a second
+            spent = [0.0, 0.0]
+            for i in range(int(n)):
+                for k, call in enumerate((lambda: forward([5], 256 + i), read)):
+                    start = time.perf_counter()
+                    call()
+                    spent[k] += time.perf_counter() - start
+            print(*spent, flush=True)
+            continue
         start = time.perf_counter()
         read() if what == "read" else pp(int(n)) if what == "pp" else tg(int(n))
         print(time.perf_counter() - start, flush=True)
@@ -89,9 +98,12 @@ class Worker:
         self.about = json.loads(self.process.stdout.readline())
 
     def __call__(self, what: str, n: int = 0) -> float:
+        return self.times(what, n)[0]
+
+    def times(self, what: str, n: int = 0) -> list[float]:
         self.process.stdin.write(f"{what} {n}\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        return [float(word) for word in self.process.stdout.readline().split()]
 
     def stop(self) -> None:
         self.process.stdin.close()
@@ -106,10 +118,11 @@ def compare(path: Path, recipe: str, args: argparse.Namespace) -> list[str]:
     rows = []
     for _ in range(args.rounds):
         peak, a, b = ours("peak"), ours("pp", PROMPT), theirs("pp", PROMPT)
-        read, c, d = ours("read"), ours("tg", GENERATED), theirs("tg", GENERATED)
+        c, d = ours("tg", GENERATED), theirs("tg", GENERATED)
+        token, read = (seconds / GENERATED for seconds in ours.times("both", GENERATED))
         rows.append(
             (PROMPT / a, PROMPT / b, b / a, PROMPT * operations / a / peak,
-             GENERATED / c, GENERATED / d, d / c, GENERATED * nbytes / c / (nbytes / read), nbytes / read / 1e9)
+             GENERATED / c, GENERATED / d, d / c, read / token, nbytes / read / 1e9)
         )  # fmt: skip
     ours.stop()
     theirs.stop()
@@ -124,7 +137,7 @@ def compare(path: Path, recipe: str, args: argparse.Namespace) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", default="llama-1b", choices=models.SHAPES)
-    parser.add_argument("--recipes", default=",".join(models.RECIPES))
+    parser.add_argument("--recipes", default=",".join(BETTER_PEER))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--accuracy", default="fast")
@@ -133,10 +146,7 @@ def main() -> None:
     args = parser.parse_args()
     table = []
     for recipe in args.recipes.split(","):
-        path = Path(args.folder) / f"{args.shape}-{recipe}.gguf"
-        if not path.exists():
-            models.make(args.shape, recipe, path)
-        table.append(compare(path, recipe, args))
+        table.append(compare(models.at(args.folder, args.shape, recipe), recipe, args))
         print(table[-1], file=sys.stderr, flush=True)
     head = [
         "type", "prefill tok/s", "llama.cpp", "ratio", "to better peer", "of int8 peak",
@@ -147,7 +157,9 @@ def main() -> None:
         f"accuracy={args.accuracy!r}, f16 cache; medians of {args.rounds} rounds in turns. The better peer is llama.cpp times the\n"
         "recorded multiple of ik_llama.cpp where that is faster (BETTER_PEER).\n\n" + results.table(head, table)
     )
-    results.publish(__file__, f"Whole models on the CPU against llama.cpp, accuracy={args.accuracy}", body)
+    results.publish(
+        __file__, f"Whole models on the CPU against llama.cpp: {args.shape}, accuracy={args.accuracy}", body
+    )
 
 
 if __name__ == "__main__":

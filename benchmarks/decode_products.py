@@ -105,7 +105,7 @@ def main() -> None:
     if args.dry:
         print(body)
     else:
-        results.publish(__file__, "Products of few tokens", body)
+        results.publish(__file__, f"Products of few tokens, accuracy={args.accuracy}", body)
 
 
 if __name__ == "__main__":

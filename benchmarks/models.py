@@ -58,7 +58,7 @@ SHAPES = {
 RECIPES = {
     "Q4_K_M": ("Q4_K", "Q6_K", "Q6_K"), "Q5_K_M": ("Q5_K", "Q6_K", "Q6_K"), "Q6_K": ("Q6_K", "Q6_K", "Q6_K"),
     "Q8_0": ("Q8_0", "Q8_0", "Q8_0"), "Q4_0": ("Q4_0", "Q4_0", "Q6_K"), "Q3_K_M": ("Q3_K", "Q4_K", "Q6_K"),
-    "Q2_K": ("Q2_K", "Q3_K", "Q6_K"), "IQ4_XS": ("IQ4_XS", "Q5_K", "Q6_K"),
+    "Q2_K": ("Q2_K", "Q3_K", "Q6_K"), "IQ4_XS": ("IQ4_XS", "Q5_K", "Q6_K"), "MXFP4": ("MXFP4", "MXFP4", "Q6_K"),
 }  # fmt: skip
 # What takes a type's place where rows are no multiple of its block.
 FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q3_K": "IQ4_NL", "Q2_K": "IQ4_NL", "IQ4_XS": "IQ4_NL"}
@@ -115,7 +115,17 @@ def blocks(kind: QuantType, n: int, rng: np.random.Generator) -> np.ndarray:
             made[field] = (
                 rng.uniform(0.5, 1, n) * (2e-3 if kind.block_size < 256 else 2e-4) * (1 if field == "d" else 0.5)
             )
+    if "e" in (kind.block.names or ()):
+        made["e"] = rng.integers(116, 119, n)
     return made.view(np.uint8)
+
+
+def at(folder: str, shape: str, recipe: str) -> Path:
+    """The model's file in `folder`, made there if it is missing."""
+    path = Path(folder) / f"{shape}-{recipe}.gguf"
+    if not path.exists():
+        make(shape, recipe, path)
+    return path
 
 
 def make(shape: str, recipe: str, path: Path, vocabulary: Path | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,9 +41,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def command(script: str) -> str:
+    """How the script was called, without the folders of this machine."""
+    words, arguments = [Path(script).name], iter(sys.argv[1:])
+    for word in arguments:
+        value = next(arguments, "") if word.startswith("--") and "=" not in word else ""
+        if "/" not in word + value:
+            words += [word, value] if value else [word]
+    return " ".join(words)
+
+
 def publish(script: str, title: str, body: str, path: Path = RESULTS) -> None:
-    """Print a section and put it in RESULTS.md, in place of the one that the same script wrote before."""
-    section = f"## {title}\n<!-- {Path(script).name} -->\n{time.strftime('%Y-%m-%d')}, {machine()}. `python benchmarks/{Path(script).name}`\n\n{body.strip()}\n"
+    """Print a section and put it in RESULTS.md, in place of the one of the same title; sections stand by script, then title."""
+    section = f"## {title}\n<!-- {Path(script).name} -->\n{time.strftime('%Y-%m-%d')}, {machine()}. `python benchmarks/{command(script)}`\n\n{body.strip()}\n"
     print(section)
     old = (
         path.read_text(encoding="utf-8")
@@ -50,6 +61,8 @@ def publish(script: str, title: str, body: str, path: Path = RESULTS) -> None:
         else "# Results\nEach section is written by the script it names.\n"
     )
     head, *sections = re.split(r"^(?=## )", old, flags=re.MULTILINE)
-    kept = {re.search(r"<!-- (\S+) -->", s).group(1): s.rstrip() + "\n" for s in sections}
-    kept[Path(script).name] = section
-    path.write_text(head.rstrip() + "\n\n" + "\n".join(kept[name] for name in sorted(kept)), encoding="utf-8")
+    kept = {}
+    for text in [*sections, section]:
+        named, made_by = re.match(r"## (.*)\n<!-- (\S+) -->", text).groups()
+        kept[made_by, named] = text.rstrip() + "\n"
+    path.write_text(head.rstrip() + "\n\n" + "\n".join(kept[key] for key in sorted(kept)), encoding="utf-8")

@@ -132,7 +132,7 @@ static consteval GemmTable list() {
     t.of[id::IQ1_M] = gemm_of<IQ1_M, plain16>;
     t.of[id::TQ1_0] = gemm_of<TQ1_0, plain256>;
     t.of[id::TQ2_0] = gemm_of<TQ2_0, plain256>;
-    t.of[id::MXFP4] = gemm_of<MXFP4, plain32>;
+    t.of[id::MXFP4] = gemm_of<MXFP4, wild32>;
     t.of[id::NVFP4] = gemm_of<NVFP4, plain16>;
     t.of[id::Q1_0] = gemm_of<Q1_0, plain32>;
     t.of[id::Q2_0] = gemm_of<Q2_0, plain32>;

@@ -18,6 +18,7 @@ struct Form {
     int sub;  // columns that share a scale: 16, 32, or all 256
     Minima minima = none;
     int offset = 128;  // 128, 127, or 0 with minima
+    bool wild = false;  // scales differ by so much that a sum of zero must stay zero
 };
 
 constexpr int panel_rows = 48;
@@ -33,8 +34,12 @@ struct alignas(64) Panel {
 
 QT_INLINE Z bcast4(const void* p) { return _mm512_set1_epi32(load<int32_t>(p)); }
 
-// Times a power of two by adding exponents: a multiplication would cost a slot of vpdpbusd. A zero becomes 1e-36.
-QT_INLINE V scaled(Z sum, Z up) { return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(sum)), up)); }
+// Times a power of two by adding exponents: a multiplication would cost a slot of vpdpbusd. A zero becomes 1e-36 unless `exact`.
+template <bool exact = false>
+QT_INLINE V scaled(Z sum, Z up) {
+    const Z bits = _mm512_castps_si512(_mm512_cvtepi32_ps(sum));
+    return _mm512_castsi512_ps(exact ? _mm512_maskz_add_epi32(_mm512_test_epi32_mask(sum, sum), bits, up) : _mm512_add_epi32(bits, up));
+}
 
 // What sums of codes start at, to be sums of values in the end.
 template <Form f>
@@ -68,7 +73,7 @@ static __attribute__((noinline)) void tile_product(const Panel<f>& p, int row, c
         QT_UNROLL for (int c = 0; c < C; c++) {
             const Z up = load512(a[c].up[j * sub / 32]);
             QT_UNROLL for (int r = 0; r < R; r++) {
-                const V t = scaled(acc[r][c], up);
+                const V t = scaled<f.wild>(acc[r][c], up);
                 total[r][c] = f.sub == panel_columns ? _mm512_add_ps(total[r][c], t) : _mm512_fmadd_ps(t, bcast(&p.s[row + r][j]), total[r][c]);
             }
             if constexpr (f.minima == floats) {  // m is a 128th: the sums are -128 of theirs

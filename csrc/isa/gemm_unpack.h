@@ -11,6 +11,7 @@
 namespace qt::QT_ISA {
 
 constexpr Form plain16{16}, plain32{32}, plain256{256}, minima16{16, floats, 0}, minima32{32, floats, 0};
+constexpr Form wild32{32, none, 128, true};  // MXFP4
 constexpr Form with_words{32, words32, 0};                                     // Q4_K, Q5_K
 constexpr Form folded{256, none, 127}, folded_with_words{256, words16, 0};  // Q3_K, Q2_K: scale * code fits a byte
 
@@ -129,7 +130,7 @@ static void unpack(const block::Q4_0* b, int blocks, Panel<plain32>& p, int row)
 static void unpack(const block::IQ4_NL* b, int blocks, Panel<plain32>& p, int row) {
     QT_UNROLL for (int i = 0; i < blocks; i++) through(codebook::iq4[0], b[i].qs, p.q[row] + 32 * i), p.s[row][i] = widen(b[i].d);
 }
-static void unpack(const block::MXFP4* b, int blocks, Panel<plain32>& p, int row) {
+static void unpack(const block::MXFP4* b, int blocks, Panel<wild32>& p, int row) {
     QT_UNROLL for (int i = 0; i < blocks; i++) through(codebook::fp4[0], b[i].qs, p.q[row] + 32 * i), p.s[row][i] = half_e8m0(b[i].e);
 }
 static void unpack(const block::Q8_0* b, int blocks, Panel<plain32>& p, int row) {

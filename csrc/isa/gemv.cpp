@@ -1,4 +1,4 @@
-// Products with few tokens, straight from the blocks: fills `Kernels::gemv`. AVX-512 with VNNI and VBMI so far.
+// Products with few tokens, straight from the blocks: fills `Kernels::gemv` where there are VNNI and VBMI; gemv_rows.cpp elsewhere.
 #include "gemv.h"
 
 #ifdef QT_ISA_avx512

@@ -241,20 +241,21 @@ struct GemvIQ1_M {
     }
 };
 // 8 blocks of at most 18 bytes with 16 of nibbles at `from`: the first 8 of these of each block, then the others. Two
-// windows of 64 bytes hold what is picked of four blocks each.
+// windows of 64 bytes hold what is picked of four blocks each, and none ends past the last block.
 template <class B, int from>
 struct Eight {
-    static constexpr int stride = sizeof(B);
-    static_assert(3 * stride + from + 8 <= 64);
+    static constexpr int stride = sizeof(B), past = 4 * stride + 8 + 64 - 8 * stride, shift = past > 0 ? past : 0;
+    static_assert(3 * stride + from + 8 + shift <= 64 && 4 * stride <= 72);
     static constexpr int at(int block, int i) { return (block < 4 ? 0 : 64 - 4 * stride) + stride * block + i; }
-    Z index = bytes([](int i) { return at(i / 8, from + i % 8); });
+    static QT_INLINE Z eights(int shift) {
+        return bytes([&](int i) { return at(i / 8, from + i % 8) + (i < 32 ? 0 : shift); });
+    }
+    Z first = eights(0), second = shift ? eights(shift) : first;
     QT_INLINE Eight() {}
-    QT_INLINE Z pick(const uint8_t* p, Z which) const { return _mm512_permutex2var_epi8(once(p), which, load512(p + 4 * stride)); }
+    QT_INLINE Z pick(const uint8_t* p, Z which, int before = 0) const { return _mm512_permutex2var_epi8(once(p), which, load512(p + 4 * stride - before)); }
     QT_INLINE void nibbles(const uint8_t* p, Z* v) const {
-        QT_UNROLL for (int h = 0; h < 2; h++) {
-            const Z q = keep(pick(p + 8 * h, index));
-            v[2 * h] = q, v[2 * h + 1] = right(q, 4);
-        }
+        v[0] = keep(pick(p, first)), v[1] = right(v[0], 4);
+        v[2] = keep(pick(p + 8, second, shift)), v[3] = right(v[2], 4);
     }
 };
 struct GemvQ4_0 : Eight<block::Q4_0, 2> {

@@ -144,6 +144,22 @@ def test_a_token_is_rounded_alike_for_few_and_for_many(kind, columns):
 
 
 @both
+@pytest.mark.parametrize("tokens", [1, 4, 40])
+@pytest.mark.parametrize("name, field, large, small", [("MXFP4", "e", 254, 110), ("NVFP4", "d", 0x7E, 1)])
+def test_zeros_with_a_large_scale_stay_zeros(name, field, large, small, tokens, accuracy, isa):
+    """Beside blocks whose scale is the smallest."""
+    kind, rows, columns = BY_NAME[name], 16, 1024
+    data = random_blocks(kind, rows * columns // kind.block_size)
+    blocks = data.view(kind.block).reshape(rows, -1)
+    blocks[field] = small
+    blocks[field][:, 0], blocks["qs"][:, 0] = large, 0
+    tensor, x = weight(kind, rows, columns, data), gaussian(tokens, columns)
+    assert not tensor.dequantize()[:, : kind.block_size].any()
+    with cpu.Pool(1, isa):
+        assert_close(cpu.linear(x, cpu.bind(tensor, accuracy)), x, tensor, None, accuracy)
+
+
+@both
 @pytest.mark.parametrize("tokens", [2, 9])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "IQ4_XS", "TQ2_0"])

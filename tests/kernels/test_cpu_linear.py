@@ -1,6 +1,7 @@
 """Products with stored weights and gathered rows, against the twins in float64."""
 
 import ctypes
+import itertools
 import mmap
 import threading
 
@@ -142,6 +143,11 @@ def test_nothing_is_read_beyond_the_tensor(kind, isa):
         with cpu.Pool(1, isa):
             for tokens in (1, 9):
                 assert_close(cpu.linear(x[:tokens], cpu.bind(tensor)), x[:tokens], tensor)
+            for accuracy, tokens in itertools.product(("fast", "high") if kind.is_quantized else (), (1, 2, 4, 8, 9)):
+                edge, inside = (
+                    cpu.bind(t, accuracy) for t in (tensor, weight(kind, rows, cols, data=tensor.data.copy()))
+                )
+                np.testing.assert_array_equal(cpu.linear(x[:tokens], edge), cpu.linear(x[:tokens], inside))
             cpu.embedding(np.array([rows - 1], np.int32), cpu.bind(tensor))
         libc.mprotect(guard, ctypes.c_size_t(mmap.PAGESIZE), 3)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.checks import whole
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.kv import CODECS
 from qtransformers.kernels.reference import F32, Ints
@@ -80,7 +81,11 @@ def bind(tensor: QTensor, accuracy: str = "exact") -> Any:
 def scratch_bytes(type: QuantType, tokens: int, columns: int, accuracy: str) -> tuple[int, int]:
     """Memory that a product of so many tokens takes beside x and y: bytes for all threads together, bytes for each."""
     check_accuracy(accuracy)
-    return lib.scratch_bytes(type.id, tokens, columns, ACCURACIES[accuracy])
+    most = 2**40
+    whole("tokens", tokens, 0, most)
+    return lib.scratch_bytes(
+        type.id, tokens, whole("columns", columns, 0, most // max(tokens, 1)), ACCURACIES[accuracy]
+    )
 
 
 def linear(x: F32, w: Weight, bias: F32 | None = None) -> F32:
@@ -99,9 +104,8 @@ def linears(x: F32, ws: Sequence[Weight], biases: Sequence[F32 | None]) -> list[
     try:
         return lib.linears(x, ws, biases)
     except TypeError:
-        raise _refusal(
-            "linears", "x [T, in] float32, ws [Weight, ...], biases [float32 [out] or None, ...]", x, *ws, *biases
-        ) from None
+        expected = "x [T, in] float32, ws [Weight, ...], biases [float32 [out] or None, ...]"
+        raise _refusal("linears", expected, x, *_items(ws), *_items(biases)) from None
 
 
 def gated(
@@ -150,10 +154,11 @@ def layer_norm(x: F32, weight: F32, bias: F32 | None, eps: float) -> F32:
 
 def activate(x: F32, act: str, up: F32 | None = None) -> F32:
     """A function of each value (table.FUNCTIONS), times `up` where there is one; of `x`'s shape."""
-    if act not in FUNCTIONS:
+    kind = FUNCTIONS.get(act) if isinstance(act, str) else None
+    if kind is None:
         raise ConfigError(f"act={act!r}; expected one of {', '.join(FUNCTIONS)}.")
     try:
-        return lib.activate(x, FUNCTIONS[act], up)
+        return lib.activate(x, kind, up)
     except TypeError:
         raise _refusal("activate", "x float32, up float32 of the same shape or None", x, up) from None
 
@@ -213,9 +218,12 @@ def attention(
     cache's own error.
     ConfigError where shapes differ, positions of a sequence do not follow each other, or a page that is needed does not exist.
     """
+    kinds = CODECS.get(codec) if isinstance(codec, str) else None
+    if kinds is None:
+        raise ConfigError(f"codec={codec!r}; expected one of {', '.join(CODECS)}.")
     try:
         return lib.attention(
-            q, k, v, pages, *(kind.id for kind in CODECS[codec]),
+            q, k, v, pages, kinds[0].id, kinds[1].id,
             positions, starts, page_tables, scale, window, softcap, sinks, causal,
         )  # fmt: skip
     except TypeError:
@@ -314,6 +322,10 @@ def dry(
 
 def _refusal(operation: str, expected: str, *found: Any) -> ConfigError:
     return ConfigError(f"{operation} expects {expected}; found {', '.join(map(_describe, found))}.")
+
+
+def _items(x: Any) -> Sequence[Any]:
+    return x if isinstance(x, (list, tuple)) else (x,)
 
 
 def _describe(x: Any) -> str:

@@ -456,6 +456,7 @@ HOSTILE_REQUESTS = [
     ("hooks", [5, True, "x", [None], [5], len, {"a": len}]),
     ("speculate", [1, "fast", "", 0.5, ["ngram"], {}]),
     ("max_draft", [0, -1, NAN, 1.5, "3", True, 17, None]),
+    ("lora", [5, "x", [5], [None], {}, True]),
     ("json_schema", [5, NAN, "{", b"{}", [], {"type": "x"}, {1: 2}, False]),
     ("regex", [5, NAN, "(", b"a", ["a"], True, "a\ud800"]),
     ("grammar", [5, NAN, "", "root ::= x", "start: x", b"a", {}, True]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.cache.pages import check_codec
-from qtransformers.checks import flag, shown, text, whole
+from qtransformers.checks import flag, real, shown, text, whole
 from qtransformers.constrain import Grammar, Grammars, grammar_kind
 from qtransformers.errors import ConfigError, ConstraintError
 from qtransformers.generate import Completion, Engine, Request, Stream, Usage
@@ -33,6 +33,7 @@ from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK
 from qtransformers.load.rope import check_rope_base, check_rope_scaling
 from qtransformers.load.start import doubts, encode_prompt
 from qtransformers.machine import usable_cores
+from qtransformers.nn.adapted import adapted
 from qtransformers.sampling import Breaks, Sampling, SamplingOptions, breaks_of
 from qtransformers.settings import MAX_THREADS, Settings
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from qtransformers.archs.spec import Hyperparameters
     from qtransformers.generate.asynchronous import AsyncStream, Driver
+    from qtransformers.load.adapters import Adapter
     from qtransformers.load.chat import ChatTemplate
     from qtransformers.load.plan import LoadPlan
     from qtransformers.load.tokenizer import Tokenizer
@@ -147,6 +149,9 @@ class Options(SamplingOptions, total=False):
     )  # guess tokens ahead, by repeats in the text (`ngram`), a draft model (`draft`), or both
     max_draft: int  # tokens guessed ahead in one forward, at most
     json_schema: str | Mapping[str, Any] | bool | None  # the answer is JSON that follows it; True: any JSON value
+    lora: (
+        Adapter | Sequence[Adapter | tuple[Adapter, float]] | None
+    )  # of `load_lora`, each at a scale (1 if none is given)
     regex: str | None  # the answer as a whole matches it
     grammar: str | None  # the answer follows it: GBNF, or llguidance's Lark
     sampling: Sampling | None  # in place of the model's; its fields may be given one by one, too
@@ -190,10 +195,11 @@ class Model:
         self._gguf = loaded.sources.gguf
         self._settle = loaded.settle
         self._kind = loaded.spec.kind
+        self._spec = loaded.spec
         self._breaks: dict[tuple[str, ...], Breaks] = {}
         self._grammars = Grammars(loaded.tokenizer)
         self._engine = Engine(
-            partial(loaded.spec.forward, loaded.weights, h),
+            partial(_forward, loaded.spec.forward, loaded.weights, h),
             cache,
             n_tokens=min(loaded.tokenizer.n_tokens, h.vocab_size),
             context_length=plan.context_length,
@@ -631,6 +637,7 @@ class Model:
         speculate: bool | Speculate | None = None,
         max_draft: int = MAX_DRAFT,
         json_schema: str | Mapping[str, Any] | bool | None = None,
+        lora: Adapter | Sequence[Adapter | tuple[Adapter, float]] | None = None,
         regex: str | None = None,
         grammar: str | None = None,
         sampling: Sampling | None = None,
@@ -644,6 +651,7 @@ class Model:
             raise ConfigError(f"hooks={shown(hooks)}; expected a list of functions (tokens, logits) -> logits.")
         if sampling is not None and not isinstance(sampling, Sampling):
             raise ConfigError(f"sampling={shown(sampling)}; expected a Sampling.")
+        adapters = self._adapters_of(lora)
         followed = self._grammar(json_schema, regex, grammar)
         if followed is not None and flag("heal", heal):
             raise ConfigError(
@@ -670,6 +678,8 @@ class Model:
             speculate=self._speculates(speculate),
             max_draft=whole("max_draft", max_draft, 1, MAX_DRAFT),
             grammar=followed,
+            adapters=adapters,
+            salt=adapters or None,  # what lies in the cache depends on them
             # control tokens leave no text by which to find them
             stop_ids=self.eos_ids | self._control_ids(stops),
             banned_ids=self._control_ids(bans),
@@ -677,6 +687,31 @@ class Model:
         )
         self._engine.check(request)
         return Stream(self._engine, Answer(request, decoder, self._engine.n_tokens))
+
+    def load_lora(self, path: str | Path) -> Adapter:
+        """A LoRA adapter for this model from a GGUF file or a PEFT directory, for `lora` of requests; weights stay as they are.
+
+        ModelNotFoundError, UnsupportedError, or LoadError with every tensor that does not fit.
+        """
+        from qtransformers.load.adapters import load_adapter
+
+        self._check_generates()
+        return load_adapter(path, self._spec, self.hparams)
+
+    def _adapters_of(
+        self, given: Adapter | Sequence[Adapter | tuple[Adapter, float]] | None
+    ) -> tuple[tuple[Adapter, float], ...]:
+        if given is None:
+            return ()
+        from qtransformers.load.adapters import Adapter
+
+        found = []
+        for i, item in enumerate(given if isinstance(given, (list, tuple)) else [given]):
+            adapter, scale = item if isinstance(item, tuple) and len(item) == 2 else (item, 1.0)
+            if not isinstance(adapter, Adapter) or adapter.model is not self.hparams:
+                raise ConfigError(f"lora[{i}]={shown(item)}; expected an adapter of this model's load_lora, or (adapter, scale).")  # fmt: skip
+            found.append((adapter, real(f"lora[{i}][1]", scale, -1e4, 1e4)))
+        return tuple(found)
 
     def _grammar(
         self, json_schema: str | Mapping[str, Any] | bool | None, regex: str | None, grammar: str | None
@@ -736,3 +771,10 @@ class Model:
 def _warn(messages: Sequence[str]) -> None:
     for message in messages:
         warnings.warn(message, stacklevel=4)
+
+
+def _forward(
+    forward: Callable[..., Any], weights: Any, h: Any, batch: Any, cache: Any, adapters: Sequence[Any] = ()
+) -> Any:
+    """A forward in which some rows have adapters: (first row, end, updates, scale)."""
+    return forward(adapted(weights, adapters, batch.output_rows) if adapters else weights, h, batch, cache)

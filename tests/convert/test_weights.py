@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from qtransformers.convert import weights
-from qtransformers.convert.checkpoint import Stored
-from qtransformers.convert.weights import encoded, interleave, stored_type
+from qtransformers.convert.weights import encoded, stored_type
 from qtransformers.errors import LoadError
+from qtransformers.load.checkpoint import Stored, interleave
 from qtransformers.nn import rope, rope_frequencies
 from qtransformers.quants import reference_dequantize, reference_quantize
 from qtransformers.types import BY_NAME

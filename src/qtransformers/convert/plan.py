@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.archs import SPECS, ArchSpec, Hyperparameters, Slot
-from qtransformers.convert.checkpoint import Stored, open_checkpoint
 from qtransformers.convert.pooling import pooling
 from qtransformers.convert.pre import check_round_trip
 from qtransformers.convert.vocabulary import tokenizer_metadata
-from qtransformers.convert.weights import interleave, stored_type
+from qtransformers.convert.weights import stored_type
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
+from qtransformers.load.checkpoint import Stored, interleave, open_checkpoint
 from qtransformers.load.config import (
     generation_from_json,
     generation_metadata,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.convert.checkpoint import Stored
 from qtransformers.errors import LoadError
+from qtransformers.load.checkpoint import Stored
 from qtransformers.quants import dequantize, quantize
 from qtransformers.types import BY_NAME, QuantType
 
@@ -24,14 +24,6 @@ def stored_type(wanted: QuantType, role: str, shape: tuple[int, ...]) -> QuantTy
     if len(shape) < 2 or role in KEPT_ROLES:
         return BY_NAME["F32"]
     return BY_NAME["F16"] if shape[-1] % wanted.block_size else wanted
-
-
-def interleave(n_rows: int, n_heads: int) -> NDArray[np.intp]:
-    """Rows of a Q or K projection in the order that rotates neighbours: NORM rope from the two halves of a head.
-
-    Hugging Face pairs i with i + head_dim / 2; row 2i of the result is row i of a head, row 2i + 1 its partner.
-    """
-    return np.arange(n_rows).reshape(n_heads, 2, -1).swapaxes(1, 2).reshape(-1)
 
 
 def encoded(

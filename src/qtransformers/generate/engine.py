@@ -25,7 +25,7 @@ from qtransformers.generate.sequence import Sequence
 from qtransformers.generate.speculative import NOTHING, Guess, Speculation, settle
 from qtransformers.sampling import logprobs
 
-Forward = Callable[[Batch, PagedCache], NDArray[np.float32]]
+Forward = Callable[..., NDArray[np.float32]]  # batch, cache, and where a request has adapters, which rows have which
 F32 = NDArray[np.float32]
 
 
@@ -271,7 +271,7 @@ class Engine:
             for part in parts:
                 if part.gives_logits and part.sequence.matcher is not None:
                     part.sequence.matcher.prepare()
-            logits = engine.forward(Batch.join(rows), engine.cache)
+            logits = engine.forward(Batch.join(rows), engine.cache, *_adapters(parts, rows))
             row = n_tokens = 0
             for part, its in zip(parts, rows, strict=True):
                 s, n_rows = part.sequence, len(its.output_rows)
@@ -349,6 +349,18 @@ def _reserve(engine: Parts, table: Table, n_tokens: int) -> None:
         except InsufficientMemoryError:
             if not engine.scheduler.give_way():
                 raise
+
+
+def _adapters(parts: Seq[Part], rows: Seq[Batch]) -> tuple[()] | tuple[list[tuple[int, int, Any, float]]]:
+    """(first row, end, updates, scale) of each adapter, as one argument; none where no request has any."""
+    if not any(part.sequence.request.adapters for part in parts):
+        return ()
+    ends = np.cumsum([len(batch.tokens) for batch in rows]).tolist()
+    return ([
+        (end - len(batch.tokens), end, adapter.updates, scale)
+        for part, batch, end in zip(parts, rows, ends, strict=True)
+        for adapter, scale in part.sequence.request.adapters
+    ],)  # fmt: skip
 
 
 def _rows(part: Part, guess: Guess) -> Batch:

@@ -48,6 +48,7 @@ class Request:
     speculate: Speculate | None = "auto"  # where guesses of the next tokens come from, if the engine makes any
     max_draft: int = MAX_DRAFT  # tokens guessed ahead, at most
     grammar: Grammar | None = None  # that the answer follows; it ends where nothing more may come
+    adapters: tuple[tuple[Any, float], ...] = ()  # with `updates` of weights (nn.adapted), each at a scale
     salt: Hashable = None  # only requests of the same salt share what they have in the cache
     breaks: Breaks | None = field(default=None, compare=False)  # what `sampling.dry_breakers` are to the tokenizer
 

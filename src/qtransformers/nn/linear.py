@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from qtransformers.kernels import kernels_for
+from qtransformers.nn.adapted import Adapted, base_of
 
 
 def linear(x: Any, w: Any, bias: Any = None) -> Any:
     """`x [T, in] f32` times a stored weight `[out, in]`, plus `bias [out]` where there is one: `[T, out]` f32."""
+    if isinstance(w, Adapted):
+        return w.add(x, kernels_for(x).linear(x, w.base, bias))
     return kernels_for(x).linear(x, w, bias)
 
 
 def linears(x: Any, ws: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
     """`linear` of one `x [T, in]` by each weight, with its bias or None: as many `[T, out]`, for the price of reading x once."""
+    if any(isinstance(w, Adapted) for w in ws):
+        found = kernels_for(x).linears(x, [base_of(w) for w in ws], biases)
+        return [w.add(x, y) if isinstance(w, Adapted) else y for w, y in zip(ws, found, strict=True)]
     return kernels_for(x).linears(x, ws, biases)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qtransformers.kernels import kernels_for
+from qtransformers.nn.adapted import Adapted
+from qtransformers.nn.linear import linears
 
 
 def gated(x: Any, w_gate: Any, w_up: Any, act: str = "silu", gate_bias: Any = None, up_bias: Any = None) -> Any:
@@ -12,6 +14,9 @@ def gated(x: Any, w_gate: Any, w_up: Any, act: str = "silu", gate_bias: Any = No
 
     `act`: `silu`, `gelu` (by tanh), or `gpt_oss`, whose product is of clamped values (arXiv:2002.05202, arXiv:2508.10925).
     """
+    if isinstance(w_gate, Adapted) or isinstance(w_up, Adapted):
+        gate, up = linears(x, (w_gate, w_up), (gate_bias, up_bias))
+        return activate(gate, act, up)
     return kernels_for(x).gated(x, w_gate, w_up, act, gate_bias, up_bias)
 
 

@@ -35,6 +35,14 @@ class Stored:
     file: str
 
 
+def interleave(n_rows: int, n_heads: int) -> NDArray[np.intp]:
+    """Rows of a Q or K projection in the order that rotates neighbours: NORM rope from the two halves of a head.
+
+    Hugging Face pairs i with i + head_dim / 2; row 2i of the result is row i of a head, row 2i + 1 its partner.
+    """
+    return np.arange(n_rows).reshape(n_heads, 2, -1).swapaxes(1, 2).reshape(-1)
+
+
 def open_checkpoint(folder: Path) -> dict[str, Stored]:
     """Every tensor of the checkpoint in `folder`, by name.
 
@@ -46,13 +54,13 @@ def open_checkpoint(folder: Path) -> dict[str, Stored]:
             raise ModelNotFoundError(
                 f"{folder}: no {SINGLE} and no {INDEX}; conversion needs the weights of a Hugging Face model in safetensors."
             )
-        return _open_file(folder / SINGLE)
+        return open_file(folder / SINGLE)
     places = _index_of(index)
     tensors: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
         if Path(file).name != file:
             raise LoadError(f"{index}: weight_map names {file!r}; expected a file name in the same folder.")
-        tensors.update({name: t for name, t in _open_file(folder / file).items() if places.get(name) == file})
+        tensors.update({name: t for name, t in open_file(folder / file).items() if places.get(name) == file})
     if missing := sorted(set(places) - set(tensors)):
         raise LoadError(
             f"{index}: {missing[0]} should be in {places[missing[0]]} and is not ({len(missing)} such tensors). Download the shards again."
@@ -70,7 +78,8 @@ def _index_of(path: Path) -> dict[str, str]:
     return dict(places)
 
 
-def _open_file(path: Path) -> dict[str, Stored]:
+def open_file(path: Path) -> dict[str, Stored]:
+    """Every tensor of one safetensors file, by name; errors as `open_checkpoint`."""
     if not path.is_file():
         raise ModelNotFoundError(f"{path}: no such file. Download the missing shard.")
     if pointer_size(path) is not None:

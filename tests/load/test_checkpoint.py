@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qtransformers.convert.checkpoint import open_checkpoint
 from qtransformers.errors import LoadError, ModelNotFoundError, UnsupportedError
+from qtransformers.load.checkpoint import open_checkpoint
 
 
 def write(path, header, data=b""):

@@ -16,7 +16,7 @@ FLOORS = (
     ("archs",),
     ("load", "sampling", "constrain"),
     ("generate",),
-    ("model", "convert", "quantize", "torch", "diffusers", "serve", "cli"),
+    ("options", "model", "convert", "quantize", "torch", "diffusers", "serve", "cli"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 

@@ -21,7 +21,8 @@ from qtransformers.errors import (
     TemplateError,
 )
 from qtransformers.gguf import GGUFFile, GGUFWriter
-from qtransformers.model import LoadOptions, Model, ModelConfig, Options
+from qtransformers.model import Model
+from qtransformers.options import LoadOptions, ModelConfig, Options
 from qtransformers.sampling import Sampling
 from qtransformers.sampling.settings import RANGES
 

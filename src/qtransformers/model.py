@@ -5,37 +5,34 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.cache.pages import check_codec
-from qtransformers.checks import flag, real, shown, text, whole
-from qtransformers.constrain import Grammar, Grammars, grammar_kind
-from qtransformers.errors import ConfigError, ConstraintError
-from qtransformers.generate import Completion, Engine, Request, Stream, Usage
-from qtransformers.generate import Sequence as Answer
+from qtransformers.checks import flag, shown, text
+from qtransformers.errors import ConfigError
+from qtransformers.generate import Completion, Engine, Stream, Usage
 from qtransformers.generate.drafting import draft_of
 from qtransformers.generate.embed import check_pooling, embed, normalized
-from qtransformers.generate.requests import MAX_DRAFT, Hook, Speculate, answer_limit, prompt_ids, texts
+from qtransformers.generate.prepare import Preparer
+from qtransformers.generate.requests import prompt_ids, texts
 from qtransformers.generate.speculative import Speculation
-from qtransformers.kernels.table import ACCURACY, FEW_ROWS, check_accuracy
+from qtransformers.kernels.table import ACCURACY, FEW_ROWS
 from qtransformers.load import Loaded, load
 from qtransformers.load.chat.formats import PromptFormat
 from qtransformers.load.chat.formats import prompt_format as named_format
-from qtransformers.load.placement import check_placement
 from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK
-from qtransformers.load.rope import check_rope_base, check_rope_scaling
 from qtransformers.load.start import doubts, encode_prompt
 from qtransformers.machine import usable_cores
 from qtransformers.nn.adapted import adapted
-from qtransformers.sampling import Breaks, Sampling, SamplingOptions, breaks_of
-from qtransformers.settings import MAX_THREADS, Settings
+from qtransformers.options import MAX_TOKENS, LoadOptions, ModelConfig, Options, PromptOptions
+from qtransformers.sampling import Sampling
+from qtransformers.settings import Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,120 +45,6 @@ if TYPE_CHECKING:
     from qtransformers.load.tokenizer import Tokenizer
 
 __all__ = ["Model", "ModelConfig"]
-
-MAX_TOKENS = 2**31 - 1
-MAX_PARALLEL = 1024
-MAX_LOGPROBS = 1024
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """How a model is loaded, checked once; None leaves a choice to the files or the machine. ConfigError names the field."""
-
-    gguf_path: str | Path | None = None
-    model_path: str | Path | None = None
-    context_length: int | None = None  # tokens of prompt and answer; None: what the model was trained for
-    cache: str = "f16"  # how keys and values are kept: f32, f16, q8, q6, q4 or k8v4
-    placement: str = "auto"  # load.placement, or a .json where one is saved; this version runs on the CPU alone
-    accuracy: str = ACCURACY  # of products with quantised weights: exact, high or fast
-    prefill_chunk: int = PREFILL_CHUNK  # tokens of a prompt that one forward takes
-    logits_rows: int = LOGITS_ROWS  # rows of logits that one forward gives at most; more is memory, for `logits()`
-    cache_tokens: int | None = None  # of all requests together; None: of one that fills the context
-    parallel: int = PARALLEL  # requests that are computed at the same time; others wait
-    rope_base: float | None = None  # of the rotary frequencies, in place of the file's
-    rope_scaling: str | None = (
-        None  # `none`, or `linear`, `ntk` or `yarn` with a factor (yarn:4), in place of the file's
-    )
-    deterministic: bool = False  # an answer does not depend on what is computed beside it, not even by rounding
-    threads: int | None = None  # None: QTRANSFORMERS_THREADS, else every core this process may use
-    draft: str | Path | None = None  # a smaller model of the same vocabulary, whose guesses this one confirms
-    prompt_format: str | Path | None = None  # name or jinja file, instead of the model's chat template
-    pre: str | None = None  # instead of the file's tokenizer.ggml.pre
-    mlock: bool = False  # keep the weights in main memory until the model is closed
-    preload: bool = False  # wait until all weights are in main memory
-
-    def __post_init__(self) -> None:
-        for name in ("gguf_path", "model_path", "draft"):
-            path = getattr(self, name)
-            if path is not None and not isinstance(path, (str, os.PathLike)):
-                raise ConfigError(f"{name}={shown(path)}; expected a path.")
-        if self.context_length is not None:
-            whole("context_length", self.context_length, 1, MAX_TOKENS)
-        check_codec(self.cache)
-        check_placement(text("placement", self.placement))
-        check_accuracy(self.accuracy)
-        whole("prefill_chunk", self.prefill_chunk, 1, 2**20)
-        whole("logits_rows", self.logits_rows, 1, 2**20)
-        if self.cache_tokens is not None:
-            whole("cache_tokens", self.cache_tokens, 1, 2**40)
-        whole("parallel", self.parallel, 1, MAX_PARALLEL)
-        if self.rope_base is not None:
-            check_rope_base(self.rope_base)
-        if self.rope_scaling is not None:
-            check_rope_scaling(self.rope_scaling)
-        flag("deterministic", self.deterministic)
-        if self.threads is not None:
-            whole("threads", self.threads, 1, MAX_THREADS)
-        if self.pre is not None:
-            text("pre", self.pre)
-        flag("mlock", self.mlock)
-        flag("preload", self.preload)
-
-
-class LoadOptions(TypedDict, total=False):
-    """The fields of `ModelConfig` that every way of loading takes."""
-
-    context_length: int | None
-    cache: str
-    placement: str
-    accuracy: str
-    prefill_chunk: int
-    logits_rows: int
-    cache_tokens: int | None
-    parallel: int
-    rope_base: float | None
-    rope_scaling: str | None
-    deterministic: bool
-    threads: int | None
-    draft: str | Path | None
-    prompt_format: str | Path | None
-    pre: str | None
-    mlock: bool
-    preload: bool
-
-
-class Options(SamplingOptions, total=False):
-    """What a request may say. What it leaves out comes from the model's generation config, else it is neutral."""
-
-    max_tokens: int | None  # of the answer; None: until the context is full
-    min_tokens: int  # of the answer, before it may end
-    stop: str | Sequence[str] | None  # texts that end the answer and are no part of it
-    banned: str | Sequence[str] | None  # texts that the answer does not hold: it goes back and takes another way
-    max_repeats: int | None  # the answer ends where its last tokens are the same so many times in a row
-    heal: bool  # let the first tokens of the answer complete the last of the prompt
-    decode_special: bool  # show control tokens in the text
-    logprobs: (
-        int | None
-    )  # log-probabilities of the tokens by the model alone, and of so many of the likeliest each time
-    hooks: Sequence[Hook]  # functions (tokens so far, logits) -> logits, called before sampling in their order
-    speculate: (
-        bool | Speculate | None
-    )  # guess tokens ahead, by repeats in the text (`ngram`), a draft model (`draft`), or both
-    max_draft: int  # tokens guessed ahead in one forward, at most
-    json_schema: str | Mapping[str, Any] | bool | None  # the answer is JSON that follows it; True: any JSON value
-    lora: (
-        Adapter | Sequence[Adapter | tuple[Adapter, float]] | None
-    )  # of `load_lora`, each at a scale (1 if none is given)
-    regex: str | None  # the answer as a whole matches it
-    grammar: str | None  # the answer follows it: GBNF, or llguidance's Lark
-    sampling: Sampling | None  # in place of the model's; its fields may be given one by one, too
-
-
-class PromptOptions(Options, total=False):
-    """What a request whose prompt is text or token ids may say beside."""
-
-    add_bos: bool | None
-    encode_special: bool
 
 
 class Model:
@@ -196,8 +79,6 @@ class Model:
         self._settle = loaded.settle
         self._kind = loaded.spec.kind
         self._spec = loaded.spec
-        self._breaks: dict[tuple[str, ...], Breaks] = {}
-        self._grammars = Grammars(loaded.tokenizer)
         self._engine = Engine(
             partial(_forward, loaded.spec.forward, loaded.weights, h),
             cache,
@@ -212,6 +93,7 @@ class Model:
             speculation=None if cache.states.nbytes else speculation,
             pool=Pool(config.threads or settings.threads or usable_cores(), settings.isa or ""),
         )
+        self._prepare = Preparer(loaded, self._engine, self.sampling, self.eos_ids, small is not None)
         for message in plan.warnings:
             warnings.warn(message, stacklevel=3)
 
@@ -359,7 +241,7 @@ class Model:
             ids = prompt_ids(prompt, self._engine.n_tokens)
             found = doubts(ids, self.tokenizer) if add_bos is None else []
         _warn(found)
-        return self._stream(ids, not isinstance(prompt, str) or bool(prompt), **options)
+        return Stream(self._engine, self._prepare(ids, not isinstance(prompt, str) or bool(prompt), **options))
 
     def generate_many(
         self, prompts: Sequence[str | Sequence[int]], **options: Unpack[PromptOptions]
@@ -409,7 +291,7 @@ class Model:
             messages, tools=tools, documents=documents, template_variables=template_variables, encode_special=encode_special
         )  # fmt: skip
         options["stop"] = (*self.chat_template.format.stop, *texts("stop", options.get("stop")))
-        answer = self._stream(ids, False, **options)
+        answer = Stream(self._engine, self._prepare(ids, False, **options))
         return answer if stream else answer.read()
 
     def chat_ids(
@@ -541,6 +423,16 @@ class Model:
         self._check_generates()
         return session.restore(self._engine, Path(path), self._fingerprint)
 
+    def load_lora(self, path: str | Path) -> Adapter:
+        """A LoRA adapter for this model from a GGUF file or a PEFT directory, for `lora` of requests; weights stay as they are.
+
+        ModelNotFoundError, UnsupportedError, or LoadError with every tensor that does not fit.
+        """
+        from qtransformers.load.adapters import load_adapter
+
+        self._check_generates()
+        return load_adapter(path, self._spec, self.hparams)
+
     @cached_property
     def _fingerprint(self) -> str:
         from qtransformers.generate.session import fingerprint
@@ -581,7 +473,7 @@ class Model:
     def close(self) -> None:
         """Free weights and cache; any use afterwards raises ConfigError. Waits for the forward under way."""
         self._engine.close()
-        self._grammars.close()
+        self._prepare.close()
         self._settle()
         if self._small is not None:
             self._small.settle()
@@ -619,153 +511,6 @@ class Model:
             raise ConfigError(
                 f"{self.plan.file} is an encoder ({self.plan.architecture}): it makes vectors of texts and generates none. Use embed(), or load a language model."
             )
-
-    def _stream(
-        self,
-        ids: tuple[int, ...],
-        continues: bool,  # a text, so that a blank in front of the answer is shown
-        *,
-        max_tokens: int | None = None,
-        min_tokens: int = 0,
-        stop: str | Sequence[str] | None = None,
-        banned: str | Sequence[str] | None = None,
-        max_repeats: int | None = None,
-        heal: bool = False,
-        decode_special: bool = False,
-        logprobs: int | None = None,
-        hooks: Sequence[Hook] = (),
-        speculate: bool | Speculate | None = None,
-        max_draft: int = MAX_DRAFT,
-        json_schema: str | Mapping[str, Any] | bool | None = None,
-        lora: Adapter | Sequence[Adapter | tuple[Adapter, float]] | None = None,
-        regex: str | None = None,
-        grammar: str | None = None,
-        sampling: Sampling | None = None,
-        **fields: Any,
-    ) -> Stream:
-        from qtransformers.load.tokenizer.healing import take_back
-
-        if logprobs is not None:
-            whole("logprobs", logprobs, 0, MAX_LOGPROBS)
-        if not isinstance(hooks, (list, tuple)) or not all(map(callable, hooks)):
-            raise ConfigError(f"hooks={shown(hooks)}; expected a list of functions (tokens, logits) -> logits.")
-        if sampling is not None and not isinstance(sampling, Sampling):
-            raise ConfigError(f"sampling={shown(sampling)}; expected a Sampling.")
-        adapters = self._adapters_of(lora)
-        followed = self._grammar(json_schema, regex, grammar)
-        if followed is not None and flag("heal", heal):
-            raise ConfigError(
-                "heal=True: a grammar speaks of the answer only, not of the end of the prompt. Leave one of them out."
-            )
-        stops, bans = texts("stop", stop), texts("banned", banned)
-        ids, healing = take_back(ids, self.tokenizer) if flag("heal", heal) else (ids, None)
-        skip = len(healing.text) if healing else 0
-        decoder = self.tokenizer.decoder(
-            flag("decode_special", decode_special), continues=continues or skip > 0 or followed is not None, skip=skip
-        )
-        sampling = (sampling or self.sampling).override(**fields)
-        request = Request(
-            prompt=ids,
-            max_tokens=answer_limit(len(ids), max_tokens, self.context_length),
-            min_tokens=min_tokens,
-            sampling=sampling,
-            stop=stops,
-            banned=bans,
-            max_repeats=max_repeats,
-            healing=healing,
-            logprobs=logprobs,
-            hooks=tuple(hooks),
-            speculate=self._speculates(speculate),
-            max_draft=whole("max_draft", max_draft, 1, MAX_DRAFT),
-            grammar=followed,
-            adapters=adapters,
-            salt=adapters or None,  # what lies in the cache depends on them
-            # control tokens leave no text by which to find them
-            stop_ids=self.eos_ids | self._control_ids(stops),
-            banned_ids=self._control_ids(bans),
-            breaks=self._breaks_of(sampling),
-        )
-        self._engine.check(request)
-        return Stream(self._engine, Answer(request, decoder, self._engine.n_tokens))
-
-    def load_lora(self, path: str | Path) -> Adapter:
-        """A LoRA adapter for this model from a GGUF file or a PEFT directory, for `lora` of requests; weights stay as they are.
-
-        ModelNotFoundError, UnsupportedError, or LoadError with every tensor that does not fit.
-        """
-        from qtransformers.load.adapters import load_adapter
-
-        self._check_generates()
-        return load_adapter(path, self._spec, self.hparams)
-
-    def _adapters_of(
-        self, given: Adapter | Sequence[Adapter | tuple[Adapter, float]] | None
-    ) -> tuple[tuple[Adapter, float], ...]:
-        if given is None:
-            return ()
-        from qtransformers.load.adapters import Adapter
-
-        found = []
-        for i, item in enumerate(given if isinstance(given, (list, tuple)) else [given]):
-            adapter, scale = item if isinstance(item, tuple) and len(item) == 2 else (item, 1.0)
-            if not isinstance(adapter, Adapter) or adapter.model is not self.hparams:
-                raise ConfigError(f"lora[{i}]={shown(item)}; expected an adapter of this model's load_lora, or (adapter, scale).")  # fmt: skip
-            found.append((adapter, real(f"lora[{i}][1]", scale, -1e4, 1e4)))
-        return tuple(found)
-
-    def _grammar(
-        self, json_schema: str | Mapping[str, Any] | bool | None, regex: str | None, grammar: str | None
-    ) -> Grammar | None:
-        """What the answer must follow, compiled; ConfigError for one that is invalid, or for several."""
-        given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
-        names = [name for name, source in given.items() if source is not None]
-        if len(names) > 1:
-            raise ConfigError(f"{' and '.join(names)}: an answer can follow one of them. Leave the others out.")
-        if not names:
-            return None
-        if grammar is not None:
-            kind = grammar_kind(text("grammar", grammar))
-            try:
-                return self._grammars.compile(kind, grammar)
-            except ConstraintError as e:
-                raise ConstraintError(f"grammar: {e}") from None
-        return (
-            self._grammars.compile("regex", regex)
-            if regex is not None
-            else self._grammars.compile("json_schema", json_schema)
-        )
-
-    def _speculates(self, asked: bool | Speculate | None) -> Speculate | None:
-        """Where guesses of tokens come from; ConfigError where there are none of these."""
-        if (
-            asked is not None
-            and not isinstance(asked, bool)
-            and not (isinstance(asked, str) and asked in get_args(Speculate))
-        ):
-            raise ConfigError(f"speculate={shown(asked)}; expected True, False, {', '.join(get_args(Speculate))}.")
-        if asked and self._engine.speculation is None:
-            raise ConfigError(
-                f"speculate={shown(asked)}: the recurrent layers of {self.plan.file} ({self.plan.architecture}) keep one state and no way back "
-                "from tokens that were guessed wrong. Leave it out."
-            )
-        if asked == "draft" and self._small is None:
-            raise ConfigError(
-                "speculate='draft', but the model was loaded without one. Load it with draft=, the path of a smaller model."
-            )
-        if isinstance(asked, str):
-            return asked
-        return None if asked is False else "auto"
-
-    def _breaks_of(self, sampling: Sampling) -> Breaks | None:
-        if not sampling.dry_multiplier:
-            return None
-        texts = sampling.dry_breakers
-        found = self._breaks.get(texts) or breaks_of(texts, self.tokenizer)
-        self._breaks = {texts: found}  # that of the last request
-        return found
-
-    def _control_ids(self, texts: tuple[str, ...]) -> frozenset[int]:
-        return frozenset(i for i in map(self.tokenizer.id_of, texts) if i in self.tokenizer.special_ids)
 
 
 def _warn(messages: Sequence[str]) -> None:

@@ -110,7 +110,7 @@ def banned(demo, grammar, **given):
 
 
 def test_banned_texts_rewind_the_grammar_too(demo):
-    grammar = demo._grammars.compile("json_schema", PERSON)
+    grammar = demo._prepare._grammars.compile("json_schema", PERSON)
     for seed in range(6):
         answer = banned(demo, grammar, banned=("fox", "1"), seed=seed).read()
         assert answer.finish_reason == "stop"
@@ -119,13 +119,13 @@ def test_banned_texts_rewind_the_grammar_too(demo):
 
 
 def test_a_ban_that_leaves_nothing_ends_the_answer(demo):
-    grammar = demo._grammars.compile("regex", "(ab|ac)")
+    grammar = demo._prepare._grammars.compile("regex", "(ab|ac)")
     answer = banned(demo, grammar, banned=("ab", "ac")).read()
     assert answer.finish_reason == "banned"
 
 
 def test_min_tokens_give_way_where_nothing_may_follow(demo):
-    grammar = demo._grammars.compile("regex", "ab?")
+    grammar = demo._prepare._grammars.compile("regex", "ab?")
     answer = banned(demo, grammar, min_tokens=50).read()
     assert (answer.text, answer.finish_reason) == ("ab", "stop")
 

@@ -4,7 +4,9 @@ import asyncio
 import gc
 import inspect
 import json
+import os
 import shutil
+import signal
 import threading
 import warnings
 from dataclasses import FrozenInstanceError, fields
@@ -754,3 +756,39 @@ def test_every_setting_says_where_it_came_from(data, monkeypatch):
     with Model.load(data / "demo-Q8_0.gguf") as model:
         assert model.provenance["threads"] == (1, "environment")
         assert model.provenance["context_length"] == (1024, model.plan.file)
+
+
+def test_an_answer_that_is_dropped_beside_a_loop_leaves_no_thread(demo):
+    async def leave():
+        async for _ in demo.astream("Once upon a time", max_tokens=900, temperature=1.0, seed=3):
+            await asyncio.sleep(0.3)  # until it pauses
+            break
+
+    asyncio.run(leave())
+    gc.collect()
+    for _ in range(100):
+        if not any(t.name == "qtransformers" for t in threading.enumerate()):
+            break
+        threading.Event().wait(0.05)
+    assert not any(t.name == "qtransformers" for t in threading.enumerate())
+    demo._engine.step()
+    assert demo.usage.free_pages == demo.usage.pages
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_grammars_after_a_fork(demo):
+    assert demo.generate("Number: ", regex="[0-9]{3}", temperature=0).text.isdigit()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        fine = demo.generate("Number: ", regex="[0-9]{3}", temperature=0).text.isdigit()
+        os._exit(0 if fine else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_draft_takes_the_context_of_its_model(data):
+    with Model.load(data / "demo-Q8_0.gguf", draft=data / "demo-draft-Q8_0.gguf", context_length=300) as model:
+        plain = model.generate("Once upon a time", max_tokens=20, temperature=0, speculate=False)
+        assert (
+            model.generate("Once upon a time", max_tokens=20, temperature=0, speculate="draft").tokens == plain.tokens
+        )

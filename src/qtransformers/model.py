@@ -154,6 +154,7 @@ class Model:
         if config.draft is not None:
             small = load(
                 config.draft,
+                context_length=loaded.plan.context_length,
                 cache=config.cache,
                 accuracy=config.accuracy,
                 prefill_chunk=config.prefill_chunk,
@@ -438,7 +439,7 @@ class Model:
         from qtransformers.generate.session import fingerprint
 
         assert self._gguf is not None  # the model is open
-        return f"{fingerprint(self._gguf)}-{self.config.accuracy}"
+        return f"{fingerprint(self._gguf, self.hparams)}-{self.config.accuracy}"
 
     @property
     def usage(self) -> Usage:

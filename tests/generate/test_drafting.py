@@ -165,7 +165,7 @@ def test_drawn_answers_are_distributed_as_without(sampling):
         e, (7,), 1 + n, sampling=sampling, speculate="draft"
     ).read()  # a chain: each token depends on the one before
     assert (
-        done.timings.drafted_tokens > n / 2 and 0.2 < done.timings.accepted_tokens / done.timings.drafted_tokens < 0.95
+        done.timings.drafted_tokens > 1000 and 0.2 < done.timings.accepted_tokens / done.timings.drafted_tokens < 0.95
     )
     from qtransformers.sampling import Sampler
 

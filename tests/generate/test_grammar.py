@@ -134,7 +134,7 @@ def test_hooks_that_forbid_everything_are_an_error_of_that_request(demo):
     def forbid(tokens, logits):
         return np.full_like(logits, -np.inf)
 
-    with pytest.raises(ConstraintError, match="other settings"):
+    with pytest.raises(ConfigError, match="a hook returned logits of which the largest is -inf"):
         demo.chat(STORY, regex="a+", hooks=[forbid])
     assert demo.chat(STORY, regex="ab", temperature=0).text == "ab"
 

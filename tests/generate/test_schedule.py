@@ -119,6 +119,15 @@ def test_what_was_let_go_first_is_forgotten_first():
     assert e.usage.free_pages == 4
 
 
+def test_what_is_asked_again_and_again_takes_one_page():
+    e = engine(n_tokens=2048, context_length=1024)
+    long, short = random_prompt(1, 700), random_prompt(2, 100)
+    stream(e, long, 1).read()
+    for i in range(30):
+        stream(e, short, 1 + i % 3).read()
+    assert stream(e, long, 1).read().timings.cached_tokens == 699
+
+
 def test_without_pages_the_last_one_waits_and_goes_on_where_it_was():
     e = engine(n_tokens=1024, context_length=1024)
     prompts = [random_prompt(i, 200) for i in range(4)]
@@ -218,9 +227,19 @@ def test_hooks_see_tokens_and_change_logits():
     done = stream(engine(), prompt, 5, hooks=(only_even, lambda tokens, logits: logits * 2)).read()
     assert all(t % 2 == 0 for t in done.tokens)
     assert [tuple(s) for s in seen] == [prompt + done.tokens[:i] for i in range(5)]
-    for wrong in (None, 3, np.zeros(3, np.float32), np.zeros(VOCAB, np.int64)):
+    nothing, broken = np.full(VOCAB, -np.inf, np.float32), np.full(VOCAB, np.nan, np.float32)
+    for wrong in (None, 3, np.zeros(3, np.float32), np.zeros(VOCAB, np.int64), nothing, broken, -nothing):
         with pytest.raises(ConfigError, match="hook returned"):
             stream(engine(), prompt, 5, hooks=(lambda tokens, logits, wrong=wrong: wrong,)).read()
+
+
+def test_a_hook_cannot_change_what_was_said():
+    def forges(tokens, logits):
+        tokens[:] = 7
+        return logits
+
+    with pytest.raises(ValueError, match="read-only"):
+        stream(engine(), random_prompt(0, 10), 5, hooks=(forges,)).read()
 
 
 def test_a_hook_that_uses_the_engine_it_runs_in_is_told_so():

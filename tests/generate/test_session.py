@@ -54,6 +54,11 @@ def test_deterministic_keeps_whole_pages(load, tmp_path):
     assert other.generate(tokens, max_tokens=5, temperature=0).timings.cached_tokens == 256
 
 
+def test_the_context_may_be_another(load, tmp_path):
+    load().save_session(tmp_path / "s.gguf", [5, 6, 7, 8] * 10)
+    assert load(context_length=300).load_session(tmp_path / "s.gguf") == (5, 6, 7, 8) * 10
+
+
 def test_a_file_in_the_way_stays(load, tmp_path):
     model = load()
     model.save_session(tmp_path / "s.gguf", [5, 6, 7, 8] * 10)
@@ -62,7 +67,15 @@ def test_a_file_in_the_way_stays(load, tmp_path):
     assert model.save_session(tmp_path / "s.gguf", [5, 6, 7] * 10, overwrite=True) == 30
 
 
-@pytest.mark.parametrize("options, word", [({"cache": "q8"}, "cache"), ({"accuracy": "exact"}, "model")])
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        ({"cache": "q8"}, "cache"),
+        ({"accuracy": "exact"}, "model"),
+        ({"rope_base": 50000.0}, "model"),
+        ({"rope_scaling": "linear:2"}, "model"),
+    ],
+)
 def test_a_session_of_something_else_is_refused(load, tmp_path, options, word):
     load().save_session(tmp_path / "s.gguf", [5, 6, 7, 8] * 10)
     model = load(**options)

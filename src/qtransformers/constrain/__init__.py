@@ -8,6 +8,7 @@ way. The work is llguidance's (https://github.com/guidance-ai/llguidance), impor
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import warnings
@@ -79,6 +80,9 @@ class Grammars:
             found = self._kept.get((kind, source))
             if found is None and self._closed:
                 raise ConstraintError("grammar: these grammars were closed. Load the model again.")
+            if self._vocabulary is not None and self._vocabulary.process != os.getpid():  # a fork has no threads
+                self._vocabulary, found = None, None
+                self._kept.clear()
             if found is None and self._vocabulary is None:
                 self._vocabulary = Vocabulary(self._tokenizer)
         if found is None or found.broken:
@@ -118,6 +122,7 @@ class Vocabulary:
         self.special = tokenizer.special_ids | tokenizer.unused_ids | tokenizer.eos_ids
         self.special_token_ids = sorted(self.special)
         self.native = llguidance.LLTokenizer(self, eos_token=sorted(tokenizer.eos_ids) or None)
+        self.process = os.getpid()
         self.workers = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="grammar")
         self.compiler = ThreadPoolExecutor(1, thread_name_prefix="grammar-compiler")
         usual = threading.stack_size(COMPILER_STACK)

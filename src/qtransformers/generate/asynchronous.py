@@ -121,7 +121,8 @@ class AsyncStream(AsyncIterator[Chunk]):
         await self.aclose()
 
     def __del__(self) -> None:
-        self._stream.close()  # the driver knows the stream, too
+        self._stream.close()
+        self._driver.wake()  # who knows the stream, too
 
 
 def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:

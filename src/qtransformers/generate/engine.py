@@ -271,17 +271,23 @@ class Engine:
             for part in parts:
                 if part.gives_logits and part.sequence.matcher is not None:
                     part.sequence.matcher.prepare()
-            logits = engine.forward(Batch.join(rows), engine.cache, *_adapters(parts, rows))
-            row = n_tokens = 0
-            for part, its in zip(parts, rows, strict=True):
-                s, n_rows = part.sequence, len(its.output_rows)
-                engine.scheduler.computed(part)
-                if n_rows:
-                    n_tokens += self._take(engine, s, logits[row : row + n_rows], guesses.get(s, NOTHING))
-                    row += n_rows
-                engine.scheduler.rewind(s, len(s.tokens) - bool(n_rows and not s.ended))
-                if s.ended:
-                    engine.scheduler.drop(s)
+            row = n_tokens = done = 0
+            try:
+                logits = engine.forward(Batch.join(rows), engine.cache, *_adapters(parts, rows))
+                for part, its in zip(parts, rows, strict=True):
+                    s, n_rows = part.sequence, len(its.output_rows)
+                    engine.scheduler.computed(part)
+                    if n_rows:
+                        n_tokens += self._take(engine, s, logits[row : row + n_rows], guesses.get(s, NOTHING))
+                        row += n_rows
+                    engine.scheduler.rewind(s, len(s.tokens) - bool(n_rows and not s.ended))
+                    if s.ended:
+                        engine.scheduler.drop(s)
+                    done += 1
+            except BaseException:
+                if engine.cache.states.nbytes:  # they have moved on, or in part
+                    engine.scheduler.restart([part.sequence for part in parts[done:]])
+                raise
         if answers and self.speculation:
             self.speculation.learn(len(parts), row, n_tokens, time.perf_counter() - start)
         return True
@@ -372,8 +378,13 @@ def _rows(part: Part, guess: Guess) -> Batch:
 
 def _hooked(hook: Callable[[NDArray[np.int32], F32], Any], tokens: NDArray[np.int32], logits: F32) -> F32:
     """Logits as a user's function leaves them; ConfigError where they are none."""
-    changed = hook(tokens, logits.copy())
+    seen = tokens.view()
+    seen.flags.writeable = False
+    changed = hook(seen, logits.copy())
     if not isinstance(changed, np.ndarray) or changed.shape != logits.shape or changed.dtype.kind != "f":
         found = f"{changed.dtype} {list(changed.shape)}" if isinstance(changed, np.ndarray) else type(changed).__name__
         raise ConfigError(f"a hook returned {found}; expected logits as it was given, float32 {list(logits.shape)}.")
+    top = changed.max()  # NaN where there is one
+    if not np.isfinite(top):
+        raise ConfigError(f"a hook returned logits of which the largest is {top}; expected numbers, or -inf for what may not follow.")  # fmt: skip
     return np.ascontiguousarray(changed, np.float32)

@@ -128,7 +128,9 @@ class PagePool:
         self.learn(table, tokens, past)
         rest = tuple(tokens[table.n_known * PAGE_TOKENS : past])
         if self._shares and self._partly and len(rest) >= SHORTEST_SHARE:
-            self._hang(table.pages[table.n_known], self._parent(table), rest)
+            node = self._parent(table)
+            if not any(page.tokens[: len(rest)] == rest for page in node.beginnings.get(rest[:SHORTEST_SHARE], ())):
+                self._hang(table.pages[table.n_known], node, rest)
         for page in reversed(table.pages):
             self._let_go(page)
         table.pages.clear()
@@ -188,6 +190,12 @@ class PagePool:
             self._cache.give_back([page.number])
 
     def _hang(self, page: Page, node: Page, tokens: tuple[int, ...]) -> None:
+        """Let a page be found under `tokens`, instead of those that hold only a beginning of them."""
+        for other in [*node.beginnings.get(tokens[:SHORTEST_SHARE], ())]:
+            if not other.holders and tokens[: len(other.tokens)] == other.tokens:
+                del self._idle[other]
+                self._unhang(other)
+                self._cache.give_back([other.number])
         page.parent, page.tokens = node, tokens
         if len(tokens) == PAGE_TOKENS:
             node.children[tokens] = page
@@ -196,6 +204,10 @@ class PagePool:
     def _evict(self) -> int:
         """Take the page out of the tree that was let go first; its number."""
         page, _ = self._idle.popitem(last=False)
+        self._unhang(page)
+        return page.number
+
+    def _unhang(self, page: Page) -> None:
         node, first = page.parent, page.tokens[:SHORTEST_SHARE]
         assert node is not None
         if node.children.get(page.tokens) is page:
@@ -206,7 +218,6 @@ class PagePool:
         if node.number < 0 and not node.beginnings:
             self._roots = {salt: root for salt, root in self._roots.items() if root is not node}
         page.parent = None
-        return page.number
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qtransformers.cache import PAGE_TOKENS
@@ -95,6 +96,11 @@ class Scheduler:
         except InsufficientMemoryError:
             return False
         return True
+
+    def restart(self, sequences: Iterable[Sequence]) -> None:
+        """Let those of them that run give up what was computed, and begin again."""
+        for s in [s for s in sequences if s in self.running]:
+            self._preempt(s)
 
     def give_way(self) -> bool:
         """Take the pages of the sequence that can best wait, for something else; whether there was one."""

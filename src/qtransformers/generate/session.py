@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.archs.spec import Hyperparameters
 from qtransformers.cache import PAGE_TOKENS, PagedCache
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.generate.engine import Engine
@@ -23,9 +24,12 @@ KEY = "qtransformers.session."
 SAMPLE = 256  # bytes of a tensor, at either end, that tell one model from another
 
 
-def fingerprint(file: GGUFFile) -> str:
-    """What tells a model's weights from another's: all names, types and shapes, and a little of each tensor's bytes."""
-    mark = 0
+def fingerprint(file: GGUFFile, hparams: Hyperparameters) -> str:
+    """What tells a model from another: hyperparameters as they took effect; of all tensors name, type, shape and some bytes."""
+    facts = {name: value for name, value in hparams.values_.items() if name != "loaded_context"}
+    if facts.get("rope_scaling") == "longrope":  # whose factors depend on it
+        facts["is_long"] = hparams["loaded_context"] > hparams["rope_original"]
+    mark = zlib.crc32(repr(sorted(facts.items())).encode())
     for name, tensor in file.tensors.items():
         mark = zlib.crc32(f"{name} {tensor.type.name} {tensor.shape}".encode(), mark)
         mark = zlib.crc32(tensor.data[-SAMPLE:].tobytes(), zlib.crc32(tensor.data[:SAMPLE].tobytes(), mark))

@@ -20,6 +20,13 @@ def plain(data):
         yield model
 
 
+@pytest.fixture
+def drafted(data):
+    with Model.load(data / "demo-Q8_0.gguf", threads=1, draft=data / "demo-draft-Q8_0.gguf") as model:
+        model._engine.speculation._costs = Flat()
+        yield model
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_answers_are_as_without(data, plain, deterministic):
     path = data / "demo-draft-Q8_0.gguf"
@@ -34,6 +41,66 @@ def test_answers_are_as_without(data, plain, deterministic):
         assert right > 60
         drawn = ask(model, QUESTIONS[0], temperature=1.0, speculate="draft")
         assert drawn.timings.drafted_tokens > 10
+
+
+def test_a_shorter_context_holds_for_the_draft_too(data, plain):
+    with Model.load(
+        data / "demo-Q8_0.gguf", threads=1, context_length=256, draft=data / "demo-draft-Q8_0.gguf"
+    ) as model:
+        model._engine.speculation._costs = Flat()
+        done = ask(model, QUESTIONS[0], temperature=0, speculate="draft")
+        assert done.tokens == ask(plain, QUESTIONS[0], temperature=0, speculate=False).tokens
+        assert done.timings.accepted_tokens > 10
+
+
+PENALTIES = [
+    {"repetition_penalty": 1.3},
+    {"frequency_penalty": 0.4, "presence_penalty": 0.3},
+    {"repetition_penalty": 1.1, "penalty_range": 20},
+    {"dry_multiplier": 0.8, "dry_allowed_length": 2},
+    {"logit_bias": {300: 2.0, 301: -3.0}, "min_tokens": 30},
+]
+
+
+@pytest.mark.parametrize("given", PENALTIES)
+@pytest.mark.parametrize("drawn", [{"temperature": 0}, {"temperature": 0.8, "seed": 2}])
+def test_penalties_count_confirmed_tokens_one_after_the_other(data, plain, drafted, given, drawn):
+    """What a guess is judged by depends on the tokens before it, those of the same guess among them."""
+    right = 0
+    for question in QUESTIONS[:4]:
+        wanted = ask(plain, question, speculate=False, **drawn, **given)
+        for speculate in ("draft", "ngram"):
+            done = ask(drafted, question, speculate=speculate, **drawn, **given)
+            assert done.tokens == wanted.tokens
+            right += done.timings.accepted_tokens
+    assert right > 10
+
+
+GRAMMARS = [
+    {"regex": r"Once upon a time there was an? (fox|owl)( [a-z]+){3,12}\."},
+    {"grammar": 'root ::= ([a-z]+ " "){4} [a-z]+ "."'},
+    {
+        "json_schema": {
+            "type": "object",
+            "properties": {"name": {"type": "string", "maxLength": 20}, "is a brave animal": {"type": "boolean"}},
+            "required": ["name", "is a brave animal"],
+            "additionalProperties": False,
+        }
+    },
+]
+
+
+@pytest.mark.parametrize("given", GRAMMARS)
+@pytest.mark.parametrize("drawn", [{"temperature": 0}, {"temperature": 0.8, "seed": 2}])
+def test_grammars_bind_guesses_too(plain, drafted, given, drawn):
+    drafts = 0
+    for question in QUESTIONS[:3]:
+        wanted = ask(plain, question, speculate=False, **drawn, **given)
+        for speculate in ("draft", "ngram", "auto"):
+            done = ask(drafted, question, speculate=speculate, **drawn, **given)
+            assert (done.tokens, done.finish_reason) == (wanted.tokens, wanted.finish_reason)
+            drafts += done.timings.drafted_tokens
+    assert drafts > 5
 
 
 class Flat:

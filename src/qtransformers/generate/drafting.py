@@ -120,6 +120,10 @@ class Draft:
 def draft_of(small: Loaded, model: Loaded, chunk: int) -> Draft:
     """A loaded model as the draft of another; ConfigError where it cannot be one."""
     file = small.plan.file
+    if model.spec.kind != "language":
+        raise ConfigError(
+            f"draft: {model.plan.file} is an encoder ({model.plan.architecture}), which generates nothing. Leave draft out."
+        )
     if small.spec.kind != "language":
         raise ConfigError(
             f"draft: {file} is an encoder ({small.plan.architecture}), which generates nothing. Take a language model."
@@ -141,7 +145,7 @@ def draft_of(small: Loaded, model: Loaded, chunk: int) -> Draft:
         partial(small.spec.forward, small.weights, small.hparams),
         small.new_cache(),
         n_tokens=min(t.n_tokens, small.hparams.vocab_size),
-        context_length=small.plan.context_length,
+        context_length=min(small.plan.context_length, small.hparams.context_length),  # it was trained for no more
         chunk=chunk,
     )
 

@@ -28,7 +28,8 @@ FORCED = 0  # the kind of guesses that a grammar leaves no choice about, but for
 STALE = 32  # steps with guesses after which one without them measures what these save
 
 LEAST_CHANCE = 0.2  # that a draft model's next token comes to be used; below, it is not asked for more
-LONGEST_LAG = 64  # tokens that the draft model reads at its own account; longer prompts are a price of having one
+LONGEST_LAG = 64  # tokens that the draft model reads at the cost of the guess; for longer prompts it has credit
+CREDIT = 16.0  # plain steps that may be owed for prompts it has read, when it begins another; half of what is earned pays it back
 DRAFTED = 15  # odds of the draft model's guesses by their kinds: all, and from SURE on by eighths of its probability
 SURE = 16
 
@@ -53,6 +54,7 @@ class Trust:
 
     odds: Odds
     repeats: Repeats = field(default_factory=Repeats)
+    drafts: bool = False  # the draft model reads along
 
 
 class Drafting:
@@ -108,15 +110,19 @@ class Speculation:
         self._balance = 0.0  # seconds earned by right guesses, less those that wrong ones and the search for them took
         self._thought = 0.0  # seconds since the last step
         self._invested = 0.0  # of them, for prompts that the draft model has read
+        self._owed = 0.0  # seconds for such prompts that right guesses have not earned back
+        self._asked = False  # whether an answer of this step may have guesses
+        self._rests = False  # until lost seconds are earned back; known beforehand, for steps shorter than a search
         self._since: dict[int, int] = {}  # by answers in a step: steps with guesses since the last without
 
     def guess(self, answers: Sequence[Answer]) -> dict[Answer, Guess]:
         """What may follow each of these answers, which the next step continues; those left out get no guess."""
         n = len(answers)
         room = self._few_rows - n
-        if self._balance < -2 * self._costs(n) or not self._costs.knows(n) or self._since.get(n, 0) >= STALE:
+        self._asked = any(s.request.speculate for s in answers)
+        if not self._asked or self._rests or room <= 0:
             return {}
-        if room <= 0 or not any(s.request.speculate for s in answers):
+        if not self._costs.knows(n) or self._since.get(n, 0) >= STALE:
             return {}
         start = time.perf_counter()
         found = {s: guess for s in answers if (guess := self._repeated(s, room)).tokens}
@@ -145,11 +151,15 @@ class Speculation:
         plain = self._costs(n)
         if rows == n:
             self._since[n] = 0
-            earned = ALLOWANCE * seconds - self._thought
+            earned = ALLOWANCE * seconds * self._asked - self._thought
         else:
             self._since[n] = self._since.get(n, 0) + 1
             earned = plain * n_tokens / n - seconds
-        self._balance = min(self._balance + earned + self._invested, RESERVE * plain)
+        earned += self._invested
+        repaid = min(max(earned, 0) / 2, self._owed)
+        self._owed += self._invested - repaid
+        self._balance = min(self._balance + earned - repaid, RESERVE * plain)
+        self._rests = self._balance < -2 * plain
         self._thought = self._invested = 0.0
 
     def _of(self, s: Answer) -> Trust:
@@ -193,7 +203,7 @@ class Speculation:
 
     def _drafted(self, draft: Draft, n: int, answers: list[Answer], room: int) -> dict[Answer, Guess]:
         """What the draft model says, as far ahead as pays by what is known of it: all answers in one of its forwards."""
-        answers = [s for s in answers if len(s.tokens) + room < draft.context_length]
+        answers = [s for s in answers if len(s.tokens) + room < draft.context_length and self._follows(draft, n, s)]
         depth = self._depth(draft, n, answers, room)
         if not depth:
             return {}
@@ -218,6 +228,12 @@ class Speculation:
                 break
             logits = draft.go_on(ahead)
         return {s: d.guess for s, d in drafts.items()}
+
+    def _follows(self, draft: Draft, n: int, s: Answer) -> bool:
+        """Whether the draft model reads along: it begins no long prompt while it owes much for others."""
+        trust = self._of(s)
+        trust.drafts = trust.drafts or self._owed <= CREDIT * self._costs(n) or draft.lag(s) <= LONGEST_LAG
+        return trust.drafts
 
     def _draws(self, s: Answer) -> bool:
         """Whether guesses are drawn: with a seed they are not, because how far ahead depends on measured seconds."""

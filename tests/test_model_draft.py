@@ -4,6 +4,7 @@ import pytest
 
 from qtransformers import Model
 from qtransformers.errors import ConfigError
+from qtransformers.gguf import GGUFFile, GGUFWriter
 
 QUESTIONS = [
     f"{a} {b}." for a in ("Tell me a story about", "What is") for b in ("a brave fox", "7 plus 5", "a shy owl")
@@ -121,3 +122,36 @@ def test_what_cannot_be_is_refused(plain):
         ask(plain, "Hello", speculate="draft")
     with pytest.raises(ConfigError, match=r"^speculate=.fast."):
         ask(plain, "Hello", speculate="fast")
+
+
+def test_a_draft_of_another_vocabulary_is_refused(data, tmp_path):
+    """By the first token that differs, though both files load by themselves."""
+    path = tmp_path / "other.gguf"
+    with GGUFFile(data / "demo-draft-Q8_0.gguf") as file:
+        metadata, tensors = dict(file.metadata), file.tensors
+        words = list(metadata["tokenizer.ggml.tokens"])
+        words[2040] = "qwertz"
+        specs = [(t.name, t.shape, t.type.name) for t in tensors.values()]
+        with GGUFWriter(path, metadata | {"tokenizer.ggml.tokens": words}, specs) as writer:
+            for t in tensors.values():
+                writer.write(t.name, t.data)
+    with pytest.raises(ConfigError, match=r"^draft: token 2040 is 'qwertz' in .*other.gguf, .* in .*demo-Q8_0.gguf"):
+        Model.load(data / "demo-Q8_0.gguf", threads=1, draft=path)
+
+
+def test_recurrent_models_and_encoders_have_no_draft_and_are_none(data, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from archs import encoders, models
+    from archs.cases import CASES
+
+    recurrent = models.gguf(
+        models.reference(CASES["qwen3next"], "qwen3next"), tmp_path, "qwen3next", CASES["qwen3next"]
+    )
+    _, theirs, _ = encoders.encoder("bert")
+    encoder = encoders.gguf(theirs, tmp_path, "bert", "cls")
+    demo = data / "demo-draft-Q8_0.gguf"
+    for path, why in ((recurrent, "the recurrent layers of .*qwen3next"), (encoder, ".*bert-cls.gguf is an encoder")):
+        for model, draft in ((path, demo), (demo, path)):
+            with pytest.raises(ConfigError, match=f"^draft: {why}"):
+                Model.load(model, threads=1, draft=draft)

@@ -1,6 +1,8 @@
 """A draft model's guesses: its pages follow the sequences, and what comes out is the model's own."""
 
+import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,3 +192,43 @@ def test_another_vocabulary_is_refused_by_its_first_difference():
         check_vocabulary(["a", "b"], ["a", "c"], "x.gguf", "y.gguf")
     with pytest.raises(ConfigError, match=r"^draft: token 2 is none in y.gguf, 'c' in x.gguf"):
         check_vocabulary(["a", "b", "c"], ["a", "b"], "x.gguf", "y.gguf")
+
+
+def ticking(forward, now, once, each):
+    """A forward that moves the clock: so many seconds, and for each row."""
+
+    def compute(batch, cache):
+        now[0] += once + each * len(batch.tokens)
+        return forward(batch, cache)
+
+    return compute
+
+
+def seconds(monkeypatch, wrong, n_tokens, n_prompt, drafted, requests=20):
+    """What requests one after another take, by the clock that their forwards move."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    small = Small(wrong)
+    cache = PagedCache.allocate(1, 1, 4, 4, 2048, "f32")
+    draft = Draft(ticking(small, now, 0.1, 0.05), cache, n_tokens=VOCAB, context_length=2048, chunk=512)
+    e = engine(speculation=Speculation(8, draft))
+    e._parts = replace(e._parts, forward=ticking(forward_of(e), now, 1.0, 0.05))
+    for i in range(requests):
+        prompt = random_prompt(i, n_prompt)
+        done = stream(e, prompt, n_tokens, speculate="draft" if drafted else None).read()
+        assert done.tokens == continuation(prompt, n_tokens)
+    return now[0], small.computed
+
+
+def test_a_draft_that_is_wrong_stops_reading_long_prompts(monkeypatch):
+    plain, _ = seconds(monkeypatch, 1, 15, 500, drafted=False)
+    found, read = seconds(monkeypatch, 1, 15, 500, drafted=True)
+    assert 500 <= read < 5 * 500  # of twenty prompts
+    assert found < 1.12 * plain
+
+
+def test_a_draft_that_is_right_pays_its_prompts_back(monkeypatch):
+    plain, _ = seconds(monkeypatch, 0, 80, 200, drafted=False, requests=8)
+    found, read = seconds(monkeypatch, 0, 80, 200, drafted=True, requests=8)
+    assert read > 8 * 200
+    assert found < 0.75 * plain

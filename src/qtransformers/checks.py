@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from qtransformers.errors import ConfigError
@@ -40,6 +42,13 @@ def real(name: str, value: Any, minimum: float, maximum: float) -> float:
     if not minimum <= number <= maximum:
         raise ConfigError(f"{name}={shown(value)}; expected a number from {minimum:g} to {maximum:g}.")
     return number
+
+
+def path(name: str, value: Any) -> Path:
+    """`value`, text or a path-like object, as a path."""
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise ConfigError(f"{name}={shown(value)}; expected a path.")
+    return Path(value)
 
 
 def flag(name: str, value: Any) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.checks import flag, shown, text
+from qtransformers.checks import path as checked
 from qtransformers.errors import ConfigError
 from qtransformers.generate import Completion, Engine, Stream, Usage
 from qtransformers.generate.drafting import draft_of
@@ -128,9 +129,26 @@ class Model:
         ConfigError, ModelNotFoundError, GGUFError, LoadError, UnsupportedError, TokenizerError, InsufficientMemoryError.
         """
         config = ModelConfig(
-            gguf_path, model_path, context_length, cache, placement, accuracy, prefill_chunk, logits_rows, cache_tokens, parallel, rope_base, rope_scaling, deterministic, threads, draft, prompt_format, pre,
-            mlock, preload,
-        )  # fmt: skip
+            gguf_path=gguf_path,
+            model_path=model_path,
+            context_length=context_length,
+            cache=cache,
+            placement=placement,
+            accuracy=accuracy,
+            prefill_chunk=prefill_chunk,
+            logits_rows=logits_rows,
+            cache_tokens=cache_tokens,
+            parallel=parallel,
+            rope_base=rope_base,
+            rope_scaling=rope_scaling,
+            deterministic=deterministic,
+            threads=threads,
+            draft=draft,
+            prompt_format=prompt_format,
+            pre=pre,
+            mlock=mlock,
+            preload=preload,
+        )
         format = None if prompt_format is None else named_format(prompt_format)
         loaded = load(
             gguf_path,
@@ -407,12 +425,13 @@ class Model:
         from qtransformers.generate import session
 
         self._check_generates()
+        file = checked("path", path)
         ids = prompt_ids(tokens, self._engine.n_tokens, "tokens")
         if not 0 < len(ids) <= self.context_length:
             raise ConfigError(f"tokens has {len(ids):,} ids; expected 1 to {self.context_length:,} (context_length).")
         if len(ids) < self.context_length:  # or there is no room for even one token more
             self.generate(ids, max_tokens=1, temperature=0)
-        return session.save(self._engine, Path(path), ids, self._fingerprint, flag("overwrite", overwrite))
+        return session.save(self._engine, file, ids, self._fingerprint, flag("overwrite", overwrite))
 
     def load_session(self, path: str | Path) -> tuple[int, ...]:
         """Bring a saved session back into the cache; its tokens. A prompt that begins with them goes on from there.
@@ -422,7 +441,7 @@ class Model:
         from qtransformers.generate import session
 
         self._check_generates()
-        return session.restore(self._engine, Path(path), self._fingerprint)
+        return session.restore(self._engine, checked("path", path), self._fingerprint)
 
     def load_lora(self, path: str | Path) -> Adapter:
         """A LoRA adapter for this model from a GGUF file or a PEFT directory, for `lora` of requests; weights stay as they are.
@@ -432,7 +451,7 @@ class Model:
         from qtransformers.load.adapters import load_adapter
 
         self._check_generates()
-        return load_adapter(path, self._spec, self.hparams)
+        return load_adapter(checked("path", path), self._spec, self.hparams)
 
     @cached_property
     def _fingerprint(self) -> str:

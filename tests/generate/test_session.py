@@ -133,6 +133,10 @@ def test_what_is_no_session(load, tmp_path, data):
     for path in (tmp_path / "junk", tmp_path / "missing"):
         with pytest.raises(QTransformersError):
             model.load_session(path)
+    for wrong in (None, 5, b"x", ""):
+        for use in (model.load_session, model.load_lora, lambda path: model.save_session(path, [5, 6, 7])):
+            with pytest.raises(ConfigError, match=r"^path="):
+                use(wrong)
     for tokens in ([], [-1], [10**6], "text", None, [5] * 2000):
         with pytest.raises(ConfigError, match="tokens"):
             model.save_session(tmp_path / "x.gguf", tokens)

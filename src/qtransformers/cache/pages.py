@@ -90,9 +90,9 @@ class PagedCache:
 
     def give_back(self, pages: list[int]) -> None:
         """Return pages taken before; a page that nobody holds is a mistake of the caller."""
-        held = set(range(self.n_pages)).difference(self.free)
-        if len(set(pages)) < len(pages) or not held.issuperset(pages):
-            raise QTransformersError(f"pages {pages} are given back, but held are {sorted(held)}.")
+        for i, page in enumerate(pages):
+            if not 0 <= page < self.n_pages or page in self.free or page in pages[:i]:
+                raise QTransformersError(f"page {page} is given back, but nobody holds it.")
         self.states.forget(pages)
         self.free.extend(pages)
 

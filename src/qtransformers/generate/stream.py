@@ -31,14 +31,14 @@ class Stream(Iterator[Chunk]):
             self._engine.submit(self._sequence)
 
     def __next__(self) -> Chunk:
-        while (chunk := self.ready()) is None:
-            if self.ended:
-                raise StopIteration
-            try:
+        try:
+            while (chunk := self.ready()) is None and not self.ended:
                 self._engine.advance(self._sequence)
-            except BaseException:
-                self.close()
-                raise
+        except BaseException:
+            self.close()
+            raise
+        if chunk is None:
+            raise StopIteration
         return chunk
 
     def ready(self) -> Chunk | None:

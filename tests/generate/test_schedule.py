@@ -128,6 +128,24 @@ def test_what_is_asked_again_and_again_takes_one_page():
     assert stream(e, long, 1).read().timings.cached_tokens == 699
 
 
+def test_each_turn_of_a_short_chat_finds_the_one_before():
+    e = engine()
+    prompt = random_prompt(0, 20)
+    for turn in range(20):
+        cached = stream(e, prompt, 1).read().timings.cached_tokens
+        assert cached == 0 if turn == 0 else len(prompt) - 20 - 15 <= cached <= len(prompt) - 20
+        prompt += random_prompt(turn + 1, 20)
+    assert e.usage.free_pages == e.usage.pages
+
+
+def test_what_is_dropped_while_it_is_submitted_does_not_wait_for_ever():
+    e = engine()
+    s = stream(e, random_prompt(0, 20), 5)
+    e.drop(s._sequence)
+    e.submit(s._sequence)
+    assert (e.usage.running, e.usage.waiting) == (0, 0)
+
+
 def test_without_pages_the_last_one_waits_and_goes_on_where_it_was():
     e = engine(n_tokens=1024, context_length=1024)
     prompts = [random_prompt(i, 200) for i in range(4)]

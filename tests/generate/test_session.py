@@ -59,11 +59,20 @@ def test_the_context_may_be_another(load, tmp_path):
     assert load(context_length=300).load_session(tmp_path / "s.gguf") == (5, 6, 7, 8) * 10
 
 
+@pytest.mark.parametrize("options, n", [({}, 15), ({"deterministic": True}, 255)])
+def test_too_little_to_keep_is_said_and_no_file_written(load, tmp_path, options, n):
+    model = load(**options)
+    with pytest.raises(ConfigError, match=rf"none of these {n} tokens"):
+        model.save_session(tmp_path / "s.gguf", range(5, 5 + n))
+    assert not list(tmp_path.iterdir())
+    assert model.save_session(tmp_path / "s.gguf", range(5, 6 + n)) == n + 1
+
+
 def test_a_file_in_the_way_stays(load, tmp_path):
     model = load()
     model.save_session(tmp_path / "s.gguf", [5, 6, 7, 8] * 10)
     with pytest.raises(ConfigError, match="exists"):
-        model.save_session(tmp_path / "s.gguf", [5, 6, 7])
+        model.save_session(tmp_path / "s.gguf", [5, 6, 7] * 10)
     assert model.save_session(tmp_path / "s.gguf", [5, 6, 7] * 10, overwrite=True) == 30
 
 

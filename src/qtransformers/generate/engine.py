@@ -92,7 +92,9 @@ class Engine:
         """Let a sequence take part from the next step on. `advance` or another's steps fill its `chunks`."""
         self.check(sequence.request)
         with self._exclusive():
-            self._use().scheduler.add(sequence)
+            engine = self._use()
+            if not sequence.ended:  # it may have been dropped while it waited for its turn
+                engine.scheduler.add(sequence)
 
     def check(self, request: Request) -> None:
         """ConfigError for what this model cannot do."""

@@ -191,15 +191,20 @@ class PagePool:
 
     def _hang(self, page: Page, node: Page, tokens: tuple[int, ...]) -> None:
         """Let a page be found under `tokens`, instead of those that hold only a beginning of them."""
-        for other in [*node.beginnings.get(tokens[:SHORTEST_SHARE], ())]:
-            if not other.holders and tokens[: len(other.tokens)] == other.tokens:
-                del self._idle[other]
-                self._unhang(other)
-                self._cache.give_back([other.number])
+        shorter = [
+            other
+            for other in node.beginnings.get(tokens[:SHORTEST_SHARE], ())
+            if tokens[: len(other.tokens)] == other.tokens
+        ]
         page.parent, page.tokens = node, tokens
         if len(tokens) == PAGE_TOKENS:
             node.children[tokens] = page
         node.beginnings.setdefault(tokens[:SHORTEST_SHARE], []).append(page)
+        for other in shorter:
+            if not other.holders:
+                del self._idle[other]
+                self._unhang(other)
+                self._cache.give_back([other.number])
 
     def _evict(self) -> int:
         """Take the page out of the tree that was let go first; its number."""

@@ -31,7 +31,7 @@ class Preparer:
         self._tokenizer = loaded.tokenizer
         self._hparams = loaded.hparams
         self._sampling = sampling
-        self._eos_ids = frozenset(eos_ids)
+        self._eos_ids = frozenset(i for i in eos_ids if i < engine.n_tokens)  # padding is never drawn
         self._has_draft = has_draft
         self._file, self._architecture = loaded.plan.file, loaded.plan.architecture
         self._breaks: dict[tuple[str, ...], Breaks] = {}

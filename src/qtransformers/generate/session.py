@@ -17,6 +17,7 @@ from qtransformers.archs.spec import Hyperparameters
 from qtransformers.cache import PAGE_TOKENS, PagedCache
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.generate.engine import Engine
+from qtransformers.generate.pages import SHORTEST_SHARE
 from qtransformers.gguf import GGUFFile, GGUFWriter
 from qtransformers.kernels.kv import CODECS, encode_page
 
@@ -40,6 +41,10 @@ def save(engine: Engine, path: Path, tokens: Sequence[int], model: str, overwrit
     """Write what the cache holds of `tokens`, as many of them from the first as it does; how many these are."""
     with engine.held(tokens) as (cache, numbers, n):
         _check_kind(cache)
+        if not n:
+            raise ConfigError(
+                f"the cache can keep none of these {len(tokens)} tokens for later. Save more: at least {SHORTEST_SHARE}, or with deterministic=True {PAGE_TOKENS}."
+            )
         shape = (cache.pages.shape[0], *cache.pages.shape[2:])
         marks = np.array([zlib.crc32(_page(cache, number).data) for number in numbers], np.uint32)
         facts = {

@@ -84,8 +84,7 @@ def load_adapter(path: str | Path, spec: ArchSpec, hparams: Mapping[str, Any]) -
             problems.append(f"{name}{wrong}")
         else:
             assert pair.a is not None and pair.b is not None  # _wrong has looked
-            b = np.ascontiguousarray(pair.b.T * np.float32(pair.scale))
-            updates[slot.layer, slot.attr] = Update(np.ascontiguousarray(pair.a.T), b)
+            updates[slot.layer, slot.attr] = Update.of(pair.a, pair.b * np.float32(pair.scale), name)
     if problems:
         more = f"\n  and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
         unsupported = all("not supported" in p for p in problems)
@@ -210,15 +209,13 @@ def _by_pattern(config: Mapping[str, Any], patterns: str, module: str, default: 
     if not isinstance(given, Mapping):
         raise LoadError(f"{folder / CONFIG}: {patterns} is {shown(given)}; expected an object. The file is damaged.")
     for pattern, value in given.items():
-        try:
-            if len(pattern) > MAX_PATTERN or re.search(r"[+*}]\)*[+*{]", pattern):  # could take for ever
-                raise LoadError(
-                    f"{folder / CONFIG}: {patterns} has {shown(pattern)}; expected a name of a layer, or a simple pattern."
-                )
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error as e:
+        name = pattern.replace("\\.", ".").removesuffix("$")
+        if len(name) > MAX_PATTERN or not re.fullmatch(
+            r"\^?[\w.]+", name
+        ):  # what PEFT writes; others could take for ever
             raise LoadError(
-                f"{folder / CONFIG}: {patterns} has {shown(pattern)}, no regular expression ({e})."
-            ) from None
+                f"{folder / CONFIG}: {patterns} has {shown(pattern)}; expected the name of a layer, or its end."
+            )
+        if f"^{module}".endswith((name, f".{name}") if name.startswith("^") else (f".{name}", f"^{name}")):
+            return value
     return default

@@ -10,16 +10,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.kernels import kernels_for
+from qtransformers.tensor import QTensor
+from qtransformers.types import BY_NAME
+
 F32 = NDArray[np.float32]
 Place = tuple[int | None, str]  # layer, attribute
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """`a b` is what comes on top of a weight's transpose: `a [in, rank]`, `b [rank, out]`, with the adapter's own scale in b."""
+    """What comes on top of a weight `[out, in]`: `b a`, of `a [rank, in]` and `b [out, rank]` with the adapter's own scale.
 
-    a: F32
-    b: F32
+    Both are weights of the kernels in F32, whose products are the same bits for any number of rows.
+    """
+
+    a: Any
+    b: Any
+
+    @classmethod
+    def of(cls, a: F32, b: F32, name: str) -> Update:
+        """From the two matrices of the weight called `name`."""
+        return cls(_weight(a, f"{name}.lora_a"), _weight(b, f"{name}.lora_b"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +43,15 @@ class Adapted:
 
     def add(self, x: Any, y: Any) -> Any:
         """`y [T, out]`, the product of `x [T, in]` and the stored weight, with the updates on top: in place."""
+        multiply = kernels_for(x).linear
         for rows, update, scale in self.updates:
-            y[rows] += (x[rows] @ update.a) @ (update.b * np.float32(scale))
+            y[rows] += multiply(multiply(x[rows], update.a) * np.float32(scale), update.b)
         return y
+
+
+def _weight(x: F32, name: str) -> Any:
+    data = np.ascontiguousarray(x, np.float32)
+    return kernels_for(data).bind(QTensor(name, BY_NAME["F32"], data.shape, data.reshape(-1).view(np.uint8)))
 
 
 def base_of(w: Any) -> Any:

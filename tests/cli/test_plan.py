@@ -38,7 +38,7 @@ def test_one_that_is_too_big(tmp_path, capsys):
     out = planned(capsys, giant, "--context", 32768, "--ram", "256GiB", code=5)
     assert "443 GiB  mapped: one copy" in out and "4.05 GiB  32,768 tokens in f16, 130 KiB a token" in out
     assert "does not fit. It would run with 57% of the weights in memory" in out
-    assert "IQ3_XXS (3.06 bits) or smaller" in out and "a machine with 456 GiB of memory" in out
+    assert "IQ3_XXS (3.06 bits) or smaller" in out and "a machine with 457 GiB of memory" in out
     assert planned(capsys, giant, "--context", 32768, "--ram", "512GiB").splitlines()[-1] == "fits"
 
 

@@ -14,6 +14,7 @@ USES = {  # example: arguments, a line of its output
     "many_prompts.py": ([], "tokens were in the cache"),
     "side_by_side.py": ([], "Usage(running=0, waiting=0"),
     "saved_session.py": (["{tmp}/s.gguf"], "tokens were there already"),
+    "lora.py": ([], "scale 0.0: 'Once upon a time there was a "),
     "look_inside.py": ([], "likeliest: "),
     "structured.py": ([], "as JSON: {'name'"),
     "convert_model.py": (["{folder}", "{tmp}/out.gguf"], "wrote "),

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from qtransformers import Tokenizer
@@ -11,6 +12,7 @@ from qtransformers.cli import main
 from qtransformers.cli.answers import utf8
 from qtransformers.cli.run import the_prompt
 from qtransformers.errors import ConfigError
+from qtransformers.gguf import GGUFWriter
 
 ASK, ANSWER = "What is 7 plus 5?", "7 plus 5 is 12.\n"
 
@@ -316,3 +318,17 @@ def test_an_answer_that_follows_a_grammar(command, tmp_path):
 def test_bad_grammars_are_errors_of_usage(command, words, message):
     done = command("run", "demo", ASK, *words)
     assert done.returncode == 2 and message in done.stderr and not done.stdout
+
+
+def test_lora_adapters(command, tmp_path):
+    factors = {"lora_a": np.full((2, 256), 0.1, np.float32), "lora_b": np.full((256, 2), 0.3, np.float32)}
+    facts = {"general.type": "adapter", "adapter.type": "lora", "general.architecture": "llama", "adapter.lora.alpha": np.float32(2)}  # fmt: skip
+    with GGUFWriter(tmp_path / "a.gguf", facts, [(f"blk.0.attn_output.weight.{k}", v.shape, "F32") for k, v in factors.items()]) as file:  # fmt: skip
+        for name, values in factors.items():
+            file.write(f"blk.0.attn_output.weight.{name}", values)
+    plain = command("run", "demo", ASK, "--temp", "0", "-n", "20")
+    off = command("run", "demo", ASK, "--temp", "0", "-n", "20", "--lora", f"{tmp_path / 'a.gguf'}=0")
+    on = command("run", "demo", ASK, "--temp", "0", "-n", "20", "--lora", f"{tmp_path / 'a.gguf'}=50")
+    assert plain.stdout == off.stdout != on.stdout
+    for wrong, code in ((f"{tmp_path / 'a.gguf'}=x", 2), (str(tmp_path / "missing"), 3)):
+        assert command("run", "demo", ASK, "--lora", wrong).returncode == code

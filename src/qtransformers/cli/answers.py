@@ -137,7 +137,8 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
                 ]
                 note("\n".join((model.plan.text(), *settings, str(given))), "dim", args.color)
             raw = args.raw or continues(model, args)
-            yield Talk(model, request_options(args), args.system, raw, args.verbose, args.color)
+            options = request_options(args) | loras(model, args.lora)
+            yield Talk(model, options, args.system, raw, args.verbose, args.color)
 
 
 def preload(path: Path, color: str) -> None:
@@ -186,6 +187,20 @@ def request_options(args: argparse.Namespace) -> dict[str, Any]:
         "grammar": file_or_text("--grammar", args.grammar, r".*(::=|\bstart\b[^/]*:)"),
     }
     return sampling(args) | {name: value for name, value in given.items() if value not in (None, False)}
+
+
+def loras(model: Model, given: str | None) -> dict[str, Any]:
+    """The adapters of `PATH[=SCALE],...`; ConfigError for a scale that is no number."""
+    found = []
+    for item in given.split(",") if given else ():
+        path, _, scale = item.partition("=")
+        try:
+            found.append((model.load_lora(path), float(scale or 1)))
+        except ValueError as e:
+            if isinstance(e, ConfigError):
+                raise
+            raise ConfigError(f"--lora {item!r}: {scale!r} is no number. Write PATH=0.5, or PATH alone.") from None
+    return {"lora": found} if found else {}
 
 
 def file_or_text(flag: str, value: str | None, text: str) -> str | None:

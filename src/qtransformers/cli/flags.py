@@ -162,6 +162,7 @@ _ROWS = (
     Flag(("--prompt-format",), "chat format for files without a template: a name, or a jinja file", str, "NAME|FILE"),
     Flag(("--system",), "system message", str, "TEXT"),
     Flag(("--raw",), "continue the prompt as it is, without a chat template"),
+    Flag(("--lora",), "LoRA adapters, GGUF files or PEFT folders, each at a scale (1), separated by commas", str, "PATH[=SCALE][,...]"),
     Flag(("--json-schema",), "the answer is JSON that follows this JSON Schema", str, "FILE|TEXT"),
     Flag(("--grammar",), "the answer follows this grammar, GBNF or Lark", str, "FILE|TEXT"),
     *_ENDING,

@@ -27,7 +27,7 @@ LOADING = (
     "mlock",
     "preload",
 )
-TALKING = ("prompt-format", "system", "raw", "draft", "json-schema", "grammar")
+TALKING = ("prompt-format", "system", "raw", "draft", "lora", "json-schema", "grammar")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

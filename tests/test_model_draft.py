@@ -145,3 +145,15 @@ def test_recurrent_models_and_encoders_have_no_draft_and_are_none(data, tmp_path
         for model, draft in ((path, demo), (demo, path)):
             with pytest.raises(ConfigError, match=f"^draft: {why}"):
                 Model.load(model, threads=1, draft=draft, context_length=256)
+
+
+def test_a_draft_holds_nothing_for_answers_that_ended(data):
+    with Model.load(data / "demo-Q8_0.gguf", draft=data / "demo-draft-Q8_0.gguf", context_length=512) as model:
+        draft = model._engine.speculation.draft
+        model.generate("Once upon a time", max_tokens=30, temperature=0, speculate="draft")
+        assert draft.n_held == 0
+        stream = model.stream("Once upon a time", max_tokens=100, temperature=0, speculate="draft")
+        for _ in range(20):
+            next(stream)
+        stream.close()
+        assert draft.n_held == 0

@@ -68,6 +68,8 @@ def requests(seed):
                 {},
                 {"stop": ["the", "."]},
                 {"logprobs": 3},
+                {"regex": "[a-z ]{3,60}"},
+                {"banned": ["fox", "ow"]},
                 {"top_p": 0.9},
                 {"hooks": [lambda tokens, logits: logits]},
             ]
@@ -152,7 +154,9 @@ def test_two_thousand_requests_end_as_they_would_alone(data, deterministic):
         for asked in todo:
             if asked.done is None or asked.options["temperature"]:
                 continue
-            given = {k: v for k, v in asked.options.items() if k in ("max_tokens", "temperature", "stop")}
+            given = {
+                k: v for k, v in asked.options.items() if k in ("max_tokens", "temperature", "stop", "regex", "banned")
+            }
             key = asked.prompt, str(given)
             if key not in known:
                 known[key] = model.generate(asked.prompt, **given)

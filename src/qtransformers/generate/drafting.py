@@ -57,9 +57,7 @@ class Draft:
 
     def follow(self, answers: Sequence[Answer]) -> dict[Answer, F32]:
         """Logits of what comes next in each; without those that are still behind, or have no pages."""
-        for s in [s for s in self._followed if s.ended]:
-            gone = self._followed.pop(s)
-            self._pages.release(gone.table, gone.tokens, gone.sure)
+        self.let_go()
         left, parts = self._chunk, {}
         for s in answers:
             f = self._catch_up(s)
@@ -70,6 +68,17 @@ class Draft:
         return self._compute(
             parts, {s for s, tokens in parts.items() if self._followed[s].sure + len(tokens) == len(s.tokens)}
         )
+
+    def let_go(self) -> None:
+        """Free what is held for answers that have ended."""
+        for s in [s for s in self._followed if s.ended]:
+            gone = self._followed.pop(s)
+            self._pages.release(gone.table, gone.tokens, gone.sure)
+
+    @property
+    def n_held(self) -> int:
+        """Pages held for answers under way."""
+        return self._pages.n_pages - self._pages.n_free
 
     def go_on(self, tokens: Mapping[Answer, int]) -> dict[Answer, F32]:
         """Logits of what comes after these guesses; without those that have no pages."""

@@ -255,6 +255,7 @@ class Engine:
                         self._parts.scheduler.drop(sequence)
                     elif not sequence.ended:
                         sequence.finish("cancelled")
+                self._let_go()
             finally:
                 self._turn.release()
 
@@ -290,9 +291,16 @@ class Engine:
                 if engine.cache.states.nbytes:  # they have moved on, or in part
                     engine.scheduler.restart([part.sequence for part in parts[done:]])
                 raise
+        if any(part.sequence.ended for part in parts):
+            self._let_go()
         if answers and self.speculation:
             self.speculation.learn(len(parts), row, n_tokens, time.perf_counter() - start)
         return True
+
+    def _let_go(self) -> None:
+        """A draft model need not remember answers that have ended."""
+        if self.speculation and self.speculation.draft:
+            self.speculation.draft.let_go()
 
     def _guesses(self, scheduler: Scheduler, parts: Seq[Part]) -> dict[Sequence, Guess]:
         """What may follow, where nothing but answers is computed, and there are pages for it."""

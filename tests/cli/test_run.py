@@ -332,3 +332,12 @@ def test_lora_adapters(command, tmp_path):
     assert plain.stdout == off.stdout != on.stdout
     for wrong, code in ((f"{tmp_path / 'a.gguf'}=x", 2), (str(tmp_path / "missing"), 3)):
         assert command("run", "demo", ASK, "--lora", wrong).returncode == code
+
+
+def test_nothing_is_preloaded_of_what_cannot_run(monkeypatch, tmp_path, capsys):
+    read = []
+    monkeypatch.setattr("qtransformers.cli.answers.preload", lambda *given: read.append(given))
+    with GGUFWriter(tmp_path / "odd.gguf", {"general.architecture": "odd"}, [("x", (2, 2), "F32")]) as file:
+        file.write("x", np.zeros((2, 2), np.float32))
+    assert main(["run", str(tmp_path / "odd.gguf"), ASK, "--preload"]) == 4 and not read
+    assert main(["run", "demo", ASK, "--preload", "--temp", "0"]) == 0 and len(read) == 1

@@ -106,8 +106,6 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
         raise ConfigError("--raw leaves the chat template out, so --system and --prompt-format cannot be honoured.")
     with plain_warnings(args.color) as said:
         path = fetched(args.model, args.color)
-        if args.preload:
-            preload(path, args.color)
         model = Model.load(
             path,
             args.model_path,
@@ -124,6 +122,8 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
             mlock=args.mlock,
         )
         with model:
+            if args.preload:  # once it is known that it can run
+                preload(path, args.color)
             if args.model_path or args.verbose:
                 for line in model.notes.splitlines():
                     if line not in said:

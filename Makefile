@@ -9,7 +9,7 @@ BUILD := "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
 MEMORY_MODELS := llama-150m-Q4_0 odd-0.5b-Q4_K_M mla-small-Q4_K_M llama-1b-Q4_K_M llama-1b-Q8_0
 SOURCES := $(shell find src csrc -type f -not -name '*.so' -not -path '*/__pycache__/*') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-arm lint format fuzz soak memory wheel demo-model native clean
+.PHONY: demo test test-gpu test-arm lint format fuzz soak memory wheel demo-model native clean
 
 demo: $(VENV)/.package
 	$(BIN)/qtransformers run demo "Tell me a story about a brave fox." </dev/null
@@ -32,6 +32,10 @@ fuzz: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -rP tests/soak
+
+# What needs a CUDA device; elsewhere these tests are skipped.
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu -rs
 
 # Predicted against measured memory, of models with random weights that are made first: minutes, and 3 GB in build/models.
 memory: $(VENV)/.package

@@ -23,6 +23,8 @@ VERBS = {
     "list": "the models at hand",
     "rm": "remove a fetched model",
     "convert": "make a GGUF file from a Hugging Face model",
+    "perplexity": "how well a model knows a text",
+    "compare": "how far tensors of two files are apart",
     "bench": "speed against the machine's limits",
     "doctor": "check this machine and this installation",
     "completion": "what a shell needs to complete verbs and flags",

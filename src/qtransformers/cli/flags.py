@@ -167,6 +167,11 @@ _ROWS = (
     Flag(("--grammar",), "the answer follows this grammar, GBNF or Lark", str, "FILE|TEXT"),
     *_ENDING,
     *_CHOOSING,
+    # what to measure
+    Flag(("--kl-divergence",), "compare with BASE, the model it was made of: Kullback-Leibler divergence, same favourites, changes of probability", str, "BASE", env=False),
+    Flag(("--chunk",), "tokens of a chunk (default: 512)", integer(4), "N", default=512, env=False),
+    Flag(("--chunks",), "at most N chunks (default: all of the text)", integer(2), "N", env=False),
+    Flag(("--parse-special",), "texts of control tokens become those tokens", env=False),
     # what to print and write
     Flag(("--json",), "print JSON", env=False),
     Flag(("--full",), "print whole arrays and texts", env=False),

@@ -1,0 +1,1 @@
+"""Better numbers in as many bits: what is measured of a model, and what is made of it."""

@@ -1,21 +1,25 @@
 """How a type's blocks become numbers on the GPU: one decoder a type, for every kernel.
 
-A decoder reads one *plane* of many blocks, that is what one shift of its words yields. It gives codes, four signed bytes in a
-word, as the GPU's dot products take them, and what groups of them are multiplied with and lessened by:
+A decoder `decode(blocks, book, P)` reads *plane* P of many blocks, that is what one shift of its words yields. `blocks [R, B]`
+are pointers to bytes, as even as a multiple of `Layout.align` is; `book` points to `codebook_words(layout.book)` on the
+device, None where the type has none. It gives codes, four signed bytes in a word, as the GPU's dot products take them, and
+what groups of them are multiplied with and lessened by:
 
     words [R, B, G, W] int32, scale [R, B, G] f32, minimum [R, B, G] f32
 
 value = scale * code - minimum, in floats rounded as the NumPy truth rounds them: kernels that promise its bits are launched
 with `enable_fp_fusion=False`. A word's four values follow each other; where the first lies in the block, `Layout` says.
+Scales and minima may have one group for all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
-import triton
-import triton.language as tl
+from qtransformers.kernels.triton import decode_k, decode_legacy
+from qtransformers.types import BY_NAME
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Layout:
     `plane * p + outer * (g // inner) + step * (g % inner) + 4 * w`.
     """
 
-    decode: Any  # (blocks [R, B] pointers to bytes, p constexpr) -> words, scale, minimum
+    decode: Any  # (blocks [R, B] pointers to bytes, book, P constexpr) -> words, scale, minimum
     planes: int
     groups: int  # of a plane
     words: int  # of a group
@@ -34,29 +38,23 @@ class Layout:
     inner: int = 1
     step: int = 0
     has_minimum: bool = False
-
-
-@triton.jit
-def half_at(at):
-    """The f16 at pointers to bytes, as f32."""
-    return tl.load(at.to(tl.pointer_type(tl.float16))).to(tl.float32)
-
-
-@triton.jit
-def word_at(at):
-    """Four bytes at pointers to bytes of which only a multiple of two is sure, as a word."""
-    pair = at.to(tl.pointer_type(tl.uint16))
-    return tl.load(pair).to(tl.int32) | (tl.load(pair + 1).to(tl.int32) << 16)
-
-
-@triton.jit
-def decode_q8_0(blocks, P: tl.constexpr):
-    """32 values: `d q`."""
-    scale = half_at(blocks)[:, :, None]
-    words = word_at((blocks + 2)[:, :, None, None] + 4 * tl.arange(0, 8)[None, None, None, :])
-    return words, scale, tl.zeros_like(scale)
+    book: str | None = None
 
 
 LAYOUTS = {
-    "Q8_0": Layout(decode_q8_0, planes=1, groups=1, words=8),
-}
+    "Q4_0": Layout(decode_legacy.q4_0, planes=2, groups=1, words=4, plane=16),
+    "Q4_1": Layout(decode_legacy.q4_1, planes=2, groups=1, words=4, plane=16, has_minimum=True),
+    "Q5_0": Layout(decode_legacy.q5_0, planes=2, groups=1, words=4, plane=16),
+    "Q5_1": Layout(decode_legacy.q5_1, planes=2, groups=1, words=4, plane=16, has_minimum=True),
+    "Q8_0": Layout(decode_legacy.q8_0, planes=1, groups=1, words=8),
+    "Q2_K": Layout(decode_k.q2_k, planes=4, groups=4, words=4, plane=32, outer=128, inner=2, step=16, has_minimum=True),
+    "Q3_K": Layout(decode_k.q3_k, planes=4, groups=4, words=4, plane=32, outer=128, inner=2, step=16),
+    "Q4_K": Layout(decode_k.q4_k, planes=2, groups=4, words=8, plane=32, outer=64, has_minimum=True),
+    "Q5_K": Layout(decode_k.q5_k, planes=2, groups=4, words=8, plane=32, outer=64, has_minimum=True),
+    "Q6_K": Layout(decode_k.q6_k, planes=2, groups=8, words=4, plane=64, outer=128, inner=4, step=16),
+}  # fmt: skip
+
+
+def alignment(name: str) -> int:
+    """Bytes of which a multiple begins each block of a type, where the first begins at a multiple of 16."""
+    return gcd(BY_NAME[name].block_bytes, 16)

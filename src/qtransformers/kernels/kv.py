@@ -126,13 +126,21 @@ def quantise_query(x: NDArray[np.float32], limit: int) -> NDArray[np.float32]:
 def encode_page(x: NDArray[np.float32], kind: Kind, is_key: bool) -> Bytes:
     """A head's page of bytes from `[256, D]` keys or values."""
     d = x.shape[-1]
-    lay = _lay_keys if is_key else _lay_values
     if not kind.planes:
         with np.errstate(over="ignore"):
-            narrow = x.astype(np.float32 if kind.bits == 32 else np.float16)
-        wide = np.pad(narrow, ((0, 0), (0, _up(d, 4 if is_key else TILE) - d)))
-        return _by_tile(wide) if is_key else wide.ravel().view(np.uint8)
-    codes, scales = quantise(rotate(x, group(d)), kind.bits)
+            return lay_floats(x.astype(np.float32 if kind.bits == 32 else np.float16), is_key)
+    return lay_codes(*quantise(rotate(x, group(d)), kind.bits), kind, is_key)
+
+
+def lay_floats(x: NDArray[Any], is_key: bool) -> Bytes:
+    """A head's page of bytes from floats `[256, D]`, as wide as they are kept."""
+    wide = np.pad(x, ((0, 0), (0, _up(x.shape[1], 4 if is_key else TILE) - x.shape[1])))
+    return _by_tile(wide) if is_key else wide.ravel().view(np.uint8)
+
+
+def lay_codes(codes: Bytes, scales: NDArray[np.float16], kind: Kind, is_key: bool) -> Bytes:
+    """A head's page of bytes from codes `[256, D]` and scales `[256, D / group]`."""
+    lay = _lay_keys if is_key else _lay_values
     planes = [
         lay(codes >> np.uint8(sum(kind.planes[:i])) & np.uint8((1 << b) - 1), b) for i, b in enumerate(kind.planes)
     ]
@@ -141,11 +149,24 @@ def encode_page(x: NDArray[np.float32], kind: Kind, is_key: bool) -> Bytes:
 
 def decode_page(page: Bytes, kind: Kind, is_key: bool, d: int) -> NDArray[np.float32]:
     """Keys or values `[..., 256, D]` of pages `[..., bytes]`, rotated as they are kept."""
-    lead = page.shape[:-1]
     if not kind.planes:
-        x = np.ascontiguousarray(page).view(np.float32 if kind.bits == 32 else np.float16)
-        x = x.reshape(*lead, 16, -1, 16).swapaxes(-1, -2) if is_key else x
-        return x.reshape(*lead, PAGE_TOKENS, -1)[..., :d].astype(np.float32)
+        return read_floats(page, kind, is_key, d).astype(np.float32)
+    codes, scales = read_codes(page, kind, is_key, d)
+    with np.errstate(invalid="ignore"):
+        return (codes.astype(np.float32) - (1 << (kind.bits - 1))) * scales.astype(np.float32).repeat(group(d), -1)
+
+
+def read_floats(page: Bytes, kind: Kind, is_key: bool, d: int) -> NDArray[Any]:
+    """Floats `[..., 256, D]` of pages `[..., bytes]`, as wide as they are kept."""
+    lead = page.shape[:-1]
+    x = np.ascontiguousarray(page).view(np.float32 if kind.bits == 32 else np.float16)
+    x = x.reshape(*lead, 16, -1, 16).swapaxes(-1, -2) if is_key else x
+    return x.reshape(*lead, PAGE_TOKENS, -1)[..., :d]
+
+
+def read_codes(page: Bytes, kind: Kind, is_key: bool, d: int) -> tuple[Bytes, NDArray[np.float16]]:
+    """Codes `[..., 256, D]` and scales `[..., 256, D / group]` of pages `[..., bytes]`."""
+    lead = page.shape[:-1]
     codes = np.zeros((*lead, PAGE_TOKENS, d), np.uint8)
     at = shift = 0
     for b in kind.planes:
@@ -154,9 +175,7 @@ def decode_page(page: Bytes, kind: Kind, is_key: bool, d: int) -> NDArray[np.flo
         at, shift = at + n, shift + b
     scales = np.ascontiguousarray(page[..., at:]).view(np.float16)
     scales = scales.reshape((*lead, 16, -1, 16) if is_key else (*lead, -1, PAGE_TOKENS)).swapaxes(-1, -2)
-    wide = scales.reshape(*lead, PAGE_TOKENS, -1).astype(np.float32).repeat(group(d), -1)
-    with np.errstate(invalid="ignore"):
-        return (codes.astype(np.float32) - (1 << (kind.bits - 1))) * wide
+    return codes, scales.reshape(*lead, PAGE_TOKENS, -1)
 
 
 def store(page: Bytes, kind: Kind, is_key: bool, slots: NDArray[np.integer], x: NDArray[np.float32]) -> None:

@@ -53,9 +53,10 @@ def lay_codes(codes: Bytes, scales: NDArray[np.float16], kind: Kind) -> Bytes:
     elif kind.bits == 4:
         planes = _join(codes[:, 0::2], codes[:, 1::2], bits=4)
     else:
-        a, b, c, d = (codes[:, i::4] for i in range(4))
-        high = _join(a >> 4, b >> 4, c >> 4, d >> 4, bits=2)
-        planes = np.stack([_join(a & 15, c & 15, bits=4), _join(b & 15, d & 15, bits=4), high])
+        fours = [codes[:, i::4] for i in range(4)]
+        a, b, c, d = (x & np.uint8(15) for x in fours)
+        high = _join(*(x >> np.uint8(4) for x in fours), bits=2)
+        planes = np.stack([_join(a, c, bits=4), _join(b, d, bits=4), high])
     return np.concatenate([planes.ravel(), scales.ravel().view(np.uint8)])
 
 

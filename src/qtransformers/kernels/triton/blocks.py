@@ -18,7 +18,15 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from qtransformers.kernels.triton import decode_k, decode_legacy
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers.kernels.triton import decode_iq as iq
+from qtransformers.kernels.triton import decode_k as k
+from qtransformers.kernels.triton import decode_legacy as legacy
+from qtransformers.kernels.triton import decode_microscaling as microscaling
+from qtransformers.kernels.triton import decode_ternary as ternary
+from qtransformers.quants.codebooks import codebook
 from qtransformers.types import BY_NAME
 
 
@@ -42,19 +50,44 @@ class Layout:
 
 
 LAYOUTS = {
-    "Q4_0": Layout(decode_legacy.q4_0, planes=2, groups=1, words=4, plane=16),
-    "Q4_1": Layout(decode_legacy.q4_1, planes=2, groups=1, words=4, plane=16, has_minimum=True),
-    "Q5_0": Layout(decode_legacy.q5_0, planes=2, groups=1, words=4, plane=16),
-    "Q5_1": Layout(decode_legacy.q5_1, planes=2, groups=1, words=4, plane=16, has_minimum=True),
-    "Q8_0": Layout(decode_legacy.q8_0, planes=1, groups=1, words=8),
-    "Q2_K": Layout(decode_k.q2_k, planes=4, groups=4, words=4, plane=32, outer=128, inner=2, step=16, has_minimum=True),
-    "Q3_K": Layout(decode_k.q3_k, planes=4, groups=4, words=4, plane=32, outer=128, inner=2, step=16),
-    "Q4_K": Layout(decode_k.q4_k, planes=2, groups=4, words=8, plane=32, outer=64, has_minimum=True),
-    "Q5_K": Layout(decode_k.q5_k, planes=2, groups=4, words=8, plane=32, outer=64, has_minimum=True),
-    "Q6_K": Layout(decode_k.q6_k, planes=2, groups=8, words=4, plane=64, outer=128, inner=4, step=16),
+    "Q4_0": Layout(legacy.q4_0, planes=2, groups=1, words=4, plane=16),
+    "Q4_1": Layout(legacy.q4_1, planes=2, groups=1, words=4, plane=16, has_minimum=True),
+    "Q5_0": Layout(legacy.q5_0, planes=2, groups=1, words=4, plane=16),
+    "Q5_1": Layout(legacy.q5_1, planes=2, groups=1, words=4, plane=16, has_minimum=True),
+    "Q8_0": Layout(legacy.q8_0, planes=1, groups=1, words=8),
+    "Q2_K": Layout(k.q2_k, planes=4, groups=4, words=4, plane=32, outer=128, inner=2, step=16, has_minimum=True),
+    "Q3_K": Layout(k.q3_k, planes=4, groups=4, words=4, plane=32, outer=128, inner=2, step=16),
+    "Q4_K": Layout(k.q4_k, planes=2, groups=4, words=8, plane=32, outer=64, has_minimum=True),
+    "Q5_K": Layout(k.q5_k, planes=2, groups=4, words=8, plane=32, outer=64, has_minimum=True),
+    "Q6_K": Layout(k.q6_k, planes=2, groups=8, words=4, plane=64, outer=128, inner=4, step=16),
+    "IQ4_NL": Layout(microscaling.iq4_nl, planes=2, groups=1, words=4, plane=16),
+    "IQ4_XS": Layout(microscaling.iq4_xs, planes=2, groups=8, words=4, plane=16, outer=32),
+    "MXFP4": Layout(microscaling.mxfp4, planes=2, groups=1, words=4, plane=16),
+    "NVFP4": Layout(microscaling.nvfp4, planes=2, groups=4, words=2, plane=8, outer=16),
+    "IQ2_XXS": Layout(iq.iq2_xxs, planes=1, groups=8, words=8, outer=32, book="iq2_xxs"),
+    "IQ2_XS": Layout(iq.iq2_xs, planes=1, groups=16, words=4, outer=16, book="iq2_xs"),
+    "IQ2_S": Layout(iq.iq2_s, planes=1, groups=16, words=4, outer=16, book="iq2_s"),
+    "IQ3_XXS": Layout(iq.iq3_xxs, planes=1, groups=8, words=8, outer=32, book="iq3_xxs"),
+    "IQ3_S": Layout(iq.iq3_s, planes=1, groups=8, words=8, outer=32, book="iq3_s"),
+    "IQ1_S": Layout(iq.iq1_s, planes=1, groups=8, words=8, outer=32, book="iq1"),
+    "IQ1_M": Layout(iq.iq1_m, planes=1, groups=16, words=4, outer=16, book="iq1"),
+    "TQ1_0": Layout(ternary.tq1_0, planes=1, groups=1, words=64),
+    "TQ2_0": Layout(ternary.tq2_0, planes=4, groups=2, words=8, plane=32, outer=128),
+    "Q1_0": Layout(ternary.q1_0, planes=1, groups=1, words=32),
+    "Q2_0": Layout(ternary.q2_0, planes=1, groups=1, words=16),
+    "Q8_1": Layout(legacy.q8_1, planes=1, groups=1, words=8),
+    "Q8_K": Layout(legacy.q8_k, planes=1, groups=1, words=64),
 }  # fmt: skip
 
 
 def alignment(name: str) -> int:
     """Bytes of which a multiple begins each block of a type, where the first begins at a multiple of 16."""
     return gcd(BY_NAME[name].block_bytes, 16)
+
+
+def codebook_words(name: str) -> NDArray[np.int32]:
+    """A codebook as its decoders read it: four values a word, point by point; the points of IQ1 times eight and 128 more."""
+    book = codebook(name)
+    if name == "iq1":
+        book = (8 * book.astype(np.int16) + 128).astype(np.uint8)
+    return np.ascontiguousarray(book).view(np.int32).reshape(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from qtransformers.kernels.triton.words import NIBBLES, half_at, less, places, spread, word_at
+from qtransformers.kernels.triton.words import NIBBLES, float_of, half_at, less, places, spread, word_at
 
 
 @triton.jit
@@ -58,3 +58,17 @@ def q8_0(blocks, book, P: tl.constexpr):
     """`d q`."""
     scale = half_at(blocks)[:, :, None]
     return _words(blocks, 2, 8, 2), scale, tl.zeros_like(scale)
+
+
+@triton.jit
+def q8_1(blocks, book, P: tl.constexpr):
+    """`d q`; the sum serves dot products only."""
+    scale = half_at(blocks)[:, :, None]
+    return _words(blocks, 4, 8, 4), scale, tl.zeros_like(scale)
+
+
+@triton.jit
+def q8_k(blocks, book, P: tl.constexpr):
+    """`d q`, 256 values; the sums serve dot products only."""
+    scale = float_of(word_at(blocks, 0, 4))[:, :, None]
+    return _words(blocks, 4, 64, 4), scale, tl.zeros_like(scale)

@@ -8,6 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from qtransformers.quants.codebooks import codebook
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 TOPS = tl.constexpr(-0x7F7F7F80)  # the top bit of each byte
 ONES = tl.constexpr(0x01010101)
 NIBBLES = tl.constexpr(0x0F0F0F0F)
@@ -68,3 +71,53 @@ def less(codes, N: tl.constexpr):
 def spread(bits):
     """The four lowest bits, nothing above them, one in each byte."""
     return (bits * 0x00204081) & ONES
+
+
+@triton.jit
+def float_of(bits):
+    """The f32 of which these are the bits."""
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def half_of(bits):
+    """The f16 whose bits are the lower sixteen, as f32."""
+    return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+def nibble_book(name: str) -> tuple[str, int, int]:
+    """Codes for 16 nibbles: PTX that gives a word of the lower and one of the upper nibbles of a word, and the codes' bytes."""
+    book = codebook(name)[0]
+    lookup = """{{
+        .reg .b32 i, s, a, b, c;
+        and.b32 i, $2, 0x77777777;
+        shr.b32 s, $2, 1;
+        lop3.b32 s, s, 0x44444444, 0x32103210, 0xEA;
+        prmt.b32 a, {0}, {1}, i;
+        prmt.b32 b, {2}, {3}, i;
+        prmt.b32 a, a, b, s;
+        shr.b32 i, i, 16;
+        shr.b32 s, s, 16;
+        prmt.b32 b, {0}, {1}, i;
+        prmt.b32 c, {2}, {3}, i;
+        prmt.b32 b, b, c, s;
+        prmt.b32 $0, a, b, 0x6420;
+        prmt.b32 $1, a, b, 0x7531;
+    }}""".format(*book.view("<u4"))
+    first, second = book.view("<i8")
+    return lookup, int(first), int(second)
+
+
+@triton.jit
+def looked_up(raw, book: tl.constexpr, P: tl.constexpr):
+    """The nibbles of plane `P` replaced by signed bytes; `book` is a `nibble_book`."""
+    if INTERPRETED:
+        codes = 0 * raw
+        for k in tl.static_range(4):
+            nibble = (raw >> (8 * k + 4 * P)) & 15
+            eight = tl.where(nibble < 8, book[1], book[2])
+            codes = codes | (((eight >> (8 * (nibble & 7)).to(tl.int64)) & 255).to(tl.int32) << (8 * k))
+    else:
+        low, high = tl.inline_asm_elementwise(book[0], "=r,=r,r", [raw], (tl.int32, tl.int32), is_pure=True, pack=1)
+        codes = low if P == 0 else high
+    return codes

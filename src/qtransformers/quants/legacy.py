@@ -2,37 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qtransformers.quants.bits import F32, Blocks, Values, column, neighbours, planes, round_away
+from qtransformers.quants.bits import (
+    F32,
+    Blocks,
+    Fields,
+    Values,
+    Whole,
+    column,
+    neighbours,
+    pack_neighbours,
+    pack_planes,
+    planes,
+    round_away,
+)
 from qtransformers.types import BY_NAME
 
 
-def q4_0(b: Blocks) -> Values:
-    """`d (q - 8)`."""
-    return column(b, "d") * (planes(b["qs"], 4).reshape(-1, 32).astype(np.int8) - 8)
+def _unpack_q4_0(b: Blocks) -> Fields:
+    return planes(b["qs"], 4).reshape(-1, 1, 32).astype(np.int8) - 8, None, None
 
 
-def q4_1(b: Blocks) -> Values:
-    """`d q + m`."""
-    return column(b, "d") * planes(b["qs"], 4).reshape(-1, 32) + column(b, "m")
+def _pack_q4_0(b: Blocks, q: Whole) -> None:
+    _pack_q4_1(b, q + 8)
 
 
-def _five_bits(b: Blocks) -> NDArray[Any]:
-    return planes(b["qs"], 4).reshape(-1, 32) | neighbours(b["qh"], 1, 32).astype(np.uint8) << 4
+def _unpack_q4_1(b: Blocks) -> Fields:
+    return planes(b["qs"], 4).reshape(-1, 1, 32), None, None
 
 
-def q5_0(b: Blocks) -> Values:
-    """`d (q - 16)`."""
-    return column(b, "d") * (_five_bits(b).astype(np.int8) - 16)
+def _pack_q4_1(b: Blocks, q: Whole) -> None:
+    b["qs"] = pack_planes((q & 15).reshape(-1, 2, 16), 4)
 
 
-def q5_1(b: Blocks) -> Values:
-    """`d q + m`."""
-    return column(b, "d") * _five_bits(b) + column(b, "m")
+def _unpack_q5_0(b: Blocks) -> Fields:
+    return _unpack_q5_1(b)[0].astype(np.int8) - 16, None, None
+
+
+def _pack_q5_0(b: Blocks, q: Whole) -> None:
+    _pack_q5_1(b, q + 16)
+
+
+def _unpack_q5_1(b: Blocks) -> Fields:
+    q = planes(b["qs"], 4).reshape(-1, 32) | neighbours(b["qh"], 1, 32).astype(np.uint8) << 4
+    return q.reshape(-1, 1, 32), None, None
+
+
+def _pack_q5_1(b: Blocks, q: Whole) -> None:
+    _pack_q4_1(b, q)
+    b["qh"] = pack_neighbours(q.reshape(-1, 32) >> 4, 1, "<u4")
+
+
+def _unpack_q8_0(b: Blocks) -> Fields:
+    return b["qs"].reshape(-1, 1, 32), None, None
+
+
+def _pack_q8_0(b: Blocks, q: Whole) -> None:
+    b["qs"] = q.reshape(-1, 32)
+
+
+def _decode(unpack: Callable[[Blocks], Fields], b: Blocks) -> F32:
+    """`d q`, with `+ m` where the block has it."""
+    y: F32 = column(b, "d") * unpack(b)[0].reshape(len(b), -1)
+    return y + column(b, "m") if "m" in (b.dtype.names or ()) else y
 
 
 def q8(b: Blocks) -> Values:
@@ -61,5 +97,9 @@ def encode_q8_0(x: F32) -> Blocks:
     return b
 
 
-DECODE = {"Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1, "Q8_0": q8, "Q8_1": q8, "Q1_0": q1_0, "Q2_0": q2_0}
+UNPACK = {"Q4_0": _unpack_q4_0, "Q4_1": _unpack_q4_1, "Q5_0": _unpack_q5_0, "Q5_1": _unpack_q5_1, "Q8_0": _unpack_q8_0}
+PACK = {"Q4_0": _pack_q4_0, "Q4_1": _pack_q4_1, "Q5_0": _pack_q5_0, "Q5_1": _pack_q5_1, "Q8_0": _pack_q8_0}
+DECODE: dict[str, Callable[[Blocks], Values]] = {
+    **{name: partial(_decode, unpack) for name, unpack in UNPACK.items()}, "Q8_1": q8, "Q1_0": q1_0, "Q2_0": q2_0,
+}  # fmt: skip
 ENCODE = {"Q8_0": encode_q8_0}

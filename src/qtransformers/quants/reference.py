@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.quants import encode as search
 from qtransformers.quants import iq, k, legacy, microscaling, plain, ternary
 from qtransformers.quants.bits import F32, Blocks, Values
 from qtransformers.types import QuantType
@@ -14,7 +15,8 @@ from qtransformers.types import QuantType
 DECODE: dict[str, Callable[[Blocks], Values]] = {
     **plain.DECODE, **legacy.DECODE, **k.DECODE, **iq.DECODE, **ternary.DECODE, **microscaling.DECODE,
 }  # fmt: skip
-ENCODE: dict[str, Callable[[F32], Blocks]] = {**plain.ENCODE, **legacy.ENCODE}
+ENCODE: dict[str, Callable[[F32], Blocks]] = {**plain.ENCODE, **legacy.ENCODE}  # by rounding alone
+SEARCH: Mapping[str, Callable[[F32, str, F32 | None, F32 | None], Blocks]] = search.ENCODE
 
 _CHUNK = 1 << 20  # values decoded at a time, which bounds the temporaries
 
@@ -31,7 +33,37 @@ def decode(data: NDArray[np.uint8], type: QuantType) -> F32:
     return out.reshape(-1)
 
 
-def encode(x: F32, type: QuantType) -> NDArray[np.uint8]:
-    """Encode values that fill whole blocks, f32 `[n]`, to `[nbytes]`."""
-    with np.errstate(all="ignore"):
-        return ENCODE[type.name](x.reshape(-1, type.block_size)).view(np.uint8).reshape(-1)
+def encode(x: F32, type: QuantType, importance: F32 | None = None) -> NDArray[np.uint8]:
+    """Encode rows that fill whole blocks, f32 `[rows, in]`, to `[nbytes]`; `importance [in]` is positive."""
+    blocks = x.reshape(-1, type.block_size)
+    if type.name in ENCODE:
+        with np.errstate(all="ignore"):
+            return ENCODE[type.name](blocks).view(np.uint8).reshape(-1)
+    out, step = np.empty((len(blocks), type.block_bytes), np.uint8), _CHUNK // type.block_size
+    weights, means = spread(x, type, importance)
+    for i in range(0, len(blocks), step):
+        part = slice(i, i + step)
+        with np.errstate(all="ignore"):
+            found = SEARCH[type.name](
+                blocks[part],
+                type.name,
+                None if weights is None else weights[part],
+                None if means is None else means[part],
+            )
+        out[part] = found.view(np.uint8).reshape(-1, type.block_bytes)
+    return out.reshape(-1)
+
+
+def spread(x: F32, type: QuantType, importance: F32 | None) -> tuple[F32 | None, F32 | None]:
+    """Importance of the values of each block `[n, block]`, and the mean square of its row `[n]`."""
+    if importance is None:
+        return None, None
+    per_row = x.shape[-1] // type.block_size
+    each = np.broadcast_to(importance.reshape(per_row, type.block_size), (len(x), per_row, type.block_size))
+    return each.reshape(-1, type.block_size), np.repeat(row_power(x), per_row)
+
+
+def row_power(x: F32) -> F32:
+    """The mean squares of rows `[rows, in]`."""
+    power: F32 = np.einsum("ij,ij->i", x, x) / np.float32(x.shape[-1])
+    return power

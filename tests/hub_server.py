@@ -29,6 +29,7 @@ class HubServer(ThreadingHTTPServer):
         self.stalls_after = None  # bytes of a file, then silence
         self.hashes = {}  # name -> what the listing claims
         self.ranges = True
+        self.elsewhere = None  # the server that files are on, by a redirect
         self.sent = 0  # bytes of files
         self.done = threading.Event()
         self.asked = []
@@ -77,6 +78,14 @@ class Handler(BaseHTTPRequestHandler):
         content = files.get(name)
         if content is None or isinstance(content, int):
             return self.refuse(404, "EntryNotFound")
+        if hub.elsewhere and not body:
+            self.send_response(302)
+            self.send_header("Location", hub.elsewhere.url + self.path)
+            self.send_header("X-Linked-Size", str(size_of(content)))
+            self.send_header("X-Linked-ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         if hub.drops == "middle" and body:
             self.send(content[: len(content) // 2], length=len(content))
             self.close_connection = True

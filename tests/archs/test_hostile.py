@@ -30,7 +30,7 @@ def sound(spec):
         values |= LATENT
     if spec.id == "qwen3next":
         values |= STATES
-    if spec.kind == "encoder":
+    if spec.kind == "encoder" or spec.id == "gpt2":
         values |= ENCODER
     if spec.id == "llama":
         values |= LLAMA_DENSE
@@ -105,6 +105,7 @@ TOGETHER = {
     "an odd rope dimension": {"rope_dim": 7},
     "more experts used than there are": {"n_experts": 4, "n_experts_used": 5},
     "no expert used": {"n_experts": 4, "n_experts_used": 0},
+    "heads that do not divide": {"n_heads": 3, "n_kv_heads": 3},
     "more heads than values": {"n_heads": 1000, "n_kv_heads": 1000},
 }
 
@@ -129,6 +130,16 @@ ABSENT = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("spec", ALL, ids=lambda s: s.id)
+def test_every_kind_of_rope_is_refused_or_has_what_it_needs(spec):
+    """LongRoPE's factors are tensors: an architecture that has none of them cannot be said to be stretched so."""
+    if spec.id in NO_ROPE:
+        return
+    _, problems = read(spec, rope_scaling="longrope")
+    refused = any(p.grade == "unsupported" and "longrope" in p.text for p in problems)
+    assert refused != ({"rope_long", "rope_short"} <= {t.attr for t in spec.tensors})
+
+
 def test_only_these_lack_rope():
     assert {"gpt2", "bert"} == NO_ROPE
 
@@ -148,3 +159,12 @@ def test_huge_sizes_cost_nothing(spec):
     _, _, found = match_tensors(spec, h, {})
     assert len(found) > 5 and all("missing" in p.text for p in found)
     assert time.perf_counter() - begin < 30
+
+
+@pytest.mark.parametrize("name, layers", [("gemma2", 46), ("gemma3", 62)])
+def test_scores_of_the_27b_go_by_the_width_of_a_head(name, layers):
+    """GGUF has no key for it; its config.json says query_pre_attn_scalar = hidden_size / heads, not the width of its keys."""
+    (spec,) = (s for s in ALL if s.id == name)
+    sizes = {"n_embd": 64, "n_heads": 2, "head_dim": 16}
+    assert read(spec, n_layers=layers, **sizes)[0].attn_scale == 32**-0.5
+    assert read(spec, n_layers=layers - 1, **sizes)[0].attn_scale == 16**-0.5

@@ -144,13 +144,13 @@ def test_gated(server, hub):
 
 def test_a_token_goes_to_its_own_host_only(server, tmp_path):
     server.needs_token.add("house/m")
-    fetch(Hub(server.url, tmp_path, token="hf_right"))
+    fetch(Hub(server.url, tmp_path / "a", token="hf_right"))
     assert set(server.tokens) == {"Bearer hf_right"}
-    other = HubServer()
+    other = HubServer()  # where the Hub sends those who want a file's bytes
     threading.Thread(target=other.serve_forever, args=(0.01,), daemon=True).start()
-    remote = download.Remote("x", f"{other.url}/house/x/resolve/main/x", 3, "e", {}, 1.0)
-    other.repos["house/x"] = {"x": b"abc"}
-    assert remote.part(0, 3) == b"abc" and other.tokens == [None]
+    other.repos, server.elsewhere, server.sent = server.repos, other, 0
+    fetch(Hub(server.url, tmp_path / "b", token="hf_right"))
+    assert server.sent == 0 and other.sent and set(other.tokens) == {None} and set(server.tokens) == {"Bearer hf_right"}
     other.shutdown()
     other.server_close()
 

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from qtransformers.archs import spec_of
 from qtransformers.archs.llama import SPEC
 from qtransformers.archs.spec import Slot
 from qtransformers.cache import CODECS, PagedCache
@@ -15,8 +16,9 @@ from qtransformers.errors import ConfigError, LoadError, QTransformersError, Uns
 from qtransformers.gguf import GGUFFile
 from qtransformers.load import prepare, resolve
 from qtransformers.load.footprint import cache_bytes, program_bytes
-from qtransformers.load.plan import kernel_of
-from qtransformers.types import TYPES
+from qtransformers.load.plan import kernel_of, match_tensors
+from qtransformers.tensor import QTensor
+from qtransformers.types import BY_NAME, TYPES
 
 
 def prepared(path, **arguments):
@@ -152,10 +154,52 @@ def test_what_nothing_reads_is_a_warning(remake, make):
 
 
 def test_optional_tensors_are_welcome(remake, make):
-    path = remake(add=[make.tensor("blk.1.attn_q.bias", np.ones(256)), make.tensor("rope_freqs.weight", np.ones(32)), make.tensor("output.weight", np.zeros((2048, 256)), "F16")])  # fmt: skip
+    path = remake(add=[*(make.tensor(f"blk.{i}.attn_q.bias", np.ones(256)) for i in range(4)), make.tensor("rope_freqs.weight", np.ones(32)), make.tensor("output.weight", np.zeros((2048, 256)), "F16")])  # fmt: skip
     plan = prepared(path).plan
     assert not plan.ties and not plan.warnings
     assert {"blk.1.attn_q.bias", "rope_freqs.weight", "output.weight"} < {t.slot.name for t in plan.tensors}
+
+
+def test_optional_tensors_are_in_all_layers_or_in_none(remake, make):
+    path = remake(add=[make.tensor(f"blk.{i}.attn_q.bias", np.ones(256)) for i in (1, 2)])
+    with pytest.raises(LoadError, match=r"blk\.0,3\.attn_q\.bias is missing, but layers 1-2 have theirs"):
+        prepared(path)
+
+
+def test_what_belongs_together_is_there_together():
+    spec = spec_of("command-r", "m.gguf")
+    h = {
+        "n_layers": 2,
+        "n_embd": 64,
+        "n_ff": 96,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "head_dim": 16,
+        "head_dim_v": 16,
+        "vocab_size": 100,
+    }
+    tensors = {}
+    for slot in spec.slots(h):
+        if slot.presence == "required" or slot.attr == "attn_q_norm":
+            data = np.zeros(slot.shape(h), np.float32)
+            tensors[slot.name] = QTensor(slot.name, BY_NAME["F32"], data.shape, data.reshape(-1).view(np.uint8))
+    _, _, problems = match_tensors(spec, h, tensors)
+    assert [p.text.split(".", 1)[1] for p in problems if p.grade == "error"] == [
+        "0-1.attn_q_norm.weight is in the file without attn_k_norm, which goes with it. The file is incomplete or of another architecture: download or convert it again."
+    ]
+
+
+def test_layers_that_guess_further_tokens_are_left_out(remake, make, demo):
+    ahead = [
+        make.tensor("blk.4.attn_norm.weight", np.ones(256)),
+        make.tensor("blk.4.nextn.eh_proj.weight", np.ones((256, 512))),
+    ]
+    found = prepared(remake(metadata={"llama.block_count": 5, "llama.nextn_predict_layers": 1}, add=ahead))
+    assert found.hparams.n_layers == 4 and len(found.plan.tensors) == len(prepared(demo).plan.tensors)
+    (warning,) = found.plan.warnings
+    assert "blk.4 is not used: it guesses further tokens" in warning
+    with pytest.raises(LoadError, match=r"llama\.block_count is -?\d+; expected a whole number of at least 1"):
+        prepared(remake("b.gguf", metadata={"llama.nextn_predict_layers": 4}))
 
 
 def test_files_without_weights_or_architecture(tmp_path, make):

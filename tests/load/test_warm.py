@@ -102,3 +102,23 @@ def test_a_model_that_exceeds_free_memory_is_told(data, monkeypatch):
     assert not read, "nothing is read ahead that has no room"
     monkeypatch.setattr(module, "memory", lambda: Memory(8 << 30, 4 << 30, None))
     assert not load(data / "demo-Q8_0.gguf").plan.warnings and len(read) == 1
+
+
+def test_a_load_keeps_or_reads_what_it_is_asked_to(data, tmp_path):
+    """Both are looked at in the process's own accounts, with a file that nothing else maps."""
+    path = tmp_path / "own.gguf"
+    path.write_bytes((data / "demo-Q8_0.gguf").read_bytes())
+    kept = load(path, preload=True)
+    assert resident(kept.sources.gguf) >= kept.sources.gguf.nbytes
+    limit = machine.lock_limit()
+    if limit is not None and limit < kept.sources.gguf.nbytes + (1 << 20):
+        pytest.skip("this process may not lock so much")
+    before = locked()
+    held = load(path, mlock=True)
+    assert locked() - before >= held.sources.gguf.nbytes - (1 << 16)
+
+
+def locked():
+    """Bytes that the process has locked."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmLck:"))
+    return int(line.split()[1]) * 1024

@@ -47,8 +47,8 @@ SPEC = ArchSpec(
     layer_tensors=(
         norm("attn_norm", "input_layernorm"),
         *qkv(),
-        TensorSpec("attn_q_norm", "blk.{i}.attn_q_norm", ("n_heads", "head_dim"), "norm", on_absent="none", hf="model.layers.{i}.self_attn.q_norm"),
-        TensorSpec("attn_k_norm", "blk.{i}.attn_k_norm", ("n_kv_heads", "head_dim"), "norm", on_absent="none", hf="model.layers.{i}.self_attn.k_norm"),
+        TensorSpec("attn_q_norm", "blk.{i}.attn_q_norm", ("n_heads", "head_dim"), "norm", on_absent="none", beside="attn_k_norm", hf="model.layers.{i}.self_attn.q_norm"),
+        TensorSpec("attn_k_norm", "blk.{i}.attn_k_norm", ("n_kv_heads", "head_dim"), "norm", on_absent="none", beside="attn_q_norm", hf="model.layers.{i}.self_attn.k_norm"),
         *gated_ffn(),
     ),
     forward=forward,

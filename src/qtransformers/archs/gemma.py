@@ -48,7 +48,7 @@ def self_attention(x: Any, w: Any, h: Any, turn: Rotation, batch: Batch, cache: 
     if getattr(w, "attn_q_norm", None) is not None:
         q, k = rms_norm(q, w.attn_q_norm, h.rms_eps), rms_norm(k, w.attn_k_norm, h.rms_eps)
     q, k = rope(q, batch.positions, *turn), rope(k, batch.positions, *turn)
-    y = attention(q, k, v, cache, layer, batch, scale=h.attn_scale, window=window, softcap=h.attn_softcap)
+    y = attention(q, k, v, cache, layer, batch, scale=h.attn_scale, window=window, softcap=h.get("attn_softcap", 0.0))
     return linear(y, w.attn_output)
 
 
@@ -122,7 +122,6 @@ GEMMA3 = replace(
         WINDOW,
         window_period(6),
         attn_scale(62),
-        scale("attn_softcap", "attn_logit_softcapping", "attn_logit_softcapping"),
         scale("final_softcap", "final_logit_softcapping", "final_logit_softcapping"),
         VOCAB_SIZE,
     ),

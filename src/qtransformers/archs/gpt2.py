@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from qtransformers.archs import starcoder
 from qtransformers.archs.heads import fused_heads
 from qtransformers.archs.parts import SIZES, VOCAB_SIZE, check_heads, ends, layer_norm_eps
-from qtransformers.archs.spec import ArchSpec, TensorSpec
+from qtransformers.archs.spec import ArchSpec, Problem, TensorSpec
 from qtransformers.cache import Batch, PagedCache
 from qtransformers.nn import attention, embedding, layer_norm, linear
 
@@ -29,6 +29,15 @@ def self_attention(x: Any, w: Any, h: Any, batch: Batch, cache: PagedCache, laye
     q, k, v = fused_heads(x, w, h)
     y = attention(q, k, v, cache, layer, batch, scale=h.head_dim**-0.5)
     return linear(y, w.attn_output, w.attn_output_bias)
+
+
+def check(h: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong between sizes: three matrices of n_embd rows are one, so heads must divide that."""
+    yield from check_heads(h)
+    if h["n_heads"] * h["head_dim"] != h["n_embd"] or h["n_kv_heads"] != h["n_heads"]:
+        yield Problem(
+            f"attention.head_count is {h['n_heads']} with {h['n_kv_heads']} for keys; expected as many of both, dividing embedding_length, {h['n_embd']}"
+        )
 
 
 def n_inner(config: Mapping[str, Any]) -> Any:
@@ -74,7 +83,7 @@ SPEC = ArchSpec(
         with_bias("ffn_down", ("n_embd", "n_ff"), "dense_ffn", "mlp.c_proj"),
     ),
     forward=forward,
-    check=check_heads,
+    check=check,
     hf_model_types=("gpt2",),
     hf_fixed={"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
     hf_tied=True,

@@ -21,7 +21,7 @@ from qtransformers.archs.parts import (
     norm,
     qkv,
 )
-from qtransformers.archs.rotary import LONGROPE, ROPE_FREQS, ROPE_HPARAMS, rotation
+from qtransformers.archs.rotary import LONGROPE, LONGROPE_HPARAMS, ROPE_FREQS, rotation
 from qtransformers.archs.spec import ArchSpec, HParam, Problem
 from qtransformers.cache import Batch, PagedCache
 from qtransformers.nn import Rotation, attention, embedding, gated, linear, linears, moe, rms_norm, rope, route
@@ -29,7 +29,7 @@ from qtransformers.nn import Rotation, attention, embedding, gated, linear, line
 HPARAMS = (
     *SIZES,
     RMS_EPS,
-    *ROPE_HPARAMS,
+    *LONGROPE_HPARAMS,
     HParam("sliding_window", "attention.sliding_window", default=0, minimum=0, hf=("sliding_window",), hf_values={None: 0}),
     *EXPERTS,
     VOCAB_SIZE,

@@ -12,7 +12,8 @@ from qtransformers.nn import gated, linear
 
 # The sizes of a decoder, as GGUF and config.json name them nearly everywhere.
 SIZES = (
-    HParam("n_layers", "block_count", required=True, minimum=1, maximum=512, hf=("num_hidden_layers",)),
+    HParam("n_ahead", "nextn_predict_layers", default=0, minimum=0, maximum=511),  # layers that guess further tokens, not run here
+    HParam("n_layers", "block_count", required=True, minimum=1, maximum=512, hf=("num_hidden_layers",), without="n_ahead"),
     HParam("context_length", "context_length", required=True, minimum=1, hf=("max_position_embeddings",), agree="free"),
     HParam("n_embd", "embedding_length", required=True, minimum=1, hf=("hidden_size",)),
     HParam("n_ff", "feed_forward_length", required=True, minimum=1, hf=("intermediate_size",)),

@@ -6,7 +6,7 @@ from typing import Any
 
 from qtransformers.archs.heads import fused_heads, halves
 from qtransformers.archs.parts import RMS_EPS, SIZES, VOCAB_SIZE, WINDOW, check, ends, norm
-from qtransformers.archs.rotary import LONGROPE, ROPE_HPARAMS, rotation
+from qtransformers.archs.rotary import LONGROPE, LONGROPE_HPARAMS, rotation
 from qtransformers.archs.spec import ArchSpec, TensorSpec
 from qtransformers.cache import Batch, PagedCache
 from qtransformers.nn import Rotation, activate, attention, embedding, linear, rms_norm, rope
@@ -39,7 +39,7 @@ def mlp(x: Any, w: Any) -> Any:
 
 SPEC = ArchSpec(
     id="phi3",
-    hparams=(*SIZES, RMS_EPS, *ROPE_HPARAMS, WINDOW, VOCAB_SIZE),
+    hparams=(*SIZES, RMS_EPS, *LONGROPE_HPARAMS, WINDOW, VOCAB_SIZE),
     tensors=(*ends(), *LONGROPE),
     layer_tensors=(
         norm("attn_norm", "input_layernorm"),

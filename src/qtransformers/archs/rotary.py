@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def _is(*kinds: str) -> Any:
 ROPE_HPARAMS = (
     HParam("rope_dim", "rope.dimension_count", default=lambda h: h["head_dim"], minimum=2, hf=(partial_rotary_factor,)),
     HParam("rope_base", "rope.freq_base", float, default=10000.0, minimum=1.000001, hf=("rope_parameters.rope_theta", "rope_theta", rope_theta)),
-    HParam("rope_scaling", "rope.scaling.type", str, default="none", choices=SCALINGS, hf=("rope_parameters.rope_type", "rope_scaling.rope_type", "rope_scaling.type", rope_type), hf_values=TYPES, implied={"rope_long": "longrope", "rope.scaling.factor": "linear", "rope.scale_linear": "linear"}),
+    HParam("rope_scaling", "rope.scaling.type", str, default="none", choices=tuple(s for s in SCALINGS if s != "longrope"), hf=("rope_parameters.rope_type", "rope_scaling.rope_type", "rope_scaling.type", rope_type), hf_values=TYPES, implied={"rope_long": "longrope", "rope.scaling.factor": "linear", "rope.scale_linear": "linear"}),
     HParam("rope_factor", "rope.scaling.factor", float, default=1.0, minimum=1e-6, hf=("rope_parameters.factor", "rope_scaling.factor", factor), applies=_is("linear", "ntk", "yarn"), also={"rope.scale_linear": _as_it_is}),
     HParam("rope_original", "rope.scaling.original_context_length", default=lambda h: h["context_length"], minimum=1, hf=(original_max_position_embeddings,), applies=_is("yarn", "longrope")),
     HParam("rope_beta_fast", "rope.scaling.yarn_beta_fast", float, default=32.0, minimum=1e-6, hf=("rope_parameters.beta_fast", "rope_scaling.beta_fast"), applies=_is("yarn")),
@@ -116,6 +117,8 @@ ROPE_HPARAMS = (
     HParam("rope_log_multiplier", "rope.scaling.yarn_log_multiplier", float, default=0.0, minimum=0, applies=_is("yarn")),
     HParam("rope_attn_factor", "rope.scaling.attn_factor", float, default=1.0, minimum=1e-6, hf=(attention_factor,), applies=_is("yarn", "longrope"), also={"rope.scaling.yarn_attn_factor": _beside_yarn}),
 )  # fmt: skip
+# Those of architectures that have the tensors LONGROPE.
+LONGROPE_HPARAMS = tuple(replace(p, choices=SCALINGS) if p.name == "rope_scaling" else p for p in ROPE_HPARAMS)
 
 
 def rope_base_swa(default: Callable[[Mapping[str, Any]], float]) -> HParam:

@@ -81,6 +81,7 @@ class HParam:
     implied: Mapping[str, Any] = field(
         default_factory=dict
     )  # what a file means that does not say it, by another key or a tensor (its attr) that it has
+    without: str = ""  # the hyperparameter that a file's value is lessened by
     of_layers: Callable[[Sequence[Any]], Any] | None = (
         None  # what an array with one value a layer says, where it may differ
     )
@@ -109,6 +110,7 @@ class TensorSpec:
     )
     hf_suffix: tuple[str, str] = (".weight", ".bias")  # of weight and bias in a checkpoint
     suffix: str = ".weight"  # of the weight's name in a GGUF file
+    beside: str = ""  # the optional tensor (its attr) that goes with it: both are there, or neither
     when: When | None = None  # (hparams, layer) -> whether the layer has it at all
     from_config: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = (
         None  # (config, hparams) -> array or None
@@ -305,10 +307,12 @@ def _said(
     p: HParam, arch: Any, metadata: Mapping[str, Any], rows: Mapping[str, int], values: Mapping[str, Any]
 ) -> tuple[Any, str] | None:
     """What a file says of a hyperparameter, and where; None where it does not."""
-    n = values.get("n_layers")
+    n = values["n_layers"] + values.get("n_ahead", 0) if "n_layers" in values else None
     for key in (p.key, *p.also):
         if (name := f"{arch}.{key}") in metadata:
             value = checked(p, metadata[name], n)
+            if p.without:
+                value = checked(p, value - values.get(p.without, 0))
             return (checked(p, p.also[key](value, values)) if key in p.also else value), name
     for cause, value in p.implied.items():
         if cause in rows or f"{arch}.{cause}" in metadata:

@@ -42,8 +42,8 @@ SPEC = ArchSpec(
     layer_tensors=(
         norm("attn_norm", "input_layernorm", bias="required"),
         *qkv("optional", hf_bias="use_qkv_bias"),
-        TensorSpec("attn_q_norm", "blk.{i}.attn_q_norm", ("n_heads", "head_dim"), "norm", on_absent="none", hf="model.layers.{i}.self_attn.q_layernorm.norms.{e}"),
-        TensorSpec("attn_k_norm", "blk.{i}.attn_k_norm", ("n_kv_heads", "head_dim"), "norm", on_absent="none", hf="model.layers.{i}.self_attn.k_layernorm.norms.{e}"),
+        TensorSpec("attn_q_norm", "blk.{i}.attn_q_norm", ("n_heads", "head_dim"), "norm", on_absent="none", beside="attn_k_norm", hf="model.layers.{i}.self_attn.q_layernorm.norms.{e}"),
+        TensorSpec("attn_k_norm", "blk.{i}.attn_k_norm", ("n_kv_heads", "head_dim"), "norm", on_absent="none", beside="attn_q_norm", hf="model.layers.{i}.self_attn.k_layernorm.norms.{e}"),
         norm("ffn_norm", "post_attention_layernorm", bias="optional", on_absent="none"),
         *gated_ffn(),
     ),

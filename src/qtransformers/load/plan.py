@@ -15,7 +15,7 @@ from qtransformers.cache.states import state_bytes
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.table import ACCURACY, FEW_ROWS, check_accuracy, why_not
 from qtransformers.load.files import memory_text
-from qtransformers.load.findings import LAYER, Findings, template
+from qtransformers.load.findings import LAYER, Findings, ranges, template
 from qtransformers.load.footprint import CacheShape, Product, program_bytes, temporaries
 from qtransformers.machine import usable_cores
 from qtransformers.tensor import QTensor
@@ -245,8 +245,24 @@ def match_tensors(
         if refusal:
             findings.add(name, refusal, "unsupported")
         planned.append(PlannedTensor(slot, tensor.type, shape, tensor.nbytes, "mmap" if len(shape) > 1 else "cpu", kernel))  # fmt: skip
+    _judge_partial(slots, tensors, findings)
     _judge_strangers(spec, hparams, tensors, slots, strangers, findings)
     return tuple(planned), ties, list(findings.problems())
+
+
+def _judge_partial(slots: Mapping[str, Slot], tensors: Mapping[str, QTensor], findings: Findings) -> None:
+    """What may be absent is absent from all layers that could have it, and so is what belongs to it."""
+    rows: dict[str, dict[int | None, bool]] = {}
+    for name, slot in slots.items():
+        if slot.presence == "optional":
+            rows.setdefault(slot.attr, {})[slot.layer] = name in tensors
+    for name, slot in slots.items():
+        there = rows.get(slot.attr, {})
+        if there.get(slot.layer) is False and any(there.values()):
+            elsewhere = ranges([i for i, found in there.items() if found and i is not None])
+            findings.add(name, f"is missing, but layers {elsewhere} have theirs. {_OTHER}.")
+        elif there.get(slot.layer) and rows.get(slot.spec.beside, {}).get(slot.layer, True) is False:
+            findings.add(name, f"is in the file without {slot.spec.beside}, which goes with it. {_OTHER}.")
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -302,6 +318,7 @@ def _judge_strangers(
     unused = [re.compile(re.escape(u).replace(r"\{i\}", r"\d+") + r"(\.weight)?") for u in spec.unused]
     absent = {template(n) for n, s in slots.items() if n not in tensors and s.presence != "never"}
     nearest_slot = functools.cache(lambda name: _nearest(name, absent, f"what {spec.id} has"))
+    ahead: list[int] = []
     for name in names:
         base, _, suffix = name.rpartition(".")
         layer = LAYER.search(name)
@@ -312,11 +329,15 @@ def _judge_strangers(
         elif suffix == "scale" and f"{base}.weight" in slots:
             if tensors[name].n_values != 1 or float(tensors[name].dequantize().ravel()[0]) != 1:
                 findings.add(name, "scales a whole tensor, which the kernels cannot do yet. Use another quantisation of this model.", "unsupported")  # fmt: skip
+        elif layer and 0 <= int(layer[1]) - hparams["n_layers"] < hparams.get("n_ahead", 0):
+            ahead.append(int(layer[1]))
         elif layer and int(layer[1]) >= hparams["n_layers"]:
             findings.add(name, f"is of layer {layer[1]}, but block_count is {hparams['n_layers']}. {_OTHER}.")
         else:
             nearest = nearest_slot(template(name))
             findings.add(name, f"is in the file, but {spec.id} has no such tensor, and leaving it out would change the results.{nearest} Convert the model as its own architecture.")  # fmt: skip
+    if ahead:
+        findings.add(f"blk.{ranges(ahead)}", "is not used: it guesses further tokens (nextn_predict_layers), and answers are the same without it.", "warning")  # fmt: skip
 
 
 def _nearest(name: str, candidates: Iterable[str], where: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -34,8 +34,24 @@ class Update:
         return cls(_weight(a, f"{name}.lora_a"), _weight(b, f"{name}.lora_b"))
 
 
+class StandIn:
+    """What models find in the place of a stored weight, and what then multiplies by itself."""
+
+    def product(self, x: Any, bias: Any = None) -> Any:
+        """As `nn.linear`."""
+        raise NotImplementedError
+
+    def per_head(self, x: Any) -> Any:
+        """As `nn.per_head`."""
+        raise NotImplementedError
+
+    def moe(self, x: Any, ids: Any, weights: Any, w_up: Any, w_down: Any, act: str, biases: Sequence[Any]) -> Any:
+        """As `nn.moe`, where this is the gates and `biases` are those of gate, up and down."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
-class Adapted:
+class Adapted(StandIn):
     """A stored weight, and the updates of some rows of what it is multiplied with."""
 
     base: Any
@@ -47,6 +63,10 @@ class Adapted:
         for rows, update, scale in self.updates:
             y[rows] += multiply(multiply(x[rows], update.a) * np.float32(scale), update.b)
         return y
+
+    def product(self, x: Any, bias: Any = None) -> Any:
+        """As `nn.linear`."""
+        return self.add(x, kernels_for(x).linear(x, self.base, bias))
 
 
 def _weight(x: F32, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qtransformers.kernels import kernels_for
-from qtransformers.nn.adapted import Adapted
+from qtransformers.nn.adapted import StandIn
 from qtransformers.nn.linear import linears
 
 
@@ -14,7 +14,7 @@ def gated(x: Any, w_gate: Any, w_up: Any, act: str = "silu", gate_bias: Any = No
 
     `act`: `silu`, `gelu` (by tanh), or `gpt_oss`, whose product is of clamped values (arXiv:2002.05202, arXiv:2508.10925).
     """
-    if isinstance(w_gate, Adapted) or isinstance(w_up, Adapted):
+    if isinstance(w_gate, StandIn) or isinstance(w_up, StandIn):
         gate, up = linears(x, (w_gate, w_up), (gate_bias, up_bias))
         return activate(gate, act, up)
     return kernels_for(x).gated(x, w_gate, w_up, act, gate_bias, up_bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qtransformers.kernels import kernels_for
+from qtransformers.nn.adapted import StandIn
 
 
 def route(
@@ -47,4 +48,6 @@ def moe(
     Experts are stored as `[n_experts, n_ff, n_embd]` (down: `[n_experts, n_embd, n_ff]`), their biases `[n_experts, n_ff]`
     (down: `[n_experts, n_embd]`). `act` joins gate and up: `silu`, `gelu` (tanh), or `gpt_oss`. ConfigError where shapes differ.
     """
+    if isinstance(w_gate, StandIn):
+        return w_gate.moe(x, ids, weights, w_up, w_down, act, (gate_bias, up_bias, down_bias))
     return kernels_for(x).moe(x, ids, weights, w_gate, w_up, w_down, act, gate_bias, up_bias, down_bias)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+
 from archs.cases import CASES
 from archs.models import Ours, error, gguf, prompt, reference
-
 from qtransformers.kernels import cpu
 from qtransformers.quantize.observe import sites, watched
 

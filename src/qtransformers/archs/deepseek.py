@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from qtransformers.archs import llama
 from qtransformers.archs.heads import by_head
 from qtransformers.archs.parts import (
@@ -31,7 +29,20 @@ from qtransformers.archs.parts import (
 from qtransformers.archs.rotary import ROPE_HPARAMS, attention_factor, check_rope, magnitude, rope_type, rotation, said
 from qtransformers.archs.spec import ArchSpec, HParam, Problem, TensorSpec
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, linear, moe, per_head, rms_norm, rope, route
+from qtransformers.nn import (
+    Rotation,
+    attention,
+    embedding,
+    join,
+    linear,
+    moe,
+    per_head,
+    repeat,
+    rms_norm,
+    rope,
+    route,
+    split,
+)
 from qtransformers.nn.rope import yarn_magnitude
 
 
@@ -58,8 +69,8 @@ def self_attention(x: Any, w: Any, h: Any, turn: Rotation, batch: Batch, cache: 
         q, k, v = per_head(q, w.attn_k_b), latent, latent
     else:
         k, v = split(by_head(linear(latent[:, 0], w.attn_kv_b), q.shape[-1] + h.head_dim_v_mla), q.shape[-1])
-        k_rope = np.repeat(k_rope, h.n_heads, 1)
-    q, k = np.concatenate((q, q_rope), -1), np.concatenate((k, k_rope), -1)
+        k_rope = repeat(k_rope, h.n_heads, 1)
+    q, k = join(q, q_rope), join(k, k_rope)
     y = attention(q, k, v, cache, layer, batch, scale=score_scale(h))
     if is_latent(h):
         y = per_head(by_head(y, h.kv_lora), w.attn_v_b).reshape(len(x), -1)
@@ -75,11 +86,6 @@ def experts(x: Any, w: Any, h: Any) -> Any:
     )  # fmt: skip
     y = moe(x, ids, weights, w.ffn_gate_exps, w.ffn_up_exps, w.ffn_down_exps)
     return y + shared_expert(x, w) if h.n_shared else y
-
-
-def split(x: Any, n: int) -> tuple[Any, Any]:
-    """The first `n` values of each head and the rest."""
-    return np.ascontiguousarray(x[..., :n]), np.ascontiguousarray(x[..., n:])
 
 
 def is_latent(h: Any) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from qtransformers.nn import linear, linears
+from qtransformers.nn import linear, linears, split
 
 
 def heads(x: Any, w: Any, h: Any) -> tuple[Any, Any, Any]:
@@ -19,7 +17,7 @@ def fused_heads(x: Any, w: Any, h: Any) -> tuple[Any, Any, Any]:
     """As `heads`, of one weight with the rows of q, k and v one after the other."""
     y = linear(x, w.attn_qkv, w.attn_qkv_bias)
     n_q, n_k = h.n_heads * h.head_dim, h.n_kv_heads * h.head_dim
-    q, k, v = (np.ascontiguousarray(part) for part in np.split(y, (n_q, n_q + n_k), axis=1))
+    q, k, v = split(y, (n_q, n_q + n_k))
     return by_head(q, h.head_dim), by_head(k, h.head_dim), by_head(v, h.head_dim_v)
 
 
@@ -30,5 +28,5 @@ def by_head(x: Any, head_dim: int) -> Any:
 
 def halves(x: Any) -> tuple[Any, Any]:
     """The first and second half of each row."""
-    half = x.shape[1] // 2
-    return np.ascontiguousarray(x[:, :half]), np.ascontiguousarray(x[:, half:])
+    first, second = split(x, x.shape[1] // 2)
+    return first, second

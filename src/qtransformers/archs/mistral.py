@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from qtransformers.archs import llama
 from qtransformers.archs.heads import heads
 from qtransformers.archs.parts import RMS_EPS, SIZES, VOCAB_SIZE, WINDOW, check, ends, gated_ffn, norm, qkv
 from qtransformers.archs.rotary import ROPE_FREQS, ROPE_HPARAMS, rotation, said
 from qtransformers.archs.spec import ArchSpec, HParam
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, linear, rms_norm, rope
+from qtransformers.nn import Rotation, attention, embedding, linear, log1p, rms_norm, rope
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     """Logits `[R, vocab_size]` of the batch's output rows; keys and values of its T tokens enter the cache."""
     turn = rotation(h, w, interleaved=True)
-    growth = 1 + h.temperature_scale * np.log1p(batch.positions // h.rope_original)  # [T]
-    growth = growth.astype(np.float32)[:, None, None]
+    growth = 1 + h.temperature_scale * log1p(batch.positions // h.rope_original)[:, None, None]  # [T, 1, 1]
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
     for i, layer in enumerate(w.layers):
         x += self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, turn, growth, batch, cache, i)

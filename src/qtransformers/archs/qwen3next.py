@@ -44,6 +44,8 @@ from qtransformers.nn import (
     linears,
     rms_norm,
     rope,
+    softplus,
+    split,
 )
 
 
@@ -70,10 +72,12 @@ def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
 def delta_net(x: Any, w: Any, h: Any, batch: Batch, states: list[dict[str, Any]]) -> Any:
     """Gated DeltaNet: the state fades, corrects what it has at a key, is read by a query; a short convolution before."""
     qkv, z, ba = linears(x, (w.attn_qkv, w.attn_gate, w.ssm_ba), (None, None, None))
-    b, a = ba.reshape(len(x), h.n_state_k, 2, -1).swapaxes(1, 2).reshape(len(x), 2, -1).swapaxes(0, 1)  # [T, n_state_v]
-    beta, decay = activate(np.ascontiguousarray(b), "sigmoid"), w.ssm_a * np.logaddexp(np.float32(0), a + w.ssm_dt)
+    b, a = (
+        part.reshape(len(x), -1) for part in split(ba.reshape(len(x), h.n_state_k, 2, -1), 1, axis=2)
+    )  # [T, n_state_v]
+    beta, decay = activate(b, "sigmoid"), w.ssm_a * softplus(a + w.ssm_dt)
     qkv = activate(causal_conv(qkv, w.ssm_conv1d, batch.starts, [s["conv"] for s in states]), "silu")
-    q, k, v = np.split(qkv, (h.n_state_k * h.state_dim, 2 * h.n_state_k * h.state_dim), axis=1)
+    q, k, v = split(qkv, (h.n_state_k * h.state_dim, 2 * h.n_state_k * h.state_dim))
     q, k, v = by_head(q, h.state_dim), by_head(k, h.state_dim), by_head(v, h.state_dim)
     y = gated_delta(q, k, v, decay, beta, batch.starts, [s["delta"] for s in states])
     y = rms_norm(y, w.ssm_norm, h.rms_eps).reshape(len(x), -1)
@@ -83,7 +87,7 @@ def delta_net(x: Any, w: Any, h: Any, batch: Batch, states: list[dict[str, Any]]
 def self_attention(x: Any, w: Any, h: Any, turn: Rotation, batch: Batch, cache: PagedCache, layer: int) -> Any:
     """Causal grouped-query attention, norms of q and k, and a gate for each value that comes out."""
     q, k, v = linears(x, (w.attn_q, w.attn_k, w.attn_v), (None, None, None))
-    q, gate = (np.ascontiguousarray(part) for part in np.split(by_head(q, 2 * h.head_dim), 2, axis=-1))
+    q, gate = split(by_head(q, 2 * h.head_dim), h.head_dim)
     q, k = rms_norm(q, w.attn_q_norm, h.rms_eps), rms_norm(by_head(k, h.head_dim), w.attn_k_norm, h.rms_eps)
     q, k = rope(q, batch.positions, *turn), rope(k, batch.positions, *turn)
     y = attention(q, k, by_head(v, h.head_dim_v), cache, layer, batch, scale=h.head_dim**-0.5)

@@ -1,9 +1,13 @@
-"""What one forward pass computes: tokens of one or many sequences, prefill and decode mixed."""
+"""What one forward pass computes: tokens of one or many sequences, prefill and decode mixed.
+
+Arrays are NumPy's, or with `on(device)` torch's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +24,7 @@ class Batch:
     starts: Ints  # [S + 1], sequence s has rows starts[s]..starts[s + 1]
     page_tables: Ints  # [S, P], pages of sequence s in order, -1 beyond its end
     output_rows: Ints  # [R], the rows whose logits are wanted
+    rows: int = 0  # the most that a sequence has; 0: not known
 
     @classmethod
     def single(
@@ -35,6 +40,19 @@ class Batch:
             page_tables=np.asarray(pages, np.int32)[None, :],
             output_rows=np.arange(first, n, dtype=np.int32),
         )
+
+    def on(self, device: Any) -> Batch:
+        """The same as tensors on a torch device, by one copy. Each begins at a multiple of 16 bytes, as kernels like it."""
+        import torch
+
+        parts = (self.tokens, self.positions, self.starts, self.page_tables, self.output_rows)
+        ends = np.cumsum([-(-part.size // 4) * 4 for part in parts]).tolist()
+        flat = np.zeros(ends[-1], np.int32)
+        for first, part in zip((0, *ends), parts, strict=False):
+            flat[first : first + part.size] = part.ravel()
+        there: Any = torch.from_numpy(flat).to(device)
+        arrays = (there[i : i + p.size].view(p.shape) for i, p in zip((0, *ends), parts, strict=False))
+        return Batch(*arrays, int(np.diff(self.starts).max(initial=0)))
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:

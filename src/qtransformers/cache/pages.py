@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -20,9 +21,9 @@ from qtransformers.kernels.kv import CODECS, PAGE_TOKENS, head_bytes, why_not
 
 @dataclass(frozen=True, eq=False)
 class PagedCache:
-    """Keys and values of all layers. Memory is claimed by the system only when a page is first written."""
+    """Keys and values of all layers. Main memory is claimed by the system only when a page is first written."""
 
-    pages: NDArray[np.uint8]  # [n_layers, n_pages, n_kv_heads, head_bytes], see kernels.kv
+    pages: Sequence[Any]  # of each layer [n_pages, n_kv_heads, head_bytes] bytes where its attention is, see kernels.kv
     codec: str
     free: list[int]  # page numbers nobody holds
     states: States = field(default_factory=lambda: States({}))  # of recurrent layers
@@ -37,22 +38,35 @@ class PagedCache:
         n_tokens: int,
         codec: str = "f16",
         states: Mapping[str, tuple[int, ...]] | None = None,
+        places: Sequence[str] = (),
+        states_place: str = "cpu",
     ) -> PagedCache:
         """Room for `n_tokens` tokens, rounded up to whole pages; `states` are shapes of what recurrent layers remember.
 
+        `places` are the devices of the layers, `cpu` or `cuda:0`; none: all the CPU. `states_place` is that of states.
         ConfigError for an unknown codec, or one that cannot hold heads of this size; InsufficientMemoryError.
         """
         check_codec(codec, head_dim_k, head_dim_v)
         n_pages = -(-n_tokens // PAGE_TOKENS)
-        shape = n_layers, n_pages, n_kv_heads, head_bytes(codec, head_dim_k, head_dim_v)
-        try:
-            pages = _zeros(prod(shape)).reshape(shape)
-        except (MemoryError, OSError, OverflowError, ValueError):  # all but the first: more bytes than can be addressed
-            raise InsufficientMemoryError(
-                f"keys and values in {codec} of {n_tokens:,} tokens take {prod(shape) / 2**30:,.1f} GiB, "
-                "which the system refuses. Lower context_length, or take a smaller cache type."
-            ) from None
-        return cls(pages, codec, list(range(n_pages))[::-1], States(states or {}))
+        layers = tuple(places) or ("cpu",) * n_layers
+        stores: dict[str, Any] = {}
+        for place, n in Counter(layers).items():
+            shape = n, n_pages, n_kv_heads, head_bytes(codec, head_dim_k, head_dim_v)
+            try:
+                stores[place] = _zeros(prod(shape), place).reshape(shape)
+            except (
+                MemoryError,
+                OSError,
+                OverflowError,
+                ValueError,
+            ):  # all but the first: more bytes than can be addressed
+                raise InsufficientMemoryError(
+                    f"keys and values in {codec} of {n_tokens:,} tokens take {prod(shape) / 2**30:,.1f} GiB, "
+                    f"which {'the system' if place == 'cpu' else place} refuses. Lower context_length, or take a smaller cache type."
+                ) from None
+        rows = {place: iter(store) for place, store in stores.items()}
+        pages = stores["cpu"] if set(stores) == {"cpu"} else tuple(next(rows[place]) for place in layers)
+        return cls(pages, codec, list(range(n_pages))[::-1], States(states or {}, states_place))
 
     @classmethod
     def for_batch(cls, batch: Batch, n_kv_heads: int, head_dim_k: int, head_dim_v: int) -> tuple[PagedCache, Batch]:
@@ -69,12 +83,12 @@ class PagedCache:
     @property
     def nbytes(self) -> int:
         """Bytes when every page is in use."""
-        return self.pages.nbytes
+        return sum(layer.nbytes for layer in self.pages)
 
     @property
     def n_pages(self) -> int:
         """Pages, free and held."""
-        return self.pages.shape[1]
+        return self.pages[0].shape[0] if len(self.pages) else 0
 
     def take(self, n: int) -> list[int]:
         """Claim `n` pages; InsufficientMemoryError when fewer are free."""
@@ -86,7 +100,24 @@ class PagedCache:
 
     def copy(self, source: int, target: int) -> None:
         """Make page `target` hold what page `source` holds, of all layers."""
-        self.pages[:, target] = self.pages[:, source]
+        for layer in self.pages:
+            layer[target] = layer[source]
+
+    @property
+    def page_shape(self) -> tuple[int, int, int]:
+        """Layers, heads, and bytes of each in a page."""
+        return len(self.pages), *self.pages[0].shape[1:]
+
+    def read(self, page: int) -> NDArray[np.uint8]:
+        """What a page holds, in main memory: `page_shape` bytes."""
+        return np.stack(
+            [layer[page] if isinstance(layer, np.ndarray) else layer[page].cpu().numpy() for layer in self.pages]
+        )
+
+    def write(self, page: int, held: NDArray[np.uint8]) -> None:
+        """Let a page hold what `read` gave."""
+        for layer, part in zip(self.pages, held, strict=True):
+            layer[page] = part if isinstance(layer, np.ndarray) else layer.new_tensor(part)
 
     def give_back(self, pages: list[int]) -> None:
         """Return pages taken before; a page that nobody holds is a mistake of the caller."""
@@ -107,8 +138,12 @@ def check_codec(codec: Any, head_dim_k: int = 0, head_dim_v: int = 0) -> str:
     return codec
 
 
-def _zeros(n: int) -> NDArray[np.uint8]:
-    """Bytes on a page boundary, in huge pages where the system has them: kernels read whole cache lines."""
+def _zeros(n: int, place: str) -> Any:
+    """Bytes on a device. In main memory on a page boundary, in huge pages where the system has them: kernels read whole cache lines."""
+    if place != "cpu":
+        from qtransformers.kernels.triton.device import zeros
+
+        return zeros(n, place)
     if n < mmap.PAGESIZE:
         return np.zeros(n, np.uint8)
     if not hasattr(mmap, "MADV_HUGEPAGE"):

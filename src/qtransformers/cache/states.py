@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qtransformers.cache.batch import Batch
 from qtransformers.errors import QTransformersError
-
-F32 = NDArray[np.float32]
 
 
 class States:
     """Arrays of fixed size for each sequence. They belong to its first page: made at position 0, gone when it is given back."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], place: str = "cpu") -> None:
         self._shapes = dict(shapes)
-        self._known: dict[int, tuple[int, dict[str, F32]]] = {}  # first page -> tokens seen, arrays
+        self._zeros: Callable[[tuple[int, ...]], Any] = lambda shape: np.zeros(shape, np.float32)
+        if place != "cpu":
+            from qtransformers.kernels.triton.device import floats
+
+            self._zeros = lambda shape: floats(shape, place)
+        self._known: dict[int, tuple[int, dict[str, Any]]] = {}  # first page -> tokens seen, arrays
 
     @property
     def nbytes(self) -> int:
@@ -30,7 +33,7 @@ class States:
         return len(self._known)
 
     @contextmanager
-    def of(self, batch: Batch) -> Iterator[list[dict[str, F32]]]:
+    def of(self, batch: Batch) -> Iterator[list[dict[str, Any]]]:
         """The arrays of the batch's sequences, to be updated in place while the block runs.
 
         QTransformersError where a sequence goes on from elsewhere than where it was left, also by a forward that failed.
@@ -39,7 +42,7 @@ class States:
         found = []
         for page, first in zip(pages.tolist(), firsts.tolist(), strict=True):
             if first == 0:
-                self._known[page] = 0, {name: np.zeros(shape, np.float32) for name, shape in self._shapes.items()}
+                self._known[page] = 0, {name: self._zeros(shape) for name, shape in self._shapes.items()}
             seen, arrays = self._known.get(page, (None, {}))
             if seen != first:
                 raise QTransformersError(

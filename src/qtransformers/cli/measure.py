@@ -101,7 +101,8 @@ def fill(cache: PagedCache, shape: CacheShape) -> None:
             CODECS[cache.codec], (shape.head_dim_k, shape.head_dim_v), (True, False), strict=True
         )
     )
-    cache.pages[...] = np.concatenate([keys, values])
+    for layer in cache.pages:
+        layer[...] = np.concatenate([keys, values])
 
 
 def _forward(loaded: Loaded, cache: PagedCache, batch: Batch) -> Any:

@@ -180,7 +180,7 @@ class Engine:
         n = 0
         try:
             for i, number in enumerate(table.numbers):
-                engine.cache.pages[:, number] = page(i)
+                engine.cache.write(number, page(i))
             n = len(tokens)
         finally:
             with self._exclusive():

@@ -45,7 +45,7 @@ def save(engine: Engine, path: Path, tokens: Sequence[int], model: str, overwrit
             raise ConfigError(
                 f"the cache can keep none of these {len(tokens)} tokens for later. Save more: at least {SHORTEST_SHARE}, or with deterministic=True {PAGE_TOKENS}."
             )
-        shape = (cache.pages.shape[0], *cache.pages.shape[2:])
+        shape = cache.page_shape
         marks = np.array([zlib.crc32(_page(cache, number).data) for number in numbers], np.uint32)
         facts = {
             "general.type": "session",
@@ -82,7 +82,7 @@ def restore(engine: Engine, path: Path, model: str) -> tuple[int, ...]:
                     "Load the model as it was when the session was saved, or compute the session again."
                 )
         tokens, marks = (facts.get(KEY + name) for name in ("tokens", "checksums"))
-        shape = (cache.pages.shape[0], *cache.pages.shape[2:])
+        shape = cache.page_shape
         ids = _numbers(tokens, engine.n_tokens)
         checks = _numbers(marks, 1 << 32)
         if (
@@ -112,12 +112,12 @@ def restore(engine: Engine, path: Path, model: str) -> tuple[int, ...]:
 
 def _page(cache: PagedCache, number: int) -> NDArray[np.uint8]:
     """A page of all layers as bytes."""
-    return np.ascontiguousarray(cache.pages[:, number]).reshape(-1)
+    return cache.read(number).reshape(-1)
 
 
 def _layout(cache: PagedCache) -> dict[str, Any]:
     """The cache's geometry, and a mark of how this version lays out pages of its type."""
-    n_layers, _, n_heads, head_bytes = cache.pages.shape
+    n_layers, n_heads, head_bytes = cache.page_shape
     pattern = np.sin(np.arange(PAGE_TOKENS * 64, dtype=np.float32)).reshape(PAGE_TOKENS, 64)
     mark = 0
     for kind, is_key in zip(CODECS[cache.codec], (True, False), strict=True):

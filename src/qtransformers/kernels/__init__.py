@@ -9,7 +9,7 @@ import numpy as np
 
 
 def kernels_for(x: object) -> ModuleType:
-    """The kernels of an array's device."""
+    """The kernels of an array's device: C++ for NumPy arrays, Triton for torch tensors."""
     return _kernels(type(x))  # type: ignore[arg-type]  # classes are hashable, which mypy doubts
 
 
@@ -19,4 +19,8 @@ def _kernels(kind: type) -> ModuleType:
         from qtransformers.kernels import cpu
 
         return cpu
-    raise TypeError(f"no kernels for {kind.__module__}.{kind.__name__}; expected a NumPy array.")
+    if kind.__module__.partition(".")[0] == "torch":
+        from qtransformers.kernels import triton
+
+        return triton
+    raise TypeError(f"no kernels for {kind.__module__}.{kind.__name__}; expected a NumPy array or a torch tensor.")

@@ -35,18 +35,23 @@ __all__ = [
     "embedding",
     "gated",
     "gated_delta",
+    "join",
     "layer_norm",
     "linear",
     "linears",
+    "log1p",
     "logprobs",
     "moe",
     "penalise",
     "per_head",
+    "repeat",
     "rms_norm",
     "rope",
     "route",
     "sample",
     "scratch_bytes",
+    "softplus",
+    "split",
 ]
 
 Pool = lib.Pool
@@ -143,9 +148,11 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
         raise _refusal("rms_norm", "x [..., n] float32, weight [n] float32, eps float", x, weight, eps) from None
 
 
-def layer_norm(x: F32, weight: F32, bias: F32 | None, eps: float) -> F32:
-    """Layer norm over the last dimension, of `x`'s shape."""
+def layer_norm(x: F32, weight: F32 | None, bias: F32 | None, eps: float) -> F32:
+    """Layer norm over the last dimension, of `x`'s shape; `weight` None for ones."""
     try:
+        if weight is None:
+            weight = np.ones(x.shape[-1], np.float32)
         return lib.layer_norm(x, weight, bias, eps)
     except TypeError:
         expected = "x [..., n] float32, weight [n] float32, bias [n] float32 or None, eps float"
@@ -209,13 +216,13 @@ def rope(x: F32, positions: Ints, freqs: NDArray[np.float64], interleaved: bool,
 def attention(
     q: F32, k: F32, v: F32, pages: NDArray[np.uint8], codec: str,
     positions: Ints, starts: Ints, page_tables: Ints, scale: float, window: int = 0,
-    softcap: float = 0.0, sinks: F32 | None = None, causal: bool = True,
+    softcap: float = 0.0, sinks: F32 | None = None, causal: bool = True, rows: int = 0,
 ) -> F32:  # fmt: skip
     """Store k, v in the layer's pages `[n_pages, n_kv_heads, head_bytes]`, then grouped-query attention as `nn.attention` says.
 
     `codec` is a cache type of `kernels.kv`. Keys and values in codes meet queries that are rounded to 15 bits of their
     group's largest (q8) or to 7 (q6, q4), and probabilities rounded to 15, or to 7 for values in 4; all far below the
-    cache's own error.
+    cache's own error. `rows` is a hint for GPUs.
     ConfigError where shapes differ, positions of a sequence do not follow each other, or a page that is needed does not exist.
     """
     kinds = CODECS.get(codec) if isinstance(codec, str) else None
@@ -255,6 +262,31 @@ def gated_delta(q: F32, k: F32, v: F32, decay: F32, beta: F32, starts: Ints, sta
     except (TypeError, AttributeError, IndexError):
         expected = "q, k [T, H_k, D_k], v [T, H, D_v], decay, beta [T, H] float32, starts [S + 1] int32, states [[H, D_k, D_v] writable float32, ...]"
         raise _refusal("gated_delta", expected, q, k, v, decay, beta, starts, *states) from None
+
+
+def split(x: F32, at: Sequence[int], axis: int) -> list[F32]:
+    """Contiguous parts of an array, cut before each of the places `at`."""
+    return [np.ascontiguousarray(part) for part in np.split(x, at, axis)]
+
+
+def join(parts: Sequence[F32]) -> F32:
+    """Arrays one after the other along the last axis."""
+    return np.concatenate(parts, -1)
+
+
+def repeat(x: F32, n: int, axis: int) -> F32:
+    """Each part along an axis `n` times in a row."""
+    return np.repeat(x, n, axis)
+
+
+def log1p(x: Ints) -> F32:
+    """`log(1 + x)` of whole numbers."""
+    return np.log1p(x).astype(np.float32)
+
+
+def softplus(x: F32) -> F32:
+    """`log(1 + exp(x))`, without overflow."""
+    return np.logaddexp(np.float32(0), x)
 
 
 def sample(logits: F32, stages: Stages, u: float, coin: float = 1.0, mu: float = 0.0) -> tuple[int, float]:

@@ -71,7 +71,7 @@ class Loaded:
         return PagedCache.allocate(
             shape.n_layers, shape.n_kv_heads, shape.head_dim_k, shape.head_dim_v,
             (self.plan.cache_tokens if n_tokens is None else n_tokens) if shape.n_layers else 0,
-            self.plan.cache, self.spec.states(h),
+            self.plan.cache, self.spec.states(h), self.plan.cache_devices, self.plan.main_device,
         )  # fmt: skip
 
     @property

@@ -1,4 +1,4 @@
-"""Weights bound for the kernels: matrices stay in the map, vectors become F32 arrays."""
+"""Weights bound for the kernels of their devices: on the CPU matrices stay in the map, vectors become F32 arrays."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from qtransformers.kernels.table import ACCURACY
 from qtransformers.load.plan import DECODED_ROLES, LoadPlan
 from qtransformers.tensor import QTensor
 
+# Vectors that meet the activations, which are on the model's main device, wherever their layer's matrices are.
+BESIDE_X = ("norm", "state")
+
 
 def place(
     spec: ArchSpec, plan: LoadPlan, tensors: Mapping[str, QTensor], n_layers: int, accuracy: str = ACCURACY
@@ -29,7 +32,8 @@ def place(
     for planned in plan.tensors:
         slot = planned.slot
         home = weights if slot.layer is None else layers[slot.layer]
-        setattr(home, slot.attr, _bound(slot, _shaped(tensors[slot.name], planned.shape), accuracy))
+        tensor = _shaped(tensors[slot.name], planned.shape)
+        setattr(home, slot.attr, _bound(slot, tensor, accuracy, planned.device, plan.main_device))
     for attr, target in plan.ties.items():
         setattr(weights, attr, getattr(weights, target))
     weights.layers = tuple(layers)
@@ -43,14 +47,28 @@ def vector(tensor: QTensor) -> NDArray[np.float32]:
     return tensor.dequantize()
 
 
-def _bound(slot: Slot, tensor: QTensor, accuracy: str) -> Any:
+def _bound(slot: Slot, tensor: QTensor, accuracy: str, device: str, main: str) -> Any:
     small = slot.part == "bias" or len(tensor.shape) == 1 or slot.spec.role in DECODED_ROLES
     if small:
         values = vector(tensor)
         if slot.spec.role == "rope" and not (np.isfinite(values) & (values > 0)).all():
             raise LoadError(f"{tensor.file}: {tensor.name} has factors from {values.min():g} to {values.max():g}; expected finite numbers above 0. {REMAKE}.")  # fmt: skip
-        return values
-    return cpu.bind(tensor, accuracy)
+        if slot.part == "bias" and slot.spec.role not in BESIDE_X:
+            main = device  # it goes where its matrix is
+        return values if main == "cpu" or slot.spec.role == "rope" else _on(main, values)
+    if device == "cpu":
+        return cpu.bind(tensor, accuracy)
+    from qtransformers.kernels.triton import bind
+    from qtransformers.kernels.triton.device import torch_device
+
+    return bind(tensor, accuracy, torch_device(device))
+
+
+def _on(device: str, values: NDArray[np.float32]) -> Any:
+    """A vector on a GPU."""
+    from qtransformers.kernels.triton.device import array
+
+    return array(values, device)
 
 
 def _shaped(tensor: QTensor, shape: tuple[int, ...]) -> QTensor:

@@ -91,6 +91,23 @@ class LoadPlan:
         """Weights by number."""
         return sum(math.prod(t.shape) for t in self.tensors)
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """GPUs that hold anything, the first of them by the order of the forward pass first; none where all is the CPU's."""
+        places = (*(t.device for t in self.tensors), *self.cache_places.values())
+        return tuple(dict.fromkeys(place for place in places if place != "cpu"))
+
+    @property
+    def main_device(self) -> str:
+        """Where the activations live between layers."""
+        return min(self.devices, default="cpu")
+
+    @property
+    def cache_devices(self) -> tuple[str, ...]:
+        """Where the keys and values of each layer that has them go."""
+        layers = sorted({t.slot.layer for t in self.tensors if t.slot.layer is not None} - self.recurrent)
+        return tuple(self.cache_places.get(layer, "cpu") for layer in layers) if self.cache_shape.n_layers else ()
+
     def weights_on(self, device: str) -> int:
         """Bytes of weights in the memory of a device."""
         return sum(t.nbytes for t in self.tensors if t.device == device)

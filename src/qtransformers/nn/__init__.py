@@ -1,7 +1,8 @@
-"""The vocabulary models are written in. Each function runs where its array lives: NumPy on the CPU kernels."""
+"""The vocabulary models are written in. Each function runs where its array lives: NumPy arrays by the C++ kernels, torch tensors by Triton's."""
 
 from __future__ import annotations
 
+from qtransformers.nn.arrays import join, log1p, repeat, softplus, split
 from qtransformers.nn.attention import attention
 from qtransformers.nn.linear import embedding, linear, linears, per_head
 from qtransformers.nn.mlp import activate, gated, softcap
@@ -19,14 +20,19 @@ __all__ = [
     "gated",
     "gated_delta",
     "head_norm",
+    "join",
     "layer_norm",
     "linear",
     "linears",
+    "log1p",
     "moe",
     "per_head",
+    "repeat",
     "rms_norm",
     "rope",
     "rope_frequencies",
     "route",
     "softcap",
+    "softplus",
+    "split",
 ]

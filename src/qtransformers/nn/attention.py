@@ -25,5 +25,5 @@ def attention(
         layer = 0
     return kernels_for(q).attention(
         q, k, v, cache.pages[layer], cache.codec, batch.positions, batch.starts, batch.page_tables,
-        scale, window, softcap, sinks, causal,
+        scale, window, softcap, sinks, causal, batch.rows,
     )  # fmt: skip

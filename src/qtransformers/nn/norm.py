@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from qtransformers.kernels import kernels_for
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
-    """`(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension; `bias` None for none (arXiv:1607.06450)."""
+    """`(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension; None for ones and for none (arXiv:1607.06450)."""
     return kernels_for(x).layer_norm(x, weight, bias, eps)
 
 
@@ -21,4 +19,4 @@ def rms_norm(x: Any, weight: Any, eps: float) -> Any:
 
 def head_norm(x: Any, weight: Any, eps: float) -> Any:
     """Layer norm of each head of `x [T, H, D]`, by weights `[H, D]` of its own."""
-    return layer_norm(x, np.ones(x.shape[-1], np.float32), None, eps) * weight
+    return layer_norm(x, None, None, eps) * weight

@@ -1,0 +1,65 @@
+"""Devices by the names that plans have for them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+
+from qtransformers.errors import InsufficientMemoryError
+
+
+@triton.jit
+def _probe(x):
+    tl.store(x, 1)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on tensors in main memory."""
+    return not isinstance(_probe, triton.runtime.JITFunction)
+
+
+def torch_device(name: str) -> torch.device:
+    """The device called `cuda:0` in a plan; in Triton's interpreter that is the CPU."""
+    return torch.device("cpu") if interpreted() else torch.device(name)
+
+
+def zeros(n: int, device: str) -> torch.Tensor:
+    """So many bytes of 0 on a device; InsufficientMemoryError."""
+    try:
+        return torch.zeros(n, dtype=torch.uint8, device=torch_device(device))
+    except torch.OutOfMemoryError as e:
+        raise out_of_memory(n, device) from e
+
+
+def out_of_memory(n: int, device: str) -> InsufficientMemoryError:
+    """What to say where `n` bytes more do not fit."""
+    free, total = free_bytes(device)
+    return InsufficientMemoryError(
+        f"{device} has {free / 2**30:.1f} GiB free of {total / 2**30:.1f}, and {n / 2**30:.1f} GiB more are needed. "
+        "Lower context_length, take a smaller cache type, or keep some layers on the CPU (qtransformers plan)."
+    )
+
+
+def free_bytes(device: str) -> tuple[int, int]:
+    """Bytes that are free on a device, and that it has in all."""
+    place: Any = torch_device(device)
+    return torch.cuda.mem_get_info(place) if place.type == "cuda" else (0, 0)
+
+
+def floats(shape: tuple[int, ...], device: str) -> torch.Tensor:
+    """F32 zeros on a device."""
+    return zeros(4 * math.prod(shape), device).view(torch.float32).view(shape)
+
+
+def array(values: NDArray[np.float32], device: str) -> torch.Tensor:
+    """An array on a device."""
+    try:
+        return torch.from_numpy(np.array(values)).to(torch_device(device))
+    except torch.OutOfMemoryError as e:
+        raise out_of_memory(values.nbytes, device) from e

@@ -51,8 +51,9 @@ class Batch:
         for first, part in zip((0, *ends), parts, strict=False):
             flat[first : first + part.size] = part.ravel()
         there: Any = torch.from_numpy(flat).to(device)
-        arrays = (there[i : i + p.size].view(p.shape) for i, p in zip((0, *ends), parts, strict=False))
-        return Batch(*arrays, int(np.diff(self.starts).max(initial=0)))
+        arrays = [there[i : i + p.size].view(p.shape) for i, p in zip((0, *ends), parts, strict=False)]
+        tokens, positions, starts, page_tables, output_rows = arrays
+        return Batch(tokens, positions, starts, page_tables, output_rows, int(np.diff(self.starts).max(initial=0)))
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:

@@ -64,9 +64,7 @@ def one_layer_cache(model: Loaded, n_rows: int, n: int) -> PagedCache:
         1, model.plan.cache_shape.n_kv_heads, model.plan.cache_shape.head_dim_k, model.plan.cache_shape.head_dim_v,
         own.n_pages * PAGE_TOKENS if own.n_pages else 0, own.codec,
     )  # fmt: skip
-    layers = len(own.pages)
-    shared = np.lib.stride_tricks.as_strided(one.pages, (layers, *one.pages.shape[1:]), (0, *one.pages.strides[1:]))
-    return replace(own, pages=shared)
+    return replace(own, pages=[one.pages[0]] * len(own.pages))
 
 
 def logits(model: Loaded, batch: Batch, cache: PagedCache, weights: Any = None) -> F32:

@@ -32,7 +32,7 @@ from qtransformers.types import BY_NAME
 
 @dataclass(frozen=True)
 class Layout:
-    """Planes of a type's blocks. The values of plane p, group g, word w begin in the block at
+    """Planes of a type's blocks: each gives `inner` groups in turn. The values of plane p, group g, word w begin in the block at
 
     `plane * p + outer * (g // inner) + step * (g % inner) + 4 * w`.
     """
@@ -41,38 +41,50 @@ class Layout:
     planes: int
     groups: int  # of a plane
     words: int  # of a group
-    plane: int = 0
-    outer: int = 0
     inner: int = 1
-    step: int = 0
     has_minimum: bool = False
     book: str | None = None
 
+    @property
+    def step(self) -> int:
+        """Values of a group."""
+        return 4 * self.words
+
+    @property
+    def plane(self) -> int:
+        """Values from a plane to the next."""
+        return self.inner * self.step
+
+    @property
+    def outer(self) -> int:
+        """Values from a plane's turn to its next."""
+        return self.planes * self.plane
+
 
 LAYOUTS = {
-    "Q4_0": Layout(legacy.q4_0, planes=2, groups=1, words=4, plane=16),
-    "Q4_1": Layout(legacy.q4_1, planes=2, groups=1, words=4, plane=16, has_minimum=True),
-    "Q5_0": Layout(legacy.q5_0, planes=2, groups=1, words=4, plane=16),
-    "Q5_1": Layout(legacy.q5_1, planes=2, groups=1, words=4, plane=16, has_minimum=True),
+    "Q4_0": Layout(legacy.q4_0, planes=2, groups=1, words=4),
+    "Q4_1": Layout(legacy.q4_1, planes=2, groups=1, words=4, has_minimum=True),
+    "Q5_0": Layout(legacy.q5_0, planes=2, groups=1, words=4),
+    "Q5_1": Layout(legacy.q5_1, planes=2, groups=1, words=4, has_minimum=True),
     "Q8_0": Layout(legacy.q8_0, planes=1, groups=1, words=8),
-    "Q2_K": Layout(k.q2_k, planes=4, groups=4, words=4, plane=32, outer=128, inner=2, step=16, has_minimum=True),
-    "Q3_K": Layout(k.q3_k, planes=4, groups=4, words=4, plane=32, outer=128, inner=2, step=16),
-    "Q4_K": Layout(k.q4_k, planes=2, groups=4, words=8, plane=32, outer=64, has_minimum=True),
-    "Q5_K": Layout(k.q5_k, planes=2, groups=4, words=8, plane=32, outer=64, has_minimum=True),
-    "Q6_K": Layout(k.q6_k, planes=2, groups=8, words=4, plane=64, outer=128, inner=4, step=16),
-    "IQ4_NL": Layout(microscaling.iq4_nl, planes=2, groups=1, words=4, plane=16),
-    "IQ4_XS": Layout(microscaling.iq4_xs, planes=2, groups=8, words=4, plane=16, outer=32),
-    "MXFP4": Layout(microscaling.mxfp4, planes=2, groups=1, words=4, plane=16),
-    "NVFP4": Layout(microscaling.nvfp4, planes=2, groups=4, words=2, plane=8, outer=16),
-    "IQ2_XXS": Layout(iq.iq2_xxs, planes=1, groups=8, words=8, outer=32, book="iq2_xxs"),
-    "IQ2_XS": Layout(iq.iq2_xs, planes=1, groups=16, words=4, outer=16, book="iq2_xs"),
-    "IQ2_S": Layout(iq.iq2_s, planes=1, groups=16, words=4, outer=16, book="iq2_s"),
-    "IQ3_XXS": Layout(iq.iq3_xxs, planes=1, groups=8, words=8, outer=32, book="iq3_xxs"),
-    "IQ3_S": Layout(iq.iq3_s, planes=1, groups=8, words=8, outer=32, book="iq3_s"),
-    "IQ1_S": Layout(iq.iq1_s, planes=1, groups=8, words=8, outer=32, book="iq1"),
-    "IQ1_M": Layout(iq.iq1_m, planes=1, groups=16, words=4, outer=16, book="iq1"),
+    "Q2_K": Layout(k.q2_k, planes=4, groups=4, words=4, inner=2, has_minimum=True),
+    "Q3_K": Layout(k.q3_k, planes=4, groups=4, words=4, inner=2),
+    "Q4_K": Layout(k.q4_k, planes=2, groups=4, words=8, has_minimum=True),
+    "Q5_K": Layout(k.q5_k, planes=2, groups=4, words=8, has_minimum=True),
+    "Q6_K": Layout(k.q6_k, planes=2, groups=8, words=4, inner=4),
+    "IQ4_NL": Layout(microscaling.iq4_nl, planes=2, groups=1, words=4),
+    "IQ4_XS": Layout(microscaling.iq4_xs, planes=2, groups=8, words=4),
+    "MXFP4": Layout(microscaling.mxfp4, planes=2, groups=1, words=4),
+    "NVFP4": Layout(microscaling.nvfp4, planes=2, groups=4, words=2),
+    "IQ2_XXS": Layout(iq.iq2_xxs, planes=1, groups=8, words=8, book="iq2_xxs"),
+    "IQ2_XS": Layout(iq.iq2_xs, planes=1, groups=16, words=4, book="iq2_xs"),
+    "IQ2_S": Layout(iq.iq2_s, planes=1, groups=16, words=4, book="iq2_s"),
+    "IQ3_XXS": Layout(iq.iq3_xxs, planes=1, groups=8, words=8, book="iq3_xxs"),
+    "IQ3_S": Layout(iq.iq3_s, planes=1, groups=8, words=8, book="iq3_s"),
+    "IQ1_S": Layout(iq.iq1_s, planes=1, groups=8, words=8, book="iq1"),
+    "IQ1_M": Layout(iq.iq1_m, planes=1, groups=16, words=4, book="iq1"),
     "TQ1_0": Layout(ternary.tq1_0, planes=1, groups=1, words=64),
-    "TQ2_0": Layout(ternary.tq2_0, planes=4, groups=2, words=8, plane=32, outer=128),
+    "TQ2_0": Layout(ternary.tq2_0, planes=4, groups=2, words=8),
     "Q1_0": Layout(ternary.q1_0, planes=1, groups=1, words=32),
     "Q2_0": Layout(ternary.q2_0, planes=1, groups=1, words=16),
     "Q8_1": Layout(legacy.q8_1, planes=1, groups=1, words=8),

@@ -85,6 +85,18 @@ def half_of(bits):
     return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """f32 as `dtype`, to nearest even; the interpreter would only cut bfloat16 off."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC00000, bits + 0x7FFF + ((bits >> 16) & 1))
+        y = (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        y = x.to(dtype)
+    return y
+
+
 def nibble_book(name: str) -> tuple[str, int, int]:
     """Codes for 16 nibbles: PTX that gives a word of the lower and one of the upper nibbles of a word, and the codes' bytes."""
     book = codebook(name)[0]

@@ -23,6 +23,7 @@ VERBS = {
     "list": "the models at hand",
     "rm": "remove a fetched model",
     "convert": "make a GGUF file from a Hugging Face model",
+    "imatrix": "learn from texts which columns of weights matter",
     "perplexity": "how well a model knows a text",
     "compare": "how far tensors of two files are apart",
     "bench": "speed against the machine's limits",

@@ -169,6 +169,7 @@ _ROWS = (
     *_CHOOSING,
     # what to measure
     Flag(("--kl-divergence",), "compare with BASE, the model it was made of: Kullback-Leibler divergence, same favourites, changes of probability", str, "BASE", env=False),
+    Flag(("-f", "--file"), "a text to learn from, UTF-8; may be given several times (default: a small multilingual one that comes with the package)", str, "TEXT", env=False, repeats=True),
     Flag(("--chunk",), "tokens of a chunk (default: 512)", integer(4), "N", default=512, env=False),
     Flag(("--chunks",), "at most N chunks (default: all of the text)", integer(2), "N", env=False),
     Flag(("--parse-special",), "texts of control tokens become those tokens", env=False),

@@ -76,3 +76,10 @@ def logits(model: Loaded, batch: Batch, cache: PagedCache, weights: Any = None) 
 def slices(n: int, step: int) -> Sequence[slice]:
     """0..n in pieces."""
     return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+
+def calibration_text() -> str:
+    """The small multilingual text that comes with the package, for models whose use is not known."""
+    from importlib.resources import files
+
+    return (files("qtransformers") / "data" / "calibration.txt").read_text(encoding="utf-8")

@@ -171,6 +171,20 @@ def populate(part: NDArray[np.uint8]) -> bool:
     return bool(madvise(start, length, ctypes.c_int(_POPULATE_READ)) == 0)
 
 
+def forget(part: NDArray[np.uint8]) -> None:
+    """Let bytes of a mapped file go from this process's memory; they come back when they are read. Other bytes stay."""
+    base: Any = part
+    while (inner := getattr(base, "obj", getattr(base, "base", None))) is not None:
+        base = inner
+    madvise = _system_call("madvise")
+    if madvise is None or not sys.platform.startswith("linux") or not isinstance(base, mmap.mmap):
+        return
+    start = -(-part.ctypes.data // PAGE_SIZE) * PAGE_SIZE
+    length = (part.ctypes.data + len(part)) // PAGE_SIZE * PAGE_SIZE - start
+    if length > 0:
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(mmap.MADV_DONTNEED))
+
+
 def lock(part: NDArray[np.uint8]) -> str:
     """Keep mapped bytes in main memory; why that is refused, "" when it is not."""
     mlock = _system_call("mlock")

@@ -35,7 +35,14 @@ def test_dry_run_writes_nothing(demo, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "words, code", [(["nowhere"], 3), (["{demo}", "--type", "Q4_K"], 2), (["{demo}", "--pre", "qwen2"], 0)]
+    "words, code",
+    [
+        (["nowhere"], 3),
+        (["{demo}", "--type", "Q9"], 2),
+        (["{demo}", "--tensor-type", "attn_v"], 2),
+        (["{demo}", "--keep", "nothing"], 2),
+        (["{demo}", "--pre", "qwen2"], 0),
+    ],
 )
 def test_exit_codes(words, code, demo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

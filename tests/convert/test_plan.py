@@ -127,7 +127,7 @@ def test_what_follows_from_the_config_may_lie_in_old_checkpoints(tiny_model):
 
 
 def test_wrong_arguments(data, tmp_path):
-    with pytest.raises(ConfigError, match=r"type is 'Q9'; convert writes F32, F16, BF16, Q8_0"):
+    with pytest.raises(ConfigError, match=r"type is 'Q9'; expected one of F32, F16, BF16, Q8_0"):
         plan_conversion(data / "demo_model", "Q9")
     with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
         plan_conversion(tmp_path)

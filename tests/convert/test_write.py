@@ -86,3 +86,51 @@ def test_an_error_leaves_nothing_behind(tiny_model, tmp_path):
     with pytest.raises(LoadError, match=r"model\.norm\.weight holds nan"):
         convert(folder, tmp_path / "out" / "x.gguf")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_types_by_pattern_and_what_is_kept(tiny_model, tmp_path):
+    folder = tiny_model()
+    made = convert(folder, tmp_path / "x.gguf", "Q4_0", overrides=[("ffn_down", "BF16")], keep=["attn_q", "token_embd"])
+    with GGUFFile(made) as file:
+        found = {name: str(t.type) for name, t in file.tensors.items()}
+    expected = {"blk.0.ffn_down.weight": "BF16", "blk.1.attn_q.weight": "F32", "token_embd.weight": "F32", "blk.1.attn_v.weight": "Q4_0", "output.weight": "Q8_0"}  # fmt: skip
+    assert expected.items() <= found.items()
+
+
+def test_an_interrupted_conversion_goes_on_and_gives_the_same_file(data, tmp_path):
+    plan = plan_conversion(data / "demo_model", "Q4_K_M")
+    write(plan, tmp_path / "whole.gguf")
+
+    def stop(done, total):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(plan, tmp_path / "x.gguf", progress=stop)
+    assert not (tmp_path / "x.gguf").exists()
+    told = []
+    write(
+        plan_conversion(data / "demo_model", "Q4_K_M"),
+        tmp_path / "x.gguf",
+        progress=lambda done, total: told.append(done),
+    )
+    assert told[0] > 0 and told[-1] == plan.nbytes and len(told) < len(plan.tensors) + 5
+    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["whole.gguf", "x.gguf"]
+
+
+def test_other_settings_do_not_go_on_with_it(data):
+    plans = [
+        plan_conversion(data / "demo_model", "Q4_K_M", **how)
+        for how in ({}, {"importance": {"blk.0.ffn_up.weight": np.ones(256, np.float32)}}, {"force": True}, {"overrides": [("ffn_up", "Q8_0")]})
+    ]  # fmt: skip
+    assert len({plan.fingerprint() for plan in plans}) == 4
+    assert plans[0].fingerprint() == plan_conversion(data / "demo_model", "Q4_K_M").fingerprint()
+
+
+def test_what_a_plan_comes_to(data):
+    plan = plan_conversion(data / "demo_model", "Q4_K_M")
+    sizes = {str(t): row for t, row in plan.sizes().items()}
+    assert list(sizes) == ["Q4_K", "Q6_K", "F32"] and sum(row[1] for row in sizes.values()) == plan.n_parameters
+    assert sizes["Q6_K"][2] == sizes["Q6_K"][1] * 210 // 256
+    assert plan.bits_per_weight == pytest.approx(8 * plan.nbytes / 3_672_320)

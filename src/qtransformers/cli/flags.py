@@ -176,11 +176,14 @@ _ROWS = (
     # what to print and write
     Flag(("--json",), "print JSON", env=False),
     Flag(("--full",), "print whole arrays and texts", env=False),
-    Flag(("-t", "--type"), "tensor type: F32, F16, BF16 or Q8_0 (default: Q8_0)", str, "TYPE", default="Q8_0", env=False),
+    Flag(("-t", "--type"), "file type: F16, Q8_0, Q4_K_M, IQ4_XS, ... (default: Q8_0)", str, "TYPE", default="Q8_0", env=False),
+    Flag(("--tensor-type",), "the type of tensors whose name a regular expression finds; may be given several times, the first that finds it decides", str, "PATTERN=TYPE", env=False, repeats=True),
+    Flag(("--keep",), "tensors that stay in the type they are stored in; may be given several times", str, "PATTERN", env=False, repeats=True),
+    Flag(("--shard-size",), "write several files of at most this size", memory, "SIZE", env=False),
     Flag(("--overwrite",), "replace the file where it exists", env=False),
     Flag(("-o", "--output"), "the file to write", str, "FILE", env=False),
     Flag(("--name",), "general.name of the file written (default: the folder's)", str, "NAME", env=False),
-    Flag(("--force",), "fetch it although this version could not load it", env=False),
+    Flag(("--force",), "do what is refused otherwise: fetch what this version could not load, convert damaged weights", env=False),
     Flag(("-y", "--yes"), "do not ask", env=False),
     Flag(("--dry-run",), "say what would be written, write nothing", env=False),
 )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Hugging Face checkpoints to GGUF: `convert(folder)`, or `plan_conversion` and `write` where one wants to look first."""
+"""Models to GGUF: `convert(model)`, or `plan_conversion` and `write` where one wants to look first."""
 
 from __future__ import annotations
 
-from qtransformers.convert.plan import ConversionPlan, Target, plan_conversion
-from qtransformers.convert.write import convert, write
+from qtransformers.convert.plan import ConversionPlan, Target
+from qtransformers.convert.write import convert, plan_conversion, write
 
 __all__ = ["ConversionPlan", "Target", "convert", "plan_conversion", "write"]

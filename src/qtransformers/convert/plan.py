@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.archs import SPECS, ArchSpec, Hyperparameters, Slot
-from qtransformers.convert.pooling import pooling
-from qtransformers.convert.pre import check_round_trip
-from qtransformers.convert.vocabulary import tokenizer_metadata
-from qtransformers.convert.weights import stored_type
-from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
-from qtransformers.load.checkpoint import Stored, interleave, open_checkpoint
-from qtransformers.load.config import (
-    generation_from_json,
-    generation_metadata,
-    hparams_from_config,
-    read_json,
-    text_config,
-)
+from qtransformers.checks import shown
+from qtransformers.convert.recipes import RECIPES, needs_importance, recipe_of, types_for
+from qtransformers.convert.sources import Lying, Source, Values
+from qtransformers.errors import ConfigError, UnsupportedError
 from qtransformers.types import BY_NAME, QuantType
 
-# Asked-for type -> general.file_type of llama.cpp (llama_ftype)
-FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7}
 QUANTIZATION_VERSION = 2  # of the block formats, unchanged since 2023
-# Tensors old checkpoints carry that follow from the config.
-DERIVED = ("rotary_emb.inv_freq", "attention.masked_bias")
+Importance = Mapping[str, Values]  # by tensor: [width], or [n_experts, width]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,70 +32,173 @@ class Target:
     name: str
     type: QuantType
     shape: tuple[int, ...]
-    source: (
-        tuple[Stored, ...] | NDArray[np.float32]
-    )  # tensors of the checkpoint one after the other, or values from its config
+    source: tuple[Source, ...] | Values  # tensors one after the other, or values from a config
     order: NDArray[np.intp] | None = None  # the rows' order in the file, where it is another
-    values: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = (
-        None  # what becomes of the checkpoint's values
-    )
+    importance: Values | None = None  # of columns, [width] or [n_experts, width]
 
     @property
     def nbytes(self) -> int:
         """Bytes as stored."""
-        return self.type.row_bytes(self.shape[-1]) * int(np.prod(self.shape[:-1], dtype=np.int64))
+        return self.type.row_bytes(self.shape[-1]) * math.prod(self.shape[:-1])
+
+    @property
+    def stored(self) -> QuantType | None:
+        """The type in which the source has it without loss, None where there is none."""
+        if isinstance(self.source, np.ndarray):
+            return BY_NAME["F32"]
+        types = {source.type for source in self.source}
+        return types.pop() if len(types) == 1 else None
+
+    @property
+    def packed(self) -> bool:
+        """Whether it comes from a checkpoint's own way of quantising."""
+        return not isinstance(self.source, np.ndarray) and all(
+            s.type is not None and not isinstance(s, Lying) for s in self.source
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class ConversionPlan:
     """Everything that will be written."""
 
-    folder: Path
+    model: Path
     metadata: dict[str, Any]
     tensors: tuple[Target, ...]
+    file_type: str = "Q8_0"
+    files: tuple[Path, ...] = ()  # what it is made from
+    force: bool = False  # write 0 where a weight is not finite
 
     @property
     def nbytes(self) -> int:
         """Bytes of tensor data."""
         return sum(t.nbytes for t in self.tensors)
 
+    @property
+    def n_parameters(self) -> int:
+        """How many weights there are."""
+        return sum(math.prod(t.shape) for t in self.tensors)
 
-def plan_conversion(
-    model_path: str | Path, type: str = "Q8_0", *, name: str | None = None, pre: str | None = None
-) -> ConversionPlan:
-    """What converting the Hugging Face model in the folder `model_path` to `type` will write.
+    @property
+    def bits_per_weight(self) -> float:
+        """Of all tensors together."""
+        return 8 * self.nbytes / max(1, self.n_parameters)
 
-    `name` becomes general.name (default: the folder's), `pre` overrides the derived pre-tokenizer. Raises
-    ModelNotFoundError, UnsupportedError, ConfigError, or LoadError listing every tensor that is missing, unknown or mis-shaped.
+    def sizes(self) -> dict[QuantType, tuple[int, int, int]]:
+        """Tensors, weights and bytes by type, most bytes first."""
+        found: dict[QuantType, list[int]] = {}
+        for t in self.tensors:
+            row = found.setdefault(t.type, [0, 0, 0])
+            for i, n in enumerate((1, math.prod(t.shape), t.nbytes)):
+                row[i] += n
+        return {k: (v[0], v[1], v[2]) for k, v in sorted(found.items(), key=lambda p: -p[1][2])}
+
+    def fingerprint(self) -> str:
+        """What two runs must have in common for one to go on where the other ended."""
+        digest = hashlib.sha256(repr((self.file_type, self.force)).encode())
+        for path in self.files:
+            stat = path.stat()
+            digest.update(repr((str(path.resolve()), stat.st_size, stat.st_mtime_ns)).encode())
+        for t in self.tensors:
+            digest.update(repr((t.name, t.type.name, t.shape)).encode())
+            for array in (t.importance, t.source if isinstance(t.source, np.ndarray) else None):
+                digest.update(b"-" if array is None else np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:12]
+
+
+def typed(
+    targets: Sequence[Target],
+    metadata: Mapping[str, Any],
+    file_type: str,
+    *,
+    kept: QuantType | None,
+    overrides: Iterable[tuple[str, str]] = (),
+    keep: Iterable[str] = (),
+    importance: Importance | None = None,
+    force: bool = False,
+) -> tuple[Target, ...]:
+    """The targets with the types of a file of type `file_type`; `kept` is that of what no recipe touches, None: as stored.
+
+    `overrides` and `keep` are regular expressions searched in names: (pattern, type), and what stays as it is stored. Weights that
+    are quantised in a way of their own (AWQ, GPTQ, ...) keep their integers in files of quantised types. ConfigError: what has no
+    place in the model, types that are noise without an importance matrix (unless `force`), a wrong importance matrix.
     """
-    folder = Path(model_path)
-    wanted = BY_NAME.get(type.upper())
-    if wanted is None or wanted.name not in FILE_TYPES:
-        raise ConfigError(f"type is {type!r}; convert writes {', '.join(FILE_TYPES)}.")
-    if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(f"{folder}: no config.json; expected the folder of a Hugging Face model.")
-    config = {**text_config(read_json(folder / "config.json")), **pooling(folder)}
-    spec = _spec_for(config, folder)
-    stored = _renamed(spec, open_checkpoint(folder))
-    rows = stored.get(spec.tensors[0].hf + ".weight")
-    hparams = hparams_from_config(spec, config, str(folder / "config.json"))
-    targets = tuple(_targets(spec, hparams, config, stored, wanted, folder))
-    n_vocab = rows.shape[0] if rows is not None else hparams["vocab_size"]
-    n_parameters = sum(int(np.prod(t.shape)) for t in targets)
-    metadata = {
-        "general.architecture": spec.id,
-        "general.type": "model",
-        "general.name": name or folder.resolve().name,
-        "general.size_label": size_label(n_parameters),
-        "general.file_type": np.uint32(FILE_TYPES[wanted.name]),
-        "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
-        **_hparam_metadata(spec, hparams),
-        **_recommendations(folder, n_vocab),
-        **tokenizer_metadata(folder, n_vocab, pre),
-    }
-    if pre is None:
-        check_round_trip(folder, metadata)
-    return ConversionPlan(folder, metadata, targets)
+    name, recipe = recipe_of(file_type)
+    shapes = {t.name: t.shape for t in targets}
+    overrides, keep = list(overrides), list(keep)
+    _check_patterns([pattern for pattern, _ in overrides] + keep, shapes)
+    found = types_for(name, shapes, metadata, importance=importance is not None, overrides=overrides)
+    done = []
+    for t in targets:
+        type_, stored = found[t.name], t.stored
+        stated = any(re.search(pattern, t.name) for pattern, _ in overrides)
+        if isinstance(t.source, np.ndarray):
+            type_ = BY_NAME["F32"]
+        elif type_ is None:
+            type_ = kept or stored or BY_NAME["F32"]
+        elif any(re.search(pattern, t.name) for pattern in keep):
+            type_ = stored or BY_NAME["F16"]
+        elif t.packed and stored and recipe.type.is_quantized and not stated:
+            type_ = stored
+        done.append(replace(t, type=type_, importance=_importance_of(t, type_, importance)))
+    _check_encodable(done, name, force)
+    return tuple(done)
+
+
+def file_type_of(targets: Sequence[Target], file_type: str) -> int:
+    """general.file_type: the number asked for, or where weights kept their integers, that of most bytes."""
+    recipe = recipe_of(file_type)[1]
+    bytes_of: Counter[str] = Counter()
+    for t in targets:
+        bytes_of[t.type.name] += t.nbytes
+    most = bytes_of.most_common(1)[0][0] if bytes_of else recipe.base
+    if recipe.type.is_quantized and any(t.packed and t.type is t.stored for t in targets):
+        recipe = next((r for r in RECIPES.values() if r.base == most), recipe)
+    return recipe.id
+
+
+def _importance_of(target: Target, to: QuantType, importance: Importance | None) -> Values | None:
+    """A target's importance in the shape that its encoder takes; ConfigError where it belongs to another tensor."""
+    values = (importance or {}).get(target.name)
+    if values is None or not to.is_quantized:
+        return None
+    width, n = target.shape[-1], target.shape[0] if len(target.shape) > 2 else 1
+    if values.size not in (width, n * width):
+        raise ConfigError(
+            f"the importance matrix has {values.size} values for {target.name}; expected {n * width}. It was made from another model."
+        )
+    return np.ascontiguousarray(values.reshape(-1, width) if values.size > width else values.reshape(-1), np.float32)
+
+
+def _check_patterns(patterns: Iterable[str], names: Iterable[str]) -> None:
+    names = list(names)
+    for pattern in patterns:
+        try:
+            hit = any(re.search(pattern, name) for name in names)
+        except re.error as e:
+            raise ConfigError(f"the pattern {pattern!r} of tensors is no regular expression ({e}).") from e
+        if not hit:
+            raise ConfigError(f"no tensor's name matches {pattern!r}; they are called {', '.join(names[:4])}, ...")
+
+
+def _check_encodable(targets: Iterable[Target], file_type: str, force: bool) -> None:
+    """That every type can be made, and is worth it."""
+    blind = [
+        t.name
+        for t in targets
+        if t.importance is None and t.type is not t.stored and needs_importance(t.name, t.type, file_type)
+    ]
+    if blind and not force:
+        raise ConfigError(
+            f"{file_type} is of no use without an importance matrix, which {len(blind)} tensors lack ({shown(blind[0])}, ...). "
+            "Give one with --imatrix, choose a larger type, or insist with --force."
+        )
+    if blind:
+        warnings.warn(f"{len(blind)} tensors of {file_type} are encoded without importance", stacklevel=3)
+    from qtransformers.quants.reference import ENCODE, SEARCH
+
+    for t in targets:
+        if t.type is not t.stored and t.type.name not in ENCODE and t.type.name not in SEARCH:
+            raise UnsupportedError(f"{t.name} would be {t.type}, which nothing here encodes. Choose another type.")
 
 
 def size_label(n_parameters: int) -> str:
@@ -116,130 +209,3 @@ def size_label(n_parameters: int) -> str:
         units.pop()
     unit = units[-1]
     return f"{value:.0f}{unit}" if value >= 9.95 or not unit else f"{value:.1f}{unit}".replace(".0", "")
-
-
-def _spec_for(config: Mapping[str, Any], folder: Path) -> ArchSpec:
-    model_type = config.get("model_type")
-    known = {hf: spec for spec in SPECS.values() for hf in spec.hf_model_types}
-    if model_type not in known:
-        raise UnsupportedError(
-            f"{folder / 'config.json'}: model_type is {model_type!r}; convert knows {', '.join(sorted(known))}."
-        )
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
-        raise UnsupportedError(
-            f"{folder / 'config.json'}: its weights are already quantised ({method}). Convert the original model instead."
-        )
-    return known[model_type]
-
-
-def _hparam_metadata(spec: ArchSpec, hparams: Hyperparameters) -> dict[str, Any]:
-    """The hyperparameters as metadata; those that do not apply, and those that are off by default, are left out."""
-    kinds = {int: np.uint32, float: np.float32, str: str, bool: bool}
-    found = {}
-    for p in spec.hparams:
-        value = hparams.get(p.name)
-        off = not p.required and value == p.default and (p.kind is bool or p.default in (0, "none"))
-        if value is None or off or (p.applies and not p.applies(hparams)):
-            continue
-        found[f"{spec.id}.{p.key}"] = kinds[p.kind](value)
-    return found
-
-
-def _recommendations(folder: Path, n_vocab: int) -> dict[str, Any]:
-    """How the model's authors sample, as metadata."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    found = generation_metadata(generation_from_json(read_json(path), n_vocab, str(path)))
-    return {key: np.uint32(v) if isinstance(v, int) else np.float32(v) for key, v in found.items()}
-
-
-def _targets(
-    spec: ArchSpec,
-    hparams: Hyperparameters,
-    config: Mapping[str, Any],
-    stored: Mapping[str, Stored],
-    wanted: QuantType,
-    folder: Path,
-) -> Iterator[Target]:
-    tied = config.get("tie_word_embeddings", spec.hf_tied) is True
-    problems = []
-    known = set(_hf_names(spec, hparams))
-    for name in stored:
-        if name not in known and not name.endswith(DERIVED) and not _predicts_ahead(name, hparams, config):
-            problems.append(_misplaced(stored[name], spec))
-    for slot in spec.slots(hparams):
-        if slot.part == "weight" and slot.spec.from_config is not None:
-            if (values := slot.spec.from_config(config, hparams)) is not None:
-                yield Target(slot.name, BY_NAME["F32"], values.shape, values)
-            continue
-        shape = slot.shape(hparams)
-        sources = [stored[name] for name in slot.hf_names(hparams) if name in stored]
-        if len(sources) < len(slot.hf_names(hparams)) or not sources:
-            problems += _absent(slot, config, tied, folder)
-            continue
-        if slot.presence == "never":
-            problems.append(_misplaced(sources[0], spec))
-            continue
-        if tied and slot.spec.on_absent.startswith("tie:"):
-            continue  # a copy of the tensor it is tied to
-        each = shape[1:] if "{e}" in slot.spec.hf else shape
-        change = partial(_changed, slot.spec.hf_values, hparams) if slot.spec.hf_values else None
-        for source in sources:
-            found = source.shape if change is None else _shape_after(change, source.shape)
-            if found != each:
-                problems.append(
-                    f"{source.file}: {source.name} is {list(source.shape)}; config.json makes it {list(each)}"
-                )
-        order = interleave(shape[0], hparams[slot.spec.permute]) if slot.spec.permute else None
-        yield Target(slot.name, stored_type(wanted, slot.spec.role, shape), shape, tuple(sources), order, change)
-    if problems:
-        raise LoadError("\n  ".join((f"{folder}: weights and config.json do not fit together.", *problems)))
-
-
-def _predicts_ahead(name: str, hparams: Hyperparameters, config: Mapping[str, Any]) -> bool:
-    """Whether a tensor is of the layers behind the last that guess tokens further ahead, which we do without."""
-    layer = re.match(r"model\.layers\.(\d+)\.", name)
-    return bool(config.get("num_nextn_predict_layers") and layer and int(layer[1]) >= hparams["n_layers"])
-
-
-def _hf_names(spec: ArchSpec, hparams: Hyperparameters) -> Iterator[str]:
-    return (name for slot in spec.slots(hparams) for name in slot.hf_names(hparams))
-
-
-def _changed(change: Callable[[Any, Any], Any], hparams: Hyperparameters, values: Any) -> Any:
-    return change(values, hparams)
-
-
-def _shape_after(change: Callable[[Any], Any], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that `change` makes of `shape`; () where it cannot."""
-    try:
-        return tuple(change(np.broadcast_to(np.float32(0), shape)).shape)
-    except ValueError:
-        return ()
-
-
-def _renamed(spec: ArchSpec, stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The checkpoint's tensors by the names of the spec, without those of other parts of a model."""
-    found = {}
-    for name, tensor in stored.items():
-        for pattern, replacement in spec.hf_names:
-            name = re.sub(pattern, replacement, name)
-        if name:
-            found[name] = tensor
-    return found
-
-
-def _misplaced(tensor: Stored, spec: ArchSpec) -> str:
-    return f"{tensor.file}: {tensor.name} has no place in a {spec.id} model"
-
-
-def _absent(slot: Slot, config: Mapping[str, Any], tied: bool, folder: Path) -> list[str]:
-    """What is wrong with a checkpoint that lacks this tensor, if anything."""
-    needed = slot.presence == "required"
-    if slot.part == "bias":
-        needed = slot.presence == "required" or (slot.presence == "optional" and config.get(slot.spec.hf_bias) is True)
-    elif slot.spec.on_absent.startswith("tie:"):
-        needed = not tied
-    return [f"{folder}: {slot.hf} is missing"] if needed else []

@@ -1,66 +1,81 @@
-"""Weights on their way from a checkpoint to GGUF: which type, which rows, which bytes."""
+"""Weights on their way into a file: which rows, which bytes, a slab at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.convert.sources import Rows, Source, Values, matrix_shape
 from qtransformers.errors import LoadError
-from qtransformers.load.checkpoint import Stored
-from qtransformers.quants import dequantize, quantize
-from qtransformers.types import BY_NAME, QuantType
+from qtransformers.quants import quantize
+from qtransformers.types import QuantType
 
-SLAB = 16 << 20  # bytes of f32 in flight
-KEPT_ROLES = ("norm", "rope", "router", "position", "state")  # small, and the maths hangs on them
-
-
-def stored_type(wanted: QuantType, role: str, shape: tuple[int, ...]) -> QuantType:
-    """The type a weight of this role and shape gets when `wanted` was asked for.
-
-    Vectors and kept roles stay F32; a width that is no multiple of the block becomes F16.
-    """
-    if len(shape) < 2 or role in KEPT_ROLES:
-        return BY_NAME["F32"]
-    return BY_NAME["F16"] if shape[-1] % wanted.block_size else wanted
+SLAB = 64 << 20  # bytes of f32 in flight
 
 
 def encoded(
-    tensor: Stored,
-    order: NDArray[np.intp] | None,
+    source: Source,
     to: QuantType,
-    change: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+    order: NDArray[np.intp] | None = None,
+    importance: Values | None = None,
+    force: bool = False,
 ) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of `tensor` in type `to`, slab by slab of whole rows; `order` permutes the rows.
+    """The bytes of a tensor in type `to`, slab by slab of whole rows; `order` permutes the rows.
 
-    With `change`, a function of all its values at once, the tensor is held in memory. LoadError for a value that is not
-    finite, or becomes so in F16.
+    `importance` is `[width]`, or `[n_matrices, width]` with a row for each of as many equal parts of the tensor. LoadError for a
+    value that is not finite, or becomes so in F16; with `force` it becomes 0, with a warning.
     """
-    if change is not None:
-        values = dequantize(np.ascontiguousarray(tensor.data), tensor.type).reshape(tensor.shape)
-        check_finite(values.reshape(-1), tensor)
-        yield _quantized(np.ascontiguousarray(change(values), np.float32).reshape(-1), tensor, to)
-        return
-    width = tensor.shape[-1] if len(tensor.shape) > 1 else 1  # a bias is a column: its values are the rows
-    rows = tensor.data.reshape(-1, width * tensor.type.block_bytes)
-    step = max(1, SLAB // (4 * width))
-    for start in range(0, len(rows), step):
-        slab = rows[start : start + step] if order is None else rows[order[start : start + step]]
-        values = dequantize(np.ascontiguousarray(slab).reshape(-1), tensor.type)
-        check_finite(values, tensor)
-        yield np.ascontiguousarray(slab).reshape(-1) if to is tensor.type else _quantized(values, tensor, to)
+    n, width = (len(order) if order is not None else matrix_shape(source.shape)[0]), matrix_shape(source.shape)[1]
+    parts = 1 if importance is None or importance.ndim == 1 else len(importance)
+    each, zeroed = n // parts, 0
+    step = max(1, SLAB // (4 * max(1, width)))
+    for part in range(parts):
+        weights = importance if importance is None or importance.ndim == 1 else importance[part]
+        for start in range(part * each, (part + 1) * each, step):
+            stop = min(start + step, (part + 1) * each)
+            rows: Rows = slice(start, stop) if order is None else order[start:stop]
+            raw = source.blocks(rows, to)
+            if raw is None or not to.is_quantized:  # blocks are as good as their file; plain floats are looked at
+                values = source.rows(rows)
+                bad = not_finite(values, source, start, force)
+                zeroed += bad
+                raw = _bytes(values, to, weights, source) if raw is None or bad else raw
+            yield raw
+            source.forget(rows)
+    source.forget()
+    if zeroed:
+        warnings.warn(
+            f"{source.file}: {source.name}: {zeroed} values that are not finite are written as 0", stacklevel=2
+        )
 
 
-def _quantized(values: NDArray[np.float32], tensor: Stored, to: QuantType) -> NDArray[np.uint8]:
-    out = quantize(values, to)
+def _bytes(values: Values, to: QuantType, importance: Values | None, source: Source) -> NDArray[np.uint8]:
+    out = quantize(values, to, importance=importance) if to.is_quantized else quantize(values.reshape(-1), to)
     if to.name == "F16":
-        check_finite(out.view(np.float16), tensor, " in F16. Convert to BF16 or F32")
+        check_finite(out.view(np.float16), source, " in F16. Convert to BF16 or F32")
     return out
 
 
-def check_finite(values: NDArray[np.floating], tensor: Stored, remedy: str = ". The checkpoint is damaged") -> None:
+def not_finite(values: Values, source: Source, first_row: int, force: bool) -> int:
+    """How many values are not finite, which become 0 with `force`; LoadError naming the first without."""
+    bad = ~np.isfinite(values)
+    count = int(np.count_nonzero(bad))
+    if count and not force:
+        row, column = (int(i) for i in np.argwhere(bad)[0])
+        raise LoadError(
+            f"{source.file}: {source.name} holds {values[row, column]} in row {first_row + row}, column {column} ({count} such values "
+            "there and nearby). The checkpoint is damaged: download it again, or write zeros instead with --force."
+        )
+    if count:
+        values[bad] = 0
+    return count
+
+
+def check_finite(values: NDArray[np.floating], source: Source, remedy: str) -> None:
     """LoadError when a value is NaN or infinite."""
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
-        raise LoadError(f"{tensor.file}: {tensor.name} holds {values[bad[0]]}{remedy}.")
+        raise LoadError(f"{source.file}: {source.name} holds {values[bad[0]]}{remedy}.")

@@ -2,50 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.convert.plan import ConversionPlan, Target, plan_conversion
+from qtransformers.convert.checkpoints import plan_checkpoint
+from qtransformers.convert.plan import ConversionPlan, Importance, Target
+from qtransformers.convert.recipes import recipe_of
+from qtransformers.convert.requantize import plan_requantization
 from qtransformers.convert.weights import encoded
+from qtransformers.errors import ConfigError
 from qtransformers.gguf.writer import GGUFWriter
+from qtransformers.load.files import looked_up
+
+DEFAULT_TYPE = "Q8_0"
+Progress = Callable[[int, int], None]  # (bytes, bytes in all)
+
+
+def plan_conversion(
+    model: str | Path,
+    type: str = DEFAULT_TYPE,
+    *,
+    name: str | None = None,
+    pre: str | None = None,
+    overrides: Iterable[tuple[str, str]] = (),
+    keep: Iterable[str] = (),
+    importance: Importance | None = None,
+    force: bool = False,
+) -> ConversionPlan:
+    """What converting `model`, a Hugging Face folder or a GGUF file, to the file type `type` (Q4_K_M, ...) will write.
+
+    `name` becomes general.name (default: the folder's), `pre` overrides the derived pre-tokenizer. `overrides` are (pattern, type)
+    and `keep` patterns, regular expressions searched in the names of tensors: those get the type, or stay as they are stored.
+    `importance` says by tensor how much each column counts, `[width]` or `[n_experts, width]`. `force` lets pass what is refused
+    otherwise: weights that are not finite (0 is written) and the lowest types without importance.
+
+    Raises ModelNotFoundError, UnsupportedError, ConfigError, or LoadError listing every tensor that is missing, unknown or mis-shaped.
+    """
+    path = looked_up("model", model)
+    recipe_of(type)
+    said: dict[str, Any] = {
+        "name": name,
+        "overrides": overrides,
+        "keep": keep,
+        "importance": importance,
+        "force": force,
+    }
+    if path.is_file() or (not (path / "config.json").is_file() and any(path.glob("*.gguf"))):
+        if pre is not None:
+            raise ConfigError(f"{path} is a GGUF file, whose tokenizer stays as it is; leave out pre.")
+        return plan_requantization(path, type, **said)
+    return plan_checkpoint(path, type, pre=pre, **said)
 
 
 def convert(
-    model_path: str | Path,
+    model: str | Path,
     output: str | Path | None = None,
-    type: str = "Q8_0",
+    type: str = DEFAULT_TYPE,
     *,
     name: str | None = None,
     pre: str | None = None,
     overwrite: bool = False,
+    max_bytes: int | None = None,
+    **how: Any,
 ) -> Path:
-    """Make a GGUF file from the Hugging Face model in the folder `model_path`; the path of the file.
+    """Make a GGUF file from a Hugging Face folder or another GGUF file; the path of the file, of several the first.
 
-    `output` defaults to `<folder>-<type>.gguf` in the working directory. Types: F32, F16, BF16, Q8_0; vectors and norms stay
-    F32. Errors as for `plan_conversion`, and ConfigError when the output exists and `overwrite` is not set.
+    `output` defaults to `<folder>-<type>.gguf` in the working directory; `max_bytes` is of each file, for several. `how` and errors
+    as for `plan_conversion`, and ConfigError when the output exists and `overwrite` is not set.
     """
-    plan = plan_conversion(model_path, type, name=name, pre=pre)
-    target = Path(output) if output is not None else Path(default_name(plan, type))
-    write(plan, target, overwrite=overwrite)
-    return target
+    plan = plan_conversion(model, type, name=name, pre=pre, **how)
+    target = Path(output) if output is not None else Path(default_name(plan))
+    return write(plan, target, overwrite=overwrite, max_bytes=max_bytes)[0]
 
 
-def default_name(plan: ConversionPlan, type: str) -> str:
-    """`<folder>-<type>.gguf`."""
-    return f"{plan.folder.resolve().name}-{type.upper()}.gguf"
+def default_name(plan: ConversionPlan) -> str:
+    """`<model>-<type>.gguf`."""
+    stem = plan.model.resolve().name
+    return f"{stem.removesuffix('.gguf')}-{plan.file_type}.gguf"
 
 
-def _slabs(target: Target) -> Iterator[NDArray[Any]]:
+def slabs(target: Target, force: bool = False) -> Iterator[NDArray[Any]]:
     """The target's values, piece by piece, as the writer takes them."""
     if isinstance(target.source, np.ndarray):
         yield target.source
         return
-    for source in target.source:
-        yield from encoded(source, target.order, target.type, target.values)
+    n = len(target.source)
+    for i, source in enumerate(target.source):
+        importance = target.importance
+        if importance is not None and n > 1 and importance.ndim == 2:
+            importance = importance[i]
+        yield from encoded(source, target.type, target.order, importance, force)
 
 
 def write(
@@ -53,14 +103,26 @@ def write(
     output: Path,
     *,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
-    """Write what `plan` says; `progress(done, total)` is told bytes of tensor data. Nothing is left behind by an error."""
+    max_bytes: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> tuple[Path, ...]:
+    """Write what `plan` says, in files of at most `max_bytes`; their paths. `progress(done, total)` is told bytes of tensor data.
+
+    Interrupted, or without room on the disk, what is done stays beside the output under a hidden name, and the same plan goes on
+    from there the next time. Other errors leave nothing behind.
+    """
     done, total = 0, plan.nbytes
     specs = [(t.name, t.shape, t.type) for t in plan.tensors]
-    with GGUFWriter(output, plan.metadata, specs, overwrite=overwrite) as writer:
-        for target in plan.tensors:
-            for slab in _slabs(target):
+    with GGUFWriter(
+        output, plan.metadata, specs, overwrite=overwrite, max_bytes=max_bytes, resume=plan.fingerprint()
+    ) as writer:
+        for i, target in enumerate(plan.tensors):
+            if i < writer.finished:
+                done += target.nbytes
+                progress(done, total)
+                continue
+            for slab in slabs(target, plan.force):
                 writer.write(target.name, slab)
                 done += slab.nbytes
                 progress(done, total)
+    return writer.paths

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -25,14 +27,23 @@ CHUNK = 16 << 20  # bytes
 
 
 class AtomicFile:
-    """A file under a temporary name beside `path`, which takes its place only when whole and on disk."""
+    """A file under a temporary name beside `path`, which takes its place only when whole and on disk.
 
-    def __init__(self, path: Path) -> None:
+    With `key` the temporary name is always the same, and what an earlier run has left there is `found`; ConfigError
+    while another process writes it.
+    """
+
+    def __init__(self, path: Path, key: str = "") -> None:
         self.path = path
-        self.temporary = path.with_name(f".{path.name[:40]}.{os.urandom(4).hex()}.part")
-        descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        self.temporary = _temporary(path, key or os.urandom(4).hex())
+        flags = os.O_RDWR | os.O_CREAT | (0 if key else os.O_EXCL) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(self.temporary, flags, 0o666)
+        if key and not _locked(descriptor):
+            os.close(descriptor)
+            raise ConfigError(f"{path} is being written by another process. Wait for it, or choose another name.")
         self.committed = False
-        self.file: IO[bytes] = os.fdopen(descriptor, "wb", buffering=1 << 20)
+        self.found = os.fstat(descriptor).st_size  # bytes
+        self.file: IO[bytes] = os.fdopen(descriptor, "r+b", buffering=1 << 20)
 
     def flush(self) -> None:
         """Bring everything to disk and out of the page cache: read back from disk it comes in huge pages."""
@@ -57,6 +68,45 @@ class AtomicFile:
             self.file.close()
         with suppress(OSError):
             (self.path if self.committed else self.temporary).unlink()
+
+    def keep(self) -> None:
+        """Let what was written stay for the next run."""
+        with suppress(OSError):
+            self.file.close()
+
+
+def _temporary(path: Path, key: str) -> Path:
+    return path.with_name(f".{path.name[:40]}.{key}.part")
+
+
+def _key_of(path: Path, resume: str) -> str:
+    """What marks the unfinished file of `path`, whose own name may be too long to be told from others."""
+    return hashlib.sha256(f"{resume} {path.name}".encode()).hexdigest()[:12]
+
+
+def _locked(descriptor: int) -> bool:
+    """Take a file for this process, where the system can; False when another has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _sweep(path: Path, key: str) -> None:
+    """Remove what runs with other settings have left of `path`, unless one is at it."""
+    pattern = re.compile(rf"\.{re.escape(path.name[:40])}\.[0-9a-f]{{12}}\.part")
+    for left in path.parent.iterdir():
+        if pattern.fullmatch(left.name) and left != _temporary(path, key):
+            with suppress(OSError), left.open("rb") as file:
+                if _locked(file.fileno()):
+                    left.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -86,6 +136,9 @@ class GGUFWriter:
     `<path without .gguf>-00001-of-0000N.gguf`. Nothing appears under its final name before `close`; leaving the `with`
     block by an error removes what was written. ConfigError: values GGUF cannot hold, wrong order or size of data, a
     file that exists (unless `overwrite`). GGUFError: what a reader would refuse.
+
+    With `resume`, a text that is the same for the same data, a run that was killed, interrupted or out of disk leaves what
+    it has written under a hidden name; `finished` tells how many tensors are there already, and the next to write comes after.
     """
 
     def __init__(
@@ -99,6 +152,7 @@ class GGUFWriter:
         max_tensors: int | None = None,
         overwrite: bool = False,
         big_endian: bool = False,
+        resume: str = "",
     ) -> None:
         specs = [t if isinstance(t, TensorSpec) else _spec(*t) for t in tensors]
         metadata, self.alignment = _with_alignment(metadata, alignment, big_endian)
@@ -108,7 +162,14 @@ class GGUFWriter:
         self.paths, self._plans = _plan_files(path, metadata, specs, self.alignment, max_bytes, max_tensors, big_endian)
         for p in self.paths:
             check_free(p, overwrite)
-        check_room(path.parent, sum(plan.nbytes for plan in self._plans))
+        self._resume, self._keep = resume, False
+        there = 0
+        if resume and path.parent.is_dir():
+            for p in self.paths:
+                _sweep(p, _key_of(p, resume))
+                left = _temporary(p, _key_of(p, resume))
+                there += left.stat().st_size if left.exists() else 0
+        check_room(path.parent, sum(plan.nbytes for plan in self._plans) - there)
         self._pending = [(i, spec) for i, plan in enumerate(self._plans) for spec in plan.specs]
         self._empty = {spec.name for _, spec in self._pending if not spec.nbytes}
         self._next = 0  # of _pending
@@ -120,6 +181,7 @@ class GGUFWriter:
         except BaseException:
             self.abort()
             raise
+        self.finished = self._next  # tensors that an earlier run has written
 
     def write(self, name: str, data: QTensor | NDArray[Any] | bytes) -> None:
         """Append to a tensor: whole blocks as bytes (uint8), or values of the tensor's own plain type."""
@@ -145,7 +207,8 @@ class GGUFWriter:
         step = max(1, CHUNK // spec.type.block_bytes) * spec.type.block_bytes
         for at in range(0, raw.nbytes, step):
             chunk = raw[at : at + step]
-            self._files[shard].file.write((swap_bytes(chunk, spec.type) if self.big_endian else chunk).data)
+            with self._naming_errors():
+                self._files[shard].file.write((swap_bytes(chunk, spec.type) if self.big_endian else chunk).data)
         self._written += raw.nbytes
         if self._written == spec.nbytes:
             self._finish_tensor()
@@ -160,8 +223,9 @@ class GGUFWriter:
                 f"{self._name} was closed with {left} tensors unwritten, from {spec.name} ({self._written} of {spec.nbytes} bytes) on."
             )
         try:
-            for file in self._files:
-                file.flush()
+            with self._naming_errors():
+                for file in self._files:
+                    file.flush()
             for file in self._files:
                 check_free(file.path, self._overwrite)
             for file in reversed(self._files):
@@ -172,9 +236,12 @@ class GGUFWriter:
         self._files = []
 
     def abort(self) -> None:
-        """Remove everything written so far."""
+        """Remove everything written so far, but what is kept for the next run."""
         for file in self._files:
-            file.discard()
+            if self._keep and not file.committed:
+                file.keep()
+            else:
+                file.discard()
         self._files = []
 
     @property
@@ -187,18 +254,60 @@ class GGUFWriter:
         while True:
             until = self._pending[self._next][0] if self._next < len(self._pending) else len(self._plans) - 1
             while len(self._files) <= until:
-                if self._files:
-                    self._files[-1].flush()
-                file = AtomicFile(self.paths[len(self._files)])
-                self._files.append(file)
-                file.file.write(self._plans[len(self._files) - 1].header)
-            if self._next == len(self._pending) or self._pending[self._next][1].nbytes:
+                no = len(self._files)
+                with self._naming_errors():
+                    if self._files:
+                        self._files[-1].flush()
+                    file = AtomicFile(self.paths[no], _key_of(self.paths[no], self._resume) if self._resume else "")
+                    self._files.append(file)
+                    self._next += self._go_on(file, self._plans[no])
+            if self._next == len(self._pending):
                 return
-            self._next += 1
+            shard, spec = self._pending[self._next]
+            if shard < len(self._files):
+                if spec.nbytes:
+                    return
+                self._next += 1
+
+    def _go_on(self, file: AtomicFile, plan: FilePlan) -> int:
+        """Put a file where writing goes on: after its header, or after the tensors that are whole, whose number it is.
+
+        The last of them is written again unless the file is complete: a machine that went down may have lost its end.
+        """
+        ends = [len(plan.header)]
+        for spec in plan.specs:
+            ends.append(ends[-1] + align_up(spec.nbytes, self.alignment))
+        whole = 0
+        if file.found >= ends[0] and file.file.read(ends[0]) == plan.header:
+            whole = sum(end <= file.found for end in ends[1:])
+            whole = whole if file.found == ends[-1] else max(0, whole - 1)
+        file.file.seek(0)
+        if not whole:
+            file.file.write(plan.header)
+        file.file.seek(ends[whole])
+        file.file.truncate()
+        return whole
+
+    @contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        """What the system refuses, with the file's name and what becomes of what is there."""
+        try:
+            yield
+        except OSError as e:
+            if isinstance(e, QTransformersError):
+                raise
+            self._keep = bool(self._resume)
+            after = (
+                "what is written so far is kept: run the same again to go on"
+                if self._resume
+                else "nothing is left behind"
+            )
+            raise QTransformersError(f"{self.paths[0].parent / self._name}: {e.strerror or e}; {after}.") from e
 
     def _finish_tensor(self) -> None:
         shard, spec = self._pending[self._next]
-        self._files[shard].file.write(b"\0" * (align_up(spec.nbytes, self.alignment) - spec.nbytes))
+        with self._naming_errors():
+            self._files[shard].file.write(b"\0" * (align_up(spec.nbytes, self.alignment) - spec.nbytes))
         self._next, self._written = self._next + 1, 0
         self._open_next()
 
@@ -210,8 +319,12 @@ class GGUFWriter:
     ) -> None:
         if kind is None:
             self.close()
-        else:
-            self.abort()
+            return
+        interrupted = isinstance(error, (KeyboardInterrupt, OSError, MemoryError)) and not isinstance(
+            error, QTransformersError
+        )
+        self._keep |= bool(self._resume) and interrupted
+        self.abort()
 
 
 def check_free(path: Path, overwrite: bool) -> None:

@@ -22,6 +22,12 @@ from qtransformers.types import BY_NAME, QuantType
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_HEADER = 100 << 20  # bytes; the format's own limit
+# Bytes of a value by its name in a header; those of quantised checkpoints that GGUF has no type for among them
+DTYPES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2, "U32": 4, "U64": 8, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+}  # fmt: skip
+FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +35,25 @@ class Stored:
     """A tensor of a checkpoint as it lies in its file, row-major, little-endian."""
 
     name: str
-    type: QuantType  # one of the plain float types
+    dtype: str  # one of DTYPES
     shape: tuple[int, ...]
     data: NDArray[np.uint8] = field(repr=False)  # [nbytes]
     file: str
+
+    @property
+    def type(self) -> QuantType:
+        """The type of its floats; UnsupportedError where it holds something else."""
+        if self.dtype not in FLOATS:
+            raise UnsupportedError(
+                f"{self.file}: {self.name} has dtype {self.dtype}; expected F32, F16, BF16 or F64. Convert from the unquantised model."
+            )
+        return BY_NAME[self.dtype]
+
+    def view(self) -> NDArray[Any]:
+        """Its values `[*shape]` where NumPy has the type; those of 8 bits as bytes."""
+        kind = {"F": "f", "I": "i", "U": "u"}.get(self.dtype[0], "u")
+        size = DTYPES[self.dtype]
+        return self.data.view(f"<{kind if size > 1 or kind == 'i' else 'u'}{size}").reshape(self.shape)
 
 
 def interleave(n_rows: int, n_heads: int) -> NDArray[np.intp]:
@@ -108,13 +129,12 @@ def _tensor(name: str, entry: Mapping[str, Any], data: NDArray[np.uint8], path: 
             raise ValueError("sizes and offsets must be whole numbers")
     except (KeyError, TypeError, ValueError) as e:
         raise LoadError(f"{path}: the header's entry for {name} is broken ({e}). Download the file again.") from e
-    type_ = BY_NAME.get(dtype)
-    if type_ is None or type_.family != "float":
+    if dtype not in DTYPES:
         raise UnsupportedError(
-            f"{path}: {name} has dtype {dtype}; expected F32, F16, BF16 or F64. Convert from the unquantised model."
+            f"{path}: {name} has dtype {dtype}; expected one of {', '.join(DTYPES)}. Convert from the unquantised model."
         )
-    if not start <= stop <= data.size or stop - start != math.prod(shape) * type_.block_bytes:
+    if not start <= stop <= data.size or stop - start != math.prod(shape) * DTYPES[dtype]:
         raise LoadError(
             f"{path}: {name} is {dtype} {list(shape)} at bytes {start}..{stop} of {data.size}: that does not fit. The file is truncated or damaged; download it again."
         )
-    return Stored(name, type_, shape, data[start:stop], path.name)
+    return Stored(name, dtype, shape, data[start:stop], path.name)

@@ -1,0 +1,214 @@
+"""A Hugging Face checkpoint as targets: config.json becomes metadata, and tensors find their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qtransformers.archs import SPECS, ArchSpec, Hyperparameters, Slot
+from qtransformers.convert.plan import (
+    QUANTIZATION_VERSION,
+    ConversionPlan,
+    Importance,
+    Target,
+    file_type_of,
+    size_label,
+    typed,
+)
+from qtransformers.convert.pooling import pooling
+from qtransformers.convert.pre import check_round_trip
+from qtransformers.convert.recipes import recipe_of
+from qtransformers.convert.sources import Changed, Lying, Source
+from qtransformers.convert.vocabulary import tokenizer_metadata
+from qtransformers.errors import LoadError, ModelNotFoundError, UnsupportedError
+from qtransformers.load.checkpoint import interleave, open_checkpoint
+from qtransformers.load.config import (
+    generation_from_json,
+    generation_metadata,
+    hparams_from_config,
+    read_json,
+    text_config,
+)
+from qtransformers.types import BY_NAME
+
+# Tensors old checkpoints carry that follow from the config.
+DERIVED = ("rotary_emb.inv_freq", "attention.masked_bias")
+F32 = BY_NAME["F32"]
+
+
+def plan_checkpoint(
+    folder: Path,
+    file_type: str,
+    *,
+    name: str | None = None,
+    pre: str | None = None,
+    overrides: Iterable[tuple[str, str]] = (),
+    keep: Iterable[str] = (),
+    importance: Importance | None = None,
+    force: bool = False,
+) -> ConversionPlan:
+    """What converting the Hugging Face model in `folder` will write; arguments and errors as for `plan_conversion`."""
+    file_type, _ = recipe_of(file_type)
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(f"{folder}: no config.json; expected the folder of a Hugging Face model.")
+    config = {**text_config(read_json(folder / "config.json")), **pooling(folder)}
+    spec = _spec_for(config, folder)
+    stored = _renamed(spec, {name: Lying(tensor) for name, tensor in open_checkpoint(folder).items()})
+    rows = stored.get(spec.tensors[0].hf + ".weight")
+    hparams = hparams_from_config(spec, config, str(folder / "config.json"))
+    hparam_metadata = _hparam_metadata(spec, hparams)
+    architecture = {"general.architecture": spec.id}
+    targets = typed(
+        tuple(_targets(spec, hparams, config, stored, folder)), architecture | hparam_metadata, file_type,
+        kept=F32, overrides=overrides, keep=keep, importance=importance, force=force,
+    )  # fmt: skip
+    n_vocab = rows.shape[0] if rows is not None else hparams["vocab_size"]
+    metadata = {
+        **architecture,
+        "general.type": "model",
+        "general.name": name or folder.resolve().name,
+        "general.size_label": size_label(sum(int(np.prod(t.shape)) for t in targets)),
+        "general.file_type": np.uint32(file_type_of(targets, file_type)),
+        "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
+        **hparam_metadata,
+        **_recommendations(folder, n_vocab),
+        **tokenizer_metadata(folder, n_vocab, pre),
+    }
+    if pre is None:
+        check_round_trip(folder, metadata)
+    files = tuple(sorted(folder.glob("*.safetensors")))
+    return ConversionPlan(folder, metadata, targets, file_type, files, force)
+
+
+def _spec_for(config: Mapping[str, Any], folder: Path) -> ArchSpec:
+    model_type = config.get("model_type")
+    known = {hf: spec for spec in SPECS.values() for hf in spec.hf_model_types}
+    if model_type not in known:
+        raise UnsupportedError(
+            f"{folder / 'config.json'}: model_type is {model_type!r}; convert knows {', '.join(sorted(known))}."
+        )
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
+        raise UnsupportedError(
+            f"{folder / 'config.json'}: its weights are already quantised ({method}). Convert the original model instead."
+        )
+    return known[model_type]
+
+
+def _hparam_metadata(spec: ArchSpec, hparams: Hyperparameters) -> dict[str, Any]:
+    """The hyperparameters as metadata; those that do not apply, and those that are off by default, are left out."""
+    kinds = {int: np.uint32, float: np.float32, str: str, bool: bool}
+    found = {}
+    for p in spec.hparams:
+        value = hparams.get(p.name)
+        off = not p.required and value == p.default and (p.kind is bool or p.default in (0, "none"))
+        if value is None or off or (p.applies and not p.applies(hparams)):
+            continue
+        found[f"{spec.id}.{p.key}"] = kinds[p.kind](value)
+    return found
+
+
+def _recommendations(folder: Path, n_vocab: int) -> dict[str, Any]:
+    """How the model's authors sample, as metadata."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    found = generation_metadata(generation_from_json(read_json(path), n_vocab, str(path)))
+    return {key: np.uint32(v) if isinstance(v, int) else np.float32(v) for key, v in found.items()}
+
+
+def _targets(
+    spec: ArchSpec,
+    hparams: Hyperparameters,
+    config: Mapping[str, Any],
+    stored: Mapping[str, Source],
+    folder: Path,
+) -> Iterator[Target]:
+    tied = config.get("tie_word_embeddings", spec.hf_tied) is True
+    problems = []
+    known = set(_hf_names(spec, hparams))
+    for name in stored:
+        if name not in known and not name.endswith(DERIVED) and not _predicts_ahead(name, hparams, config):
+            problems.append(_misplaced(stored[name], spec))
+    for slot in spec.slots(hparams):
+        if slot.part == "weight" and slot.spec.from_config is not None:
+            if (values := slot.spec.from_config(config, hparams)) is not None:
+                yield Target(slot.name, F32, values.shape, values)
+            continue
+        shape = slot.shape(hparams)
+        sources = [stored[name] for name in slot.hf_names(hparams) if name in stored]
+        if len(sources) < len(slot.hf_names(hparams)) or not sources:
+            problems += _absent(slot, config, tied, folder)
+            continue
+        if slot.presence == "never":
+            problems.append(_misplaced(sources[0], spec))
+            continue
+        if tied and slot.spec.on_absent.startswith("tie:"):
+            continue  # a copy of the tensor it is tied to
+        each = shape[1:] if "{e}" in slot.spec.hf else shape
+        made = [_changed(source, slot, hparams) for source in sources]
+        for source, result in zip(sources, made, strict=True):
+            if result.shape != each:
+                problems.append(
+                    f"{source.file}: {source.name} is {list(source.shape)}; config.json makes it {list(each)}"
+                )
+        order = interleave(shape[0], hparams[slot.spec.permute]) if slot.spec.permute else None
+        yield Target(slot.name, F32, shape, tuple(made), order)
+    if problems:
+        raise LoadError("\n  ".join((f"{folder}: weights and config.json do not fit together.", *problems)))
+
+
+def _predicts_ahead(name: str, hparams: Hyperparameters, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is of the layers behind the last that guess tokens further ahead, which we do without."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    return bool(config.get("num_nextn_predict_layers") and layer and int(layer[1]) >= hparams["n_layers"])
+
+
+def _hf_names(spec: ArchSpec, hparams: Hyperparameters) -> Iterator[str]:
+    return (name for slot in spec.slots(hparams) for name in slot.hf_names(hparams))
+
+
+def _changed(source: Source, slot: Slot, hparams: Hyperparameters) -> Source:
+    """What the file is to hold of a tensor of the checkpoint; of the shape () where that cannot be."""
+    if not slot.spec.hf_values:
+        return source
+    change = partial(_applied, slot.spec.hf_values, hparams)
+    try:
+        shape = tuple(change(np.broadcast_to(np.float32(0), source.shape)).shape)
+    except ValueError:
+        shape = ()
+    return Changed(source, change, shape)
+
+
+def _applied(change: Callable[[Any, Any], Any], hparams: Hyperparameters, values: Any) -> Any:
+    return change(values, hparams)
+
+
+def _renamed(spec: ArchSpec, stored: Mapping[str, Source]) -> dict[str, Source]:
+    """The checkpoint's tensors by the names of the spec, without those of other parts of a model."""
+    found = {}
+    for name, tensor in stored.items():
+        for pattern, replacement in spec.hf_names:
+            name = re.sub(pattern, replacement, name)
+        if name:
+            found[name] = tensor
+    return found
+
+
+def _misplaced(tensor: Source, spec: ArchSpec) -> str:
+    return f"{tensor.file}: {tensor.name} has no place in a {spec.id} model"
+
+
+def _absent(slot: Slot, config: Mapping[str, Any], tied: bool, folder: Path) -> list[str]:
+    """What is wrong with a checkpoint that lacks this tensor, if anything."""
+    needed = slot.presence == "required"
+    if slot.part == "bias":
+        needed = slot.presence == "required" or (slot.presence == "optional" and config.get(slot.spec.hf_bias) is True)
+    elif slot.spec.on_absent.startswith("tie:"):
+        needed = not tied
+    return [f"{folder}: {slot.hf} is missing"] if needed else []

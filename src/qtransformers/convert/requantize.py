@@ -1,0 +1,58 @@
+"""A GGUF file as targets for another: the same metadata and tensors in other types."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from qtransformers.convert.plan import QUANTIZATION_VERSION, ConversionPlan, Importance, Target, file_type_of, typed
+from qtransformers.convert.recipes import recipe_of
+from qtransformers.convert.sources import Lying
+from qtransformers.gguf import GGUFFile
+from qtransformers.gguf.shards import SPLIT_KEYS
+from qtransformers.load.source import open_model
+
+
+def plan_requantization(
+    path: Path,
+    file_type: str,
+    *,
+    name: str | None = None,
+    overrides: Iterable[tuple[str, str]] = (),
+    keep: Iterable[str] = (),
+    importance: Importance | None = None,
+    force: bool = False,
+) -> ConversionPlan:
+    """What writing the model in the GGUF file (or first shard, or folder) `path` in other types will write.
+
+    Tensors that have their type already are copied. Arguments and errors as for `plan_conversion`.
+    """
+    file_type, _ = recipe_of(file_type)
+    gguf = open_model(path)
+    targets = typed(
+        [Target(t.name, t.type, t.shape, (Lying(t),)) for t in gguf.tensors.values()], gguf.metadata, file_type,
+        kept=None, overrides=overrides, keep=keep, importance=importance, force=force,
+    )  # fmt: skip
+    again = [t for t in targets if t.stored and t.stored.is_quantized and t.stored is not t.type]
+    if again:
+        warnings.warn(
+            f"{gguf.path}: {len(again)} tensors are quantised already ({again[0].name} is {again[0].stored}); quantising them again "
+            "adds to their error. Convert the original model where you have it.",
+            stacklevel=2,
+        )
+    metadata = {
+        **_metadata(gguf),
+        **({"general.name": name} if name else {}),
+        "general.file_type": np.uint32(file_type_of(targets, file_type)),
+        "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
+    }
+    return ConversionPlan(Path(gguf.path), metadata, targets, file_type, gguf.paths, force)
+
+
+def _metadata(gguf: GGUFFile) -> dict[str, object]:
+    """All keys with their types, but those of shards."""
+    said = gguf.metadata
+    return {key: said.typed(key) if gguf.big_endian else said.encoded(key) for key in said if key not in SPLIT_KEYS}

@@ -1,0 +1,151 @@
+"""Where a tensor's values come from: rows of a file as they lie, or as a function changes them.
+
+A source is a matrix `[n_rows, width]`, whatever its shape: of a vector the values are the rows, so that a bias can be
+reordered like the rows of its matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers import machine
+from qtransformers.load.checkpoint import Stored
+from qtransformers.quants import dequantize
+from qtransformers.tensor import QTensor
+from qtransformers.types import QuantType
+
+Values = NDArray[np.float32]
+Rows = slice | NDArray[np.intp]  # which rows: start and stop, or one by one
+
+
+class Source(Protocol):
+    """Rows of a tensor, decoded when they are asked for."""
+
+    @property
+    def name(self) -> str:
+        """As the file that has it calls it."""
+
+    @property
+    def file(self) -> str:
+        """The name of that file, for messages."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Logical, row-major."""
+
+    @property
+    def type(self) -> QuantType | None:
+        """The type that holds its values without loss; None where there is none."""
+
+    def rows(self, rows: Rows) -> Values:
+        """Values `[n, width]`."""
+
+    def blocks(self, rows: Rows, to: QuantType) -> NDArray[np.uint8] | None:
+        """Bytes of rows in type `to` where they need no encoding anew, else None."""
+
+    def forget(self, rows: Rows | None = None) -> None:
+        """Let the system have the memory of rows that were read, of all without `rows`."""
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, width) of a tensor of this shape."""
+    width = shape[-1] if len(shape) > 1 else 1
+    return math.prod(shape) // width if width else 0, width
+
+
+@dataclass(frozen=True, eq=False)
+class Lying:
+    """A tensor in its file as it lies."""
+
+    tensor: Stored | QTensor
+
+    @property
+    def name(self) -> str:
+        """See Source."""
+        return self.tensor.name
+
+    @property
+    def file(self) -> str:
+        """See Source."""
+        return self.tensor.file
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See Source."""
+        return self.tensor.shape
+
+    @property
+    def type(self) -> QuantType:
+        """See Source."""
+        return self.tensor.type
+
+    @cached_property
+    def _matrix(self) -> NDArray[np.uint8]:
+        """Bytes by row."""
+        shape = self.shape if len(self.shape) > 1 or not self.type.is_quantized else (1, *self.shape)
+        n, width = matrix_shape(shape)
+        return self.tensor.data.reshape(n, self.type.row_bytes(width))
+
+    def rows(self, rows: Rows) -> Values:
+        """See Source."""
+        raw = np.ascontiguousarray(self._matrix[rows])
+        width = raw.shape[1] // self.type.block_bytes * self.type.block_size
+        return dequantize(raw.reshape(-1), self.type).reshape(len(raw), width)
+
+    def blocks(self, rows: Rows, to: QuantType) -> NDArray[np.uint8] | None:
+        """See Source."""
+        return np.ascontiguousarray(self._matrix[rows]).reshape(-1) if to is self.type else None
+
+    def forget(self, rows: Rows | None = None) -> None:
+        """See Source."""
+        part = self._matrix[rows] if isinstance(rows, slice) else self.tensor.data if rows is None else None
+        if part is not None:
+            machine.forget(part.reshape(-1))
+
+
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """What a function makes of a tensor: matrix by matrix where there are several, else of all its values at once."""
+
+    source: Source
+    change: Callable[[Any], Any]
+    shape: tuple[int, ...]  # of the result
+    type: None = None
+
+    @property
+    def name(self) -> str:
+        """See Source."""
+        return self.source.name
+
+    @property
+    def file(self) -> str:
+        """See Source."""
+        return self.source.file
+
+    def rows(self, rows: Rows) -> Values:
+        """See Source."""
+        n, width = matrix_shape(self.shape)
+        wanted = np.arange(n)[rows]
+        shape = self.source.shape
+        # as many first indices as the wanted rows need, where one has nothing to do with another
+        per = n // shape[0] if len(shape) == 3 and self.shape[0] == shape[0] else 0
+        first, last = (int(wanted.min()) // per, int(wanted.max()) // per + 1) if per and wanted.size else (0, shape[0])
+        inner = matrix_shape(shape)[0] // max(1, shape[0])
+        values = self.source.rows(slice(first * inner, last * inner)).reshape(last - first, *shape[1:])
+        changed = np.asarray(self.change(values), np.float32).reshape(-1, width)
+        return np.ascontiguousarray(changed[wanted - first * per])
+
+    def blocks(self, rows: Rows, to: QuantType) -> NDArray[np.uint8] | None:
+        """See Source."""
+        return None
+
+    def forget(self, rows: Rows | None = None) -> None:
+        """See Source."""
+        self.source.forget()

@@ -102,4 +102,4 @@ def codebook_words(name: str) -> NDArray[np.int32]:
     book = codebook(name)
     if name == "iq1":
         book = (8 * book.astype(np.int16) + 128).astype(np.uint8)
-    return np.ascontiguousarray(book).view(np.int32).reshape(-1)
+    return np.array(book).view(np.int32).reshape(-1)

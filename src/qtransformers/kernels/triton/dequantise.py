@@ -13,10 +13,11 @@ import triton.language as tl
 
 from qtransformers.errors import ConfigError, GGUFError, UnsupportedError
 from qtransformers.kernels.triton.blocks import LAYOUTS, alignment, codebook_words
-from qtransformers.kernels.triton.words import INTERPRETED, rounded
+from qtransformers.kernels.triton.device import interpreted
+from qtransformers.kernels.triton.weights import FLOATS
+from qtransformers.kernels.triton.words import rounded
 from qtransformers.types import QuantType
 
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 OUTPUTS = (torch.float32, torch.float16, torch.bfloat16)
 TILE, WARPS = 4096, 4  # values and warps of a program
 
@@ -69,10 +70,10 @@ def dequantise(
     n_blocks = out.numel() // type.block_size
     if n_blocks == 0:
         return out
+    if (data.data_ptr() | int(data.storage_offset())) % alignment(type.name):
+        data = data.clone()  # a slice at an odd place
     if type.name in FLOATS:
         return out.copy_(data.view(FLOATS[type.name]).view(out.shape).to(torch.float32))
-    if data.data_ptr() % alignment(type.name):
-        data = data.clone()  # a slice at an odd place
     layout = LAYOUTS[type.name]
     blocks = max(TILE // type.block_size, 1)
     with torch.cuda.device_of(data):
@@ -99,26 +100,31 @@ def book_on(name: str | None, device: torch.device) -> torch.Tensor | None:
     return None if name is None else torch.from_numpy(codebook_words(name)).to(device)
 
 
+def check_bytes(nbytes: int, type: QuantType, shape: Sequence[int]) -> None:
+    """Whether so many bytes of a type make a tensor `[*shape]`: GGUFError; UnsupportedError for a type without a kernel."""
+    if type.name not in LAYOUTS and type.name not in FLOATS:
+        raise UnsupportedError(f"no GPU kernel decodes {type.name}; expected one of {', '.join((*LAYOUTS, *FLOATS))}.")
+    n, rest = divmod(prod(shape), type.block_size)
+    if rest or min(shape, default=1) < 0 or n * type.block_bytes != nbytes:
+        raise GGUFError(
+            f"{nbytes} bytes of {type.name} do not make {list(shape)}; expected {type.block_bytes} for each "
+            f"{type.block_size} values. The tensor is truncated or its type or shape is wrong."
+        )
+
+
 def _checked(
     data: torch.Tensor, type: QuantType, shape: tuple[int, ...], dtype: torch.dtype, out: torch.Tensor | None
 ) -> torch.Tensor:
-    if type.name not in LAYOUTS and type.name not in FLOATS:
-        raise UnsupportedError(f"no GPU kernel decodes {type.name}; expected one of {', '.join((*LAYOUTS, *FLOATS))}.")
     if dtype not in OUTPUTS:
         raise ConfigError(f"blocks were to become {dtype}; expected one of {', '.join(map(str, OUTPUTS))}.")
     if data.dtype != torch.uint8 or data.dim() != 1 or not data.is_contiguous():
         raise ConfigError(
             f"blocks of {type.name}: found {data.dtype} {list(data.shape)}; expected contiguous torch.uint8 [nbytes]."
         )
-    if data.device.type != "cuda" and not INTERPRETED:
+    check_bytes(data.numel(), type, shape)
+    if data.device.type != "cuda" and not interpreted():
         raise UnsupportedError(
             f"blocks of {type.name} are on {data.device}; expected CUDA memory. Use quants.dequantize for the CPU."
-        )
-    n, rest = divmod(prod(shape), type.block_size)
-    if rest or min(shape, default=1) < 0 or n * type.block_bytes != data.numel():
-        raise GGUFError(
-            f"{data.numel()} bytes of {type.name} do not make {list(shape)}; expected {type.block_bytes} for each "
-            f"{type.block_size} values. The tensor is truncated or its type or shape is wrong."
         )
     if out is None:
         return torch.empty(shape, dtype=dtype, device=data.device)

@@ -10,6 +10,7 @@
 namespace nb = nanobind;
 
 namespace qt {
+void bind_bpe(nb::module_& m);
 void bind_experts(nb::module_& m);
 void bind_gguf(nb::module_& m);
 void bind_attention(nb::module_& m);
@@ -38,6 +39,7 @@ NB_MODULE(_native, m) {
         return names;
     }, "The instruction sets that this machine can run, best first.");
     qt::bind_gguf(m);
+    qt::bind_bpe(m);
     qt::bind_quants(m);
     qt::bind_pool(m);
     qt::bind_linear(m);

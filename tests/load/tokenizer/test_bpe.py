@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qtransformers.errors import TokenizerError
-from qtransformers.load.tokenizer.bpe import bpe_encoder, byte_alphabet, merge_pairs
+from qtransformers.load.tokenizer.bpe import bpe_encoder, byte_alphabet
 from qtransformers.load.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer
 from qtransformers.load.tokenizer.vocab import KINDS, make_vocab
 
@@ -25,13 +25,73 @@ def words(pre, text):
     return [word for word, _ in pre_tokenizers.Sequence(steps).pre_tokenize_str(text)]
 
 
+def merged(tokens, merges, text):
+    """The tokens that the whole of a text becomes."""
+    made = vocab([*tokens, *merges_to_tokens(tokens, merges)])
+    return [made.tokens[i] for i in bpe_encoder(made, merges, PreTokenizer((), byte_level=False))(text)]
+
+
+def merges_to_tokens(tokens, merges):
+    """What the merges make, at the first blank that is not in first place, where it is not among the tokens."""
+    whole = [m[: m.find(" ", 1)] + m[m.find(" ", 1) + 1 :] for m in merges]
+    return [w for w in dict.fromkeys(whole) if w not in tokens]
+
+
 def test_merges_with_more_or_fewer_blanks():
-    v = vocab(["a", "b", " a", "a b"])
-    assert merge_pairs(v, ["a b", " a b"]) == [("a", "b"), (" a", "b")]  # one begins with a blank
-    assert merge_pairs(v, ["a b", "a b c"]) == [("a", "b"), ("a", "b c")]
-    assert merge_pairs(v, ["a\0b c", "a b"]) == [("a\0b", "c"), ("a", "b")]
-    with pytest.raises(TokenizerError, match=r"merges\[1\] is 'ab'"):
-        merge_pairs(v, ["a b c", "ab"])
+    letters = ["a", "b", "c", " ", "\0"]
+    assert merged([*letters, " a"], ["  a", " a b"], " ab") == [" ab"]  # one begins with a blank
+    assert merged([*letters, " c", "b c"], ["  c", "b  c", "a b c"], "ab c") == ["ab c"]  # the first blank parts
+    assert merged([*letters, "a\0"], ["a \0", "a\0 b"], "a\0bc") == ["a\0b", "c"]
+    with pytest.raises(TokenizerError, match=r"merges\[1\] is 'ab'; expected two tokens"):
+        merged(["a", "b", "c", "b c"], ["a b c", "ab"], "a")
+    with pytest.raises(TokenizerError, match=r"merges\[0\] is 'a '; expected two tokens"):
+        merged(["a"], ["a "], "a")
+
+
+@pytest.mark.parametrize("n_merges", [40, 3000])
+@pytest.mark.parametrize("bytewise", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+def test_as_the_tokenizers_library_merges(n_merges, bytewise, whole):
+    """Random merges over random texts, short words and long ones, some characters without a token."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    rng = np.random.default_rng(n_merges + bytewise)
+    alphabet = (
+        list(byte_alphabet().values()) if bytewise else [*"abcdef", "é", "中", *(f"<0x{b:02X}>" for b in range(256))]
+    )
+    letters = ["a", "b", "c", *([alphabet[0xC3], alphabet[0xA9]] if bytewise else ["é", "中"])]
+    tokens, merges = list(alphabet), []
+    parts = list(letters)
+    while len(merges) < n_merges:
+        left, right = (parts[int(i)] for i in rng.integers(0, len(parts), 2))
+        if len(left + right) > 12 or f"{left} {right}" in merges:
+            continue
+        merges.append(f"{left} {right}")
+        if left + right not in tokens:
+            tokens.append(left + right)
+            parts.append(left + right)
+    row = PreTokenizer((r"\S+",), byte_level=bytewise, ignore_merges=whole)
+    ours = bpe_encoder(vocab(tokens), merges, row)
+    unknown = {"\0?": len(tokens)}
+    pairs = [tuple(m.split(" ")) for m in merges]
+    theirs = Tokenizer(
+        models.BPE(
+            {t: i for i, t in enumerate(tokens)} | unknown,
+            pairs,
+            ignore_merges=whole,
+            byte_fallback=not bytewise,
+            unk_token="\0?",
+        )
+    )
+    steps = [pre_tokenizers.Split(Regex(r"\S+"), "isolated")]
+    theirs.pre_tokenizer = pre_tokenizers.Sequence(
+        steps + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)] * bytewise
+    )
+    for _ in range(200):
+        n = int(rng.choice([1, 2, 5, 20, 24, 25, 26, 60, 400]))
+        text = "".join(rng.choice(["a", "b", "c", "é", "中", "z", " "], n, p=[0.3, 0.25, 0.2, 0.1, 0.05, 0.05, 0.05]))
+        expected = [i for i in theirs.encode(text, add_special_tokens=False).ids if i < len(tokens)]
+        assert ours(text) == expected, text
 
 
 def test_the_byte_alphabet_is_gpt_2s():
@@ -71,7 +131,14 @@ def test_merges_by_rank_and_words_as_tokens():
 
 
 def test_of_repeated_merges_the_first_counts():
-    assert merge_pairs(vocab(["a"]), ["a b", "b c", "a b"]) == [("a", "b"), ("b", "c")]
+    tokens = ["a", "b", "c", "ab", "bc"]
+    assert merged(tokens, ["a b", "b c", "a b"], "abc") == ["ab", "c"]
+    assert merged(tokens, ["b c", "a b", "b c"], "abc") == ["a", "bc"]
+
+
+def test_merges_of_tokens_that_do_not_exist():
+    with pytest.raises(TokenizerError, match=r"merges\[1\] is 'b c', but 'bc' is not in tokenizer\.ggml\.tokens"):
+        bpe_encoder(vocab(["a", "b", "c", "ab"]), ["a b", "b c"], PreTokenizer(()))
 
 
 def test_characters_without_a_token_part_their_neighbours():

@@ -1,12 +1,10 @@
-"""Byte-pair encoding ("gpt2" and its kin) run by the `tokenizers` library, built from a merge list."""
+"""Byte-pair encoding ("gpt2" and its kin): words cut by the `tokenizers` library, merged by csrc/bpe.cpp."""
 
 from __future__ import annotations
 
-import gc
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import pairwise, repeat
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from qtransformers.errors import TokenizerError
@@ -34,41 +32,32 @@ def bpe_encoder(
     merges: an array of strings, or a function that gives one, which is then not kept while the rest is built.
     drop_blanks: blanks only separate words and get no tokens.
     """
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers import Regex, pre_tokenizers
 
-    pairs = merge_pairs(vocab, merges() if callable(merges) else merges)
+    from qtransformers.native import lib
+
+    rules = _checked_merges(vocab, merges() if callable(merges) else merges)
     ids = dict(vocab.index)
     for i in ((vocab.types == CONTROL) | (vocab.types == UNKNOWN)).nonzero()[0].tolist():
         del ids[vocab.tokens[i]]
     if not is_text("".join(ids)):
         ids = {text: i for text, i in ids.items() if is_text(text)}  # broken UTF-8 occurs in no text
-    nothing = len(vocab.tokens)  # an id for characters that no token has: they part their neighbours, then go
-    ids["\0nothing\0"] = nothing
-
-    def model(pairs: list[tuple[str, str]]) -> Any:
-        bytewise = not pre.byte_level
-        return models.BPE(ids, pairs, ignore_merges=pre.ignore_merges, byte_fallback=bytewise, unk_token="\0nothing\0")
-
-    try:
-        tokenizer = Tokenizer(model(pairs))
-    except Exception:
-        pairs = _text_merges(vocab, pairs, ids)
-        tokenizer = Tokenizer(model(pairs))
+    merger = lib.Bpe(ids, rules, byte_texts(pre), pre.byte_level, pre.ignore_merges)
+    _judge_refused(vocab, rules, merger.refused)
+    del rules, ids  # hundreds of thousands of texts, which nobody reads again
     steps: list[Any] = [pre_tokenizers.Split(Regex(r"\s+"), "removed")] if drop_blanks else []
     steps += [pre_tokenizers.Split(Regex(s), "isolated") for s in pre.splits]
-    if pre.byte_level:
-        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    splitter = pre_tokenizers.Sequence(steps)
 
     def split_and_merge(text: str) -> list[int]:
-        found = tokenizer.encode(text, add_special_tokens=False).ids
-        return found if nothing not in found else [i for i in found if i != nothing]
+        found: list[int] = merger.encode(splitter.pre_tokenize_str(text))
+        return found
 
     encode: Callable[[str], list[int]] = split_and_merge
     if pre.digit_groups:
         encode = _digits_cut(encode, pre.digit_groups)
     if pre.whole_newlines:
-        encode = _newlines_whole(encode, ids)
+        encode = _newlines_whole(encode, vocab)
     if pre.escape_spaces:
         encode = _rewritten(encode, lambda text: text.replace(" ", SPACE))
     if lowercase:
@@ -76,15 +65,20 @@ def bpe_encoder(
     return encode
 
 
+def byte_texts(pre: PreTokenizer) -> list[str]:
+    """How the vocabulary spells each of the 256 bytes."""
+    alphabet = byte_alphabet()
+    return [alphabet[b] if pre.byte_level else f"<0x{b:02X}>" for b in range(256)]
+
+
 def lost_bytes(vocab: Vocab, pre: PreTokenizer) -> list[int]:
     """The bytes for which there is no token: text with them is not encoded in full. Control and unassigned characters do not count."""
     never = {0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)} | set(range(0x20)) - set(b"\t\n\r") | {0x7F}
-    names = byte_alphabet() if pre.byte_level else {b: f"<0x{b:02X}>" for b in range(256)}
-    return [b for b, name in sorted(names.items()) if b not in never and name not in vocab.index]
+    return [b for b, name in enumerate(byte_texts(pre)) if b not in never and name not in vocab.index]
 
 
-def merge_pairs(vocab: Vocab, merges: Any) -> list[tuple[str, str]]:
-    """The merge list as pairs; of repeated ones the first counts."""
+def _checked_merges(vocab: Vocab, merges: Any) -> Sequence[str]:
+    """The merge list; TokenizerError where it is none."""
     key = f"{vocab.file}: {PREFIX}merges"
     if merges is None:
         raise TokenizerError(
@@ -92,51 +86,23 @@ def merge_pairs(vocab: Vocab, merges: Any) -> list[tuple[str, str]]:
         )
     if not isinstance(merges, Sequence) or isinstance(merges, str) or (len(merges) and not isinstance(merges[0], str)):
         raise TokenizerError(f"{key} is {type(merges).__name__}; expected an array of strings. Convert the file again.")
-    with _uncollected():
-        flat = "\0".join(merges).replace("\0", " ").split(" ")  # all at once: a list for each costs ten times as much
-        if "" not in flat and len(flat) == 2 * len(merges) and set(map(str.count, merges, repeat(" "))) == {1}:
-            pairs = list(zip(flat[::2], flat[1::2], strict=True))
-        else:
-            pairs = [_merge_pair(m, f"{key}[{n}]") for n, m in enumerate(merges)]
-        return list(dict.fromkeys(pairs)) if len(set(merges)) != len(merges) else pairs
+    return merges
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without looks for garbage, which hundreds of thousands of new tuples would start again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _merge_pair(merge: str, what: str) -> tuple[str, str]:
-    """The two sides of the first blank that is not in first place."""
-    at = merge.find(" ", 1)
-    if at < 0 or at == len(merge) - 1:
-        raise TokenizerError(
-            f"{what} is {merge!r}; expected two tokens with a blank between them. Convert the file again."
-        )
-    return merge[:at], merge[at + 1 :]
-
-
-def _text_merges(vocab: Vocab, pairs: list[tuple[str, str]], ids: dict[str, int]) -> list[tuple[str, str]]:
-    """The merges that make no control tokens of text; TokenizerError for one of tokens that do not exist."""
-    kept = []
-    for n, (left, right) in enumerate(pairs):
-        parts = (left, right, left + right)
-        unknown = next((text for text in parts if text not in vocab.index), None)
+def _judge_refused(vocab: Vocab, merges: Sequence[str], refused: Sequence[int]) -> None:
+    """Merges that make control tokens of text are left out; TokenizerError for one that is none, or of tokens that do not exist."""
+    for n in refused:
+        what = f"{vocab.file}: {PREFIX}merges[{n}] is {merges[n]!r}"
+        at = merges[n].find(" ", 1)
+        if at < 0 or at == len(merges[n]) - 1:
+            raise TokenizerError(f"{what}; expected two tokens with a blank between them. Convert the file again.")
+        left, right = merges[n][:at], merges[n][at + 1 :]
+        unknown = next((text for text in (left, right, left + right) if text not in vocab.index), None)
         if unknown is not None:
             raise TokenizerError(
-                f"{vocab.file}: {PREFIX}merges[{n}] is {left + ' ' + right!r}, but {unknown!r} is not in {PREFIX}tokens. "
+                f"{what}, but {unknown!r} is not in {PREFIX}tokens. "
                 "Vocabulary and merges belong to different models: convert the file again."
             )
-        if all(text in ids for text in parts):
-            kept.append((left, right))
-    return kept
 
 
 def _rewritten(encode: Callable[[str], list[int]], rewrite: Callable[[str], str]) -> Callable[[str], list[int]]:
@@ -162,8 +128,10 @@ def _digits_cut(encode: Callable[[str], list[int]], digits: str) -> Callable[[st
     return with_cuts
 
 
-def _newlines_whole(encode: Callable[[str], list[int]], ids: dict[str, int]) -> Callable[[str], list[int]]:
+def _newlines_whole(encode: Callable[[str], list[int]], vocab: Vocab) -> Callable[[str], list[int]]:
     runs = re.compile("\n+|[^\n]+")
+    hidden = vocab.control_ids
+    ids = {text: i for text, i in vocab.index.items() if text.strip("\n") == "" and i not in hidden}
 
     def with_newlines(text: str) -> list[int]:
         out: list[int] = []

@@ -42,9 +42,9 @@ def test_matrices_stay_in_the_map_and_vectors_too(data):
 def test_biases_factors_and_an_output_of_its_own(remake, make):
     rng = np.random.default_rng(0)
     bias, output = rng.standard_normal(256), rng.standard_normal((2048, 256))
-    w, _ = placed(remake(add=[make.tensor("blk.1.attn_q.bias", bias, "F16"), make.tensor("rope_freqs.weight", np.arange(1, 33)), make.tensor("output.weight", output)]))  # fmt: skip
-    assert w.layers[0].attn_q_bias is None
-    np.testing.assert_array_equal(w.layers[1].attn_q_bias, bias.astype(np.float16).astype(np.float32))
+    w, _ = placed(remake(add=[*(make.tensor(f"blk.{i}.attn_q.bias", bias + i, "F16") for i in range(4)), make.tensor("rope_freqs.weight", np.arange(1, 33)), make.tensor("output.weight", output)]))  # fmt: skip
+    assert w.layers[0].attn_k_bias is None
+    np.testing.assert_array_equal(w.layers[1].attn_q_bias, (bias + 1).astype(np.float16).astype(np.float32))
     np.testing.assert_array_equal(w.rope_freqs, np.arange(1, 33, dtype=np.float32))
     assert w.output is not w.token_embd
     np.testing.assert_array_equal(w.output.tensor.dequantize(), output.astype(np.float32))

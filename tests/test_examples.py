@@ -17,6 +17,7 @@ USES = {  # example: arguments, a line of its output
     "lora.py": ([], "scale 0.0: 'Once upon a time there was a "),
     "look_inside.py": ([], "likeliest: "),
     "structured.py": ([], "as JSON: {'name'"),
+    "in_transformers.py": (["{folder}", "{gguf}"], "7 plus 5 is 12."),
     "convert_model.py": (["{folder}", "{tmp}/out.gguf"], "wrote "),
 }
 

@@ -59,6 +59,12 @@ class TemplateError(QTransformersError):
     exit_code = 4
 
 
+class MissingExtraError(QTransformersError, ImportError):
+    """Packages of an extra that something needs and that are not installed."""
+
+    exit_code = 2
+
+
 class InsufficientMemoryError(QTransformersError, MemoryError):
     """A model, cache or request that does not fit; the message carries the numbers."""
 

@@ -259,7 +259,7 @@ SPEC = ArchSpec(
         norm("attn_kv_a_norm", "self_attn.kv_a_layernorm", "kv_lora"),
         TensorSpec("attn_k_b", "blk.{i}.attn_k_b", ("n_heads", "kv_lora", "head_dim_mla-rope_dim"), "attn", hf=f"{ATTN}.kv_b_proj", hf_values=keys, when=_latent),
         TensorSpec("attn_v_b", "blk.{i}.attn_v_b", ("n_heads", "head_dim_v_mla", "kv_lora"), "attn", hf=f"{ATTN}.kv_b_proj", hf_values=head_values, when=_latent),
-        TensorSpec("attn_kv_b", "blk.{i}.attn_kv_b", ("n_heads*head_dim_mla-n_heads*rope_dim+n_heads*head_dim_v_mla", "kv_lora"), "attn", when=_expanded),
+        TensorSpec("attn_kv_b", "blk.{i}.attn_kv_b", ("n_heads*head_dim_mla-n_heads*rope_dim+n_heads*head_dim_v_mla", "kv_lora"), "attn", hf=f"{ATTN}.kv_b_proj", when=_expanded),
         TensorSpec("attn_output", "blk.{i}.attn_output", ("n_embd", "n_heads*head_dim_v_mla"), "attn", hf=f"{ATTN}.o_proj"),
         norm("ffn_norm", "post_attention_layernorm"),
         *gated_ffn(when=_dense),

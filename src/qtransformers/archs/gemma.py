@@ -76,12 +76,20 @@ def one_more(values: Any, h: Any) -> Any:
     return values + 1
 
 
+def one_less(values: Any, h: Any) -> Any:
+    """The other way."""
+    return values - 1
+
+
+ONE_MORE: dict[str, Any] = {"hf_values": one_more, "hf_back": one_less}
+
+
 def gemma_norm(attr: str, hf: str, size: str = "n_embd") -> Any:
     """A norm whose weight is one more than the checkpoint's."""
-    return norm(attr, hf, size, hf_values=one_more)
+    return norm(attr, hf, size, **ONE_MORE)
 
 
-ENDS = tuple(replace(t, hf_values=one_more) if t.role == "norm" else t for t in ends())
+ENDS = tuple(replace(t, **ONE_MORE) if t.role == "norm" else t for t in ends())
 GEMMA2 = ArchSpec(
     id="gemma2",
     hparams=(

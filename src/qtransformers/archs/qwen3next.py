@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qtransformers.archs import parts
-from qtransformers.archs.gemma import one_more
+from qtransformers.archs.gemma import ONE_MORE
 from qtransformers.archs.heads import by_head
 from qtransformers.archs.parts import (
     EXPERTS,
@@ -133,6 +133,11 @@ def minus_exp(values: Any, h: Mapping[str, Any]) -> Any:
     return -np.exp(values)
 
 
+def log_minus(values: Any, h: Mapping[str, Any]) -> Any:
+    """The other way."""
+    return np.log(-values)
+
+
 def by_kind(values: Any, h: Mapping[str, Any]) -> tuple[Any, Any]:
     """Rows of q, k and v, and of z, which checkpoints have by head of k."""
     d, d_v = h["state_dim"], h["n_inner"] // h["n_state_k"]
@@ -172,24 +177,24 @@ SPEC = ArchSpec(
         norm_weights(True),
         VOCAB_SIZE,
     ),
-    tensors=tuple(replace(t, hf_values=one_more) if t.attr == "output_norm" else t for t in ends()),
+    tensors=tuple(replace(t, **ONE_MORE) if t.attr == "output_norm" else t for t in ends()),
     layer_tensors=(
-        norm("attn_norm", "input_layernorm", hf_values=one_more),
+        norm("attn_norm", "input_layernorm", **ONE_MORE),
         _tensor("attn_q", ("2*n_heads*head_dim", "n_embd"), "attn", "self_attn.q_proj", when=attends),
         _tensor("attn_k", ("n_kv_heads*head_dim", "n_embd"), "attn", "self_attn.k_proj", when=attends),
         _tensor("attn_v", ("n_kv_heads*head_dim_v", "n_embd"), "attn", "self_attn.v_proj", when=attends),
-        norm("attn_q_norm", "self_attn.q_norm", "head_dim", hf_values=one_more, when=attends),
-        norm("attn_k_norm", "self_attn.k_norm", "head_dim", hf_values=one_more, when=attends),
+        norm("attn_q_norm", "self_attn.q_norm", "head_dim", **ONE_MORE, when=attends),
+        norm("attn_k_norm", "self_attn.k_norm", "head_dim", **ONE_MORE, when=attends),
         _tensor("attn_output", ("n_embd", "n_heads*head_dim_v"), "attn", "self_attn.o_proj", when=attends),
         _delta("attn_qkv", ("2*n_state_k*state_dim+n_inner", "n_embd"), "attn", "in_proj_qkvz", hf_values=lambda x, h: by_kind(x, h)[0]),
         _delta("attn_gate", ("n_inner", "n_embd"), "attn", "in_proj_qkvz", hf_values=lambda x, h: by_kind(x, h)[1]),
         _delta("ssm_ba", ("2*n_state_v", "n_embd"), "attn", "in_proj_ba"),
         _delta("ssm_conv1d", ("2*n_state_k*state_dim+n_inner", "n_conv"), "state", "conv1d", hf_values=lambda x, h: x.reshape(len(x), -1)),
         _delta("ssm_dt", ("n_state_v",), "state", "dt", suffix=".bias", hf_suffix=("_bias", "")),
-        _delta("ssm_a", ("n_state_v",), "state", "A", suffix="", hf_suffix=("_log", ""), hf_values=minus_exp),
+        _delta("ssm_a", ("n_state_v",), "state", "A", suffix="", hf_suffix=("_log", ""), hf_values=minus_exp, hf_back=log_minus),
         _delta("ssm_norm", ("state_dim",), "norm", "norm"),
         _delta("ssm_out", ("n_embd", "n_inner"), "attn", "out_proj"),
-        norm("post_attention_norm", "post_attention_layernorm", hf_values=one_more),
+        norm("post_attention_norm", "post_attention_layernorm", **ONE_MORE),
         *experts_ffn(n_ff="n_ff_expert"),
         SHARED_GATE,
         *shared_expert_rows("model.layers.{i}.mlp.shared_expert", "n_ff_shared"),

@@ -108,6 +108,9 @@ class TensorSpec:
     hf_values: Callable[[NDArray[np.float32], Mapping[str, Any]], NDArray[np.float32]] | None = (
         None  # checkpoint's values -> ours
     )
+    hf_back: Callable[[NDArray[np.float32], Mapping[str, Any]], NDArray[np.float32]] | None = (
+        None  # the other way, where hf_values does more than to put values in other places
+    )
     hf_suffix: tuple[str, str] = (".weight", ".bias")  # of weight and bias in a checkpoint
     suffix: str = ".weight"  # of the weight's name in a GGUF file
     beside: str = ""  # the optional tensor (its attr) that goes with it: both are there, or neither

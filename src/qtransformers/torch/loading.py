@@ -1,0 +1,366 @@
+"""Models of transformers with the weights of a GGUF file: built without memory, then filled tensor by tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qtransformers.archs import Hyperparameters
+from qtransformers.checks import shown
+from qtransformers.errors import ConfigError, LoadError, MissingExtraError, QTransformersError, UnsupportedError
+from qtransformers.kernels.table import ACCURACY, check_accuracy
+from qtransformers.load import Prepared, prepare, resolve
+from qtransformers.load.findings import ranges
+from qtransformers.load.hub import Hub
+from qtransformers.load.place import vector
+from qtransformers.load.source import Sources
+from qtransformers.settings import Settings
+from qtransformers.tensor import QTensor
+from qtransformers.torch.modules import QuantEmbedding, QuantExperts, QuantJoined, QuantLinear, QuantTransposed
+from qtransformers.torch.places import Outline, Place, is_conv1d, places, rows_of, stack_of, to_class
+from qtransformers.torch.weight import QuantWeight
+
+OLDEST = 5  # of transformers: since then its classes keep experts as stacks
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's weights came from; `plain` has the tensor of the file for each parameter that is not quantised."""
+
+    file: str
+    plain: Mapping[str, str]
+
+
+def load_transformers(
+    model_path: str | Path,
+    gguf_path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+    accuracy: str = ACCURACY,
+    model_class: Any = None,
+    settings: Settings | None = None,
+    hub: Hub | None = None,
+    **options: Any,
+) -> Any:
+    """A model of transformers, built from the config of `model_path`, with the quantised weights of `gguf_path`.
+
+    `model_path` is a directory or a Hub id; its weights are neither needed nor read. Matrices stay in the file's map, norms
+    become parameters of `dtype` (float32 on the CPU, else bfloat16). `accuracy` is that of products (kernels.cpu.bind);
+    `model_class` is built instead of the one that transformers chooses; `options` go to its `from_config`, such as
+    `attn_implementation`. Parameters do not require gradients, which reach inputs.
+
+    LoadError or UnsupportedError with everything that is wrong with file, config or class; errors of `load.resolve`;
+    MissingExtraError without transformers.
+    """
+    transformers = _transformers()
+    check_accuracy(accuracy)
+    device = _device(device)
+    kind = _dtype(dtype, device)
+    sources = resolve(gguf_path, model_path, settings, hub)
+    prepared = prepare(sources)
+    model = _on_meta(transformers, sources, prepared, kind, model_class, options)
+    fill(model, prepared, sources, kind, accuracy)
+    if "generation_config.json" in sources.files and model.can_generate():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(sources.model_dir)
+    model.requires_grad_(False)
+    model.eval()
+    return model if device.type == "cpu" else model.to(device)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as e:
+        raise MissingExtraError(
+            "load_transformers needs transformers, which is not installed: pip install 'qtransformers[torch]'"
+        ) from e
+    if int(transformers.__version__.split(".")[0]) < OLDEST:
+        raise MissingExtraError(f"transformers {transformers.__version__} is installed; expected {OLDEST}.0 or newer: pip install -U 'qtransformers[torch]'")  # fmt: skip
+    return transformers
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as e:
+        raise ConfigError(f"device={shown(device)}; expected a device of torch, such as 'cpu'.") from e
+    if found.type != "cpu":
+        raise UnsupportedError(f"device={str(found)!r}: this version has kernels for torch on the cpu only.")
+    return found
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"dtype={shown(dtype)}; expected a floating dtype of torch, such as torch.float32.")
+    return found
+
+
+def _on_meta(
+    transformers: Any, sources: Sources, prepared: Prepared, dtype: torch.dtype, model_class: Any, options: Mapping[str, Any]
+) -> Any:  # fmt: skip
+    """The class that config.json asks for, without memory."""
+    file = sources.files.get("config.json")
+    if file is None:
+        raise LoadError(f"{sources.model_dir}: no config.json, which says how to build the model. Pass the directory or Hub id of the original model as model_path.")  # fmt: skip
+    encoder = prepared.spec.kind == "encoder"
+    auto = model_class or (transformers.AutoModel if encoder else transformers.AutoModelForCausalLM)
+    if encoder and model_class is None and prepared.spec.id == "bert":
+        options = {"add_pooling_layer": False, **options}  # a GGUF file has none
+    try:
+        config = transformers.AutoConfig.from_pretrained(file.parent).get_text_config()
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # of the weights that stay where they are
+        build = auto._from_config if hasattr(auto, "_from_config") else auto.from_config
+        with torch.device("meta"):
+            return build(config, dtype=dtype, **options)
+    except QTransformersError:
+        raise
+    except Exception as e:  # whatever a class says to a config that is not its own
+        raise UnsupportedError(
+            f"{file}: transformers {transformers.__version__} cannot build a model of it ({type(e).__name__}: {e}). "
+            "Update transformers, or pass model_class=."
+        ) from e
+
+
+def fill(model: Any, prepared: Prepared, sources: Sources, dtype: torch.dtype, accuracy: str) -> None:
+    """Give a model that is on the meta device its weights; LoadError with all that do not fit, and nothing changed."""
+    gguf = sources.gguf
+    assert gguf is not None  # `prepare` refuses without
+    outline = Outline(model)
+    filler = Filler(outline, prepared.hparams, dtype, accuracy)
+    for planned in prepared.plan.tensors:
+        tensor = gguf.tensors[planned.slot.name]
+        if planned.slot.spec.from_config is not None or (planned.role == "output" and outline.head is None):
+            continue  # computed by the class from its config, which was compared; or of no use to it
+        filler.add(planned.slot, QTensor(tensor.name, tensor.type, planned.shape, tensor.data, tensor.file))
+    installed = filler.install()
+    tied = _tied(outline, installed, prepared.plan.ties)
+    missing = [name for name in outline.tensors if name not in filler.filled and name not in tied]
+    problems = [
+        *filler.problems,
+        *(f"{name} is missing: nothing in the file has its values" for name in _by_layer(missing)),
+    ]
+    if problems:
+        raise LoadError("\n  ".join((f"{gguf.path} does not fill the {type(model).__name__} of {sources.files['config.json']}, {len(problems)} problems:", *problems)))  # fmt: skip
+    for path, module in {**installed, **tied}.items():
+        _replace(model, path.removesuffix(".weight"), module)
+    for name, values in filler.plain.items():
+        _set(model, name, values)
+    _compute_buffers(model)
+    model.gguf = Origin(str(gguf.path), filler.origins)
+
+
+class Filler:
+    """Collects what becomes of each tensor, with what does not fit, before anything of the model changes."""
+
+    def __init__(self, outline: Outline, hparams: Hyperparameters, dtype: torch.dtype, accuracy: str) -> None:
+        self.outline, self.hparams, self.dtype, self.accuracy = outline, hparams, dtype, accuracy
+        self.problems: list[str] = []
+        self.filled: set[str] = set()  # names of the class
+        self.plain: dict[str, torch.Tensor] = {}
+        self.origins: dict[str, str] = {}  # name of a plain parameter -> tensor of the file
+        self._groups: dict[tuple[str, str], list[tuple[Place, QTensor]]] = {}
+
+    def add(self, slot: Any, tensor: QTensor) -> None:
+        """A tensor of the file."""
+        found = list(places(self.outline, slot, self.hparams))
+        if not found:
+            self._misfit(tensor, f"has no place in {type(self.outline.model).__name__}")
+        for place in found:
+            part = _share(tensor, *place.share)
+            if place.kind == "plain":
+                self._plain(place, part)
+            else:
+                self._groups.setdefault((place.kind, place.path), []).append((place, part))
+                names = self.outline.tensors if place.kind == "experts" else (place.full,)
+                self.filled.update(n for n in names if n == place.full or n.startswith(place.path + "."))
+
+    def install(self) -> dict[str, nn.Module]:
+        """What stands in place of modules, by path."""
+        make = {"linear": self._linear, "embedding": self._embedding, "experts": self._experts}
+        built = {path: make[kind](path, items) for (kind, path), items in self._groups.items()}
+        return {path: module for path, module in built.items() if module is not None}
+
+    def _misfit(self, tensor: QTensor, text: str) -> None:
+        self.problems.append(f"{tensor.name} {list(tensor.shape)} {text}")
+
+    def _plain(self, place: Place, tensor: QTensor) -> None:
+        target = self.outline.tensors[place.full]
+        values = to_class(place.slot, vector(tensor), tuple(target.shape), self.hparams)
+        self.filled.add(place.full)
+        if values is None:
+            self._misfit(tensor, f"does not fit {place.full} {list(target.shape)}")
+            return
+        self.plain[place.full] = self._tensor(values).to(target.dtype)
+        self.origins[place.full] = tensor.name
+
+    def _embedding(self, path: str, items: list[tuple[Place, QTensor]]) -> nn.Module | None:
+        module: Any = self.outline.modules[path]
+        [(place, tensor)] = items
+        n, width = module.weight.shape
+        scale = getattr(module, "scalar_embed_scale", None)
+        if tensor.shape[1] != width or tensor.shape[0] < n:
+            self._misfit(tensor, f"does not fit {place.full} [{n}, {width}]")
+        elif type(module) is not nn.Embedding and not isinstance(scale, float):
+            self._misfit(tensor, f"belongs to a {type(module).__name__}, which is more than an embedding")
+        else:
+            return QuantEmbedding(self._weight(_first(tensor, n)), module.padding_idx, scale)
+        return None
+
+    def _linear(self, path: str, items: list[tuple[Place, QTensor]]) -> nn.Module | None:
+        module: Any = self.outline.modules[path]
+        columns = is_conv1d(module)
+        width, out = module.weight.shape if columns else module.weight.shape[::-1]
+        known = len(self.problems)
+        parts: list[QuantLinear | QuantTransposed] = []
+        orders, bias = [], None
+        for place, tensor in items:
+            if place.name == "bias":
+                values = to_class(place.slot, vector(tensor), (out,), self.hparams)
+                if values is None:
+                    self._misfit(tensor, f"does not fit {place.full} [{out}]")
+                else:
+                    bias = self._tensor(values)
+                    self.origins[place.full] = tensor.name
+                continue
+            if place.slot.spec.role == "output":
+                tensor = _first(tensor, out)
+            rows = rows_of(place.slot, out, width, columns, self.hparams)
+            if rows is None or tensor.n_values != len(rows.order) * width:
+                self._misfit(tensor, f"does not fit {place.full} {list(module.weight.shape)}")
+                continue
+            weight = self._weight(tensor)
+            parts.append(QuantTransposed(weight) if rows.transposed else QuantLinear(weight))
+            orders.append(rows.order)
+        order = np.concatenate(orders) if orders else np.arange(0)
+        if len(self.problems) > known or not parts:
+            return None
+        if not np.array_equal(np.sort(order), np.arange(out)):
+            self.problems.append(f"{path} has {out} outputs, the file's tensors for it {len(order)}")
+            return None
+        back = None if np.array_equal(order, np.arange(out)) else np.argsort(order)
+        if len(parts) == 1 and isinstance(parts[0], QuantLinear):
+            return QuantLinear(parts[0].weight, bias, back)
+        return QuantJoined(parts, bias, back)
+
+    def _experts(self, path: str, items: list[tuple[Place, QTensor]]) -> nn.Module | None:
+        module: Any = self.outline.modules[path]
+        found = {place.name: tensor for place, tensor in items}
+        stack = stack_of(module, self.hparams.n_embd)
+        if stack is None:
+            self.problems.append(f"{path} is a {type(module).__name__}, whose experts do something that no kernel does")
+            return None
+        names = [f"ffn_{k}_exps" for k in ("gate", "up", "down")]
+        wide = tuple(module.down_proj.shape)
+        n, out, inner = (wide[0], wide[2], wide[1]) if stack.transposed else wide
+        expected = dict(zip(names, ((n, inner, out), (n, inner, out), (n, out, inner)), strict=True))
+        for name, shape in expected.items():
+            if name not in found:
+                self.problems.append(f"{path}: the file has no {name} for it")
+            elif found[name].shape != shape:
+                self._misfit(found[name], f"does not fit {path} {list(shape)}")
+        if any(name not in found or found[name].shape != shape for name, shape in expected.items()):
+            return None
+        owned = [found[f"{k}_bias"] for k in names if f"{k}_bias" in found]
+        biases = [self._tensor(vector(tensor)) for tensor in owned]
+        self.origins |= {f"{path}.biases.{i}": tensor.name for i, tensor in enumerate(owned)}
+        gate, up, down = (self._weight(found[name]) for name in names)
+        return QuantExperts(gate, up, down, stack.act, biases, stack.interleaved, stack.transposed)
+
+    def _tensor(self, values: Any) -> torch.Tensor:
+        return torch.tensor(np.ascontiguousarray(values)).to(self.dtype)
+
+    def _weight(self, tensor: QTensor) -> QuantWeight:
+        return QuantWeight(tensor, self.dtype, self.accuracy)
+
+
+def _share(tensor: QTensor, i: int, n: int) -> QTensor:
+    """The i-th of n equal parts of a tensor, along its first dimension, which goes where each part is one."""
+    if n == 1:
+        return tensor
+    size, rows = tensor.nbytes // n, tensor.shape[0] // n
+    shape = tensor.shape[1:] if rows == 1 else (rows, *tensor.shape[1:])
+    return QTensor(tensor.name, tensor.type, shape, tensor.data[i * size : (i + 1) * size], tensor.file)
+
+
+def _first(tensor: QTensor, n: int) -> QTensor:
+    """The first n rows: files may have more than a config has tokens."""
+    if tensor.shape[0] <= n:
+        return tensor
+    return QTensor(tensor.name, tensor.type, (n, *tensor.shape[1:]), tensor.data[: n * tensor.row_bytes], tensor.file)
+
+
+def _tied(outline: Outline, installed: Mapping[str, nn.Module], ties: Mapping[str, str]) -> dict[str, nn.Module]:
+    """The output layer over the embedding's blocks, by the name of its weight, where the file has none of its own."""
+    if not ties or outline.head is None:
+        return {}
+    path = next(path for path, module in outline.modules.items() if module is outline.head)
+    source = next((m for m in installed.values() if isinstance(m, QuantEmbedding) and "token_embd" in m.weight.name), None)  # fmt: skip
+    return {} if source is None or path in installed else {f"{path}.weight": QuantLinear(source.weight)}
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _set(model: nn.Module, name: str, values: torch.Tensor) -> None:
+    """Values in place of a parameter or a buffer."""
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    if own in module._buffers:
+        module._buffers[own] = values
+    else:
+        setattr(module, own, nn.Parameter(values, requires_grad=False))
+
+
+def _compute_buffers(model: Any) -> None:
+    """Give buffers that no file has, such as frequencies of rope, the values that the class computes; LoadError if it does not."""
+    waiting: dict[str, torch.Tensor] = {}
+    for path, module in model.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = waiting[f"{path}.{name}"] = _unset(buffer)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor._is_hf_initialized = not any(tensor is w for w in waiting.values())
+    for module in model.modules():
+        if isinstance(module, (QuantWeight, QuantLinear, QuantEmbedding, QuantJoined, QuantTransposed, QuantExperts)):
+            module._is_hf_initialized = True  # type: ignore[assignment]
+    model.initialize_weights()
+    left = [name for name in waiting if _same(model.get_buffer(name), _unset(waiting[name]))]
+    left += [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    if left:
+        raise LoadError(f"{type(model).__name__} does not say what {', '.join(_by_layer(left))} should hold. Update transformers, or report the class.")  # fmt: skip
+
+
+def _unset(like: torch.Tensor) -> torch.Tensor:
+    """Values that no class computes."""
+    odd = float("nan") if like.is_floating_point() else 0 if like.dtype is torch.bool else torch.iinfo(like.dtype).min
+    return torch.full(like.shape, odd, dtype=like.dtype)
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.numel() > 0 and torch.equal(*(x.isnan() if x.is_floating_point() else x for x in (a, b)))
+
+
+def _by_layer(names: Iterable[str]) -> Iterator[str]:
+    """Names, those that differ in their first number only as one: `model.layers.0-3.mlp.gate.weight`."""
+    layers: dict[str, list[int]] = {}
+    for name in names:
+        found = _LAYER.search(name)
+        key = _LAYER.sub(".{i}.", name, 1)
+        layers.setdefault(key, []).append(int(found[1]) if found else -1)
+    for key, numbers in layers.items():
+        yield key.replace("{i}", ranges(numbers))

@@ -1,0 +1,197 @@
+"""Products with quantised weights as torch operators: what autograd and torch.compile see, and the kernels behind.
+
+Blocks are a `[rows, row_bytes]` uint8 tensor; nothing is kept between calls, so that they may move, be copied or shared.
+Kernels on the CPU use as many threads as torch has (`torch.set_num_threads`).
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from qtransformers.errors import ConfigError, UnsupportedError
+from qtransformers.kernels import cpu
+from qtransformers.quants import dequantize as decoded
+from qtransformers.settings import Settings
+from qtransformers.tensor import QTensor
+from qtransformers.types import TYPES, QuantType
+
+Tensor = torch.Tensor
+CHUNK = 4 << 20  # values that are decoded at a time where a product needs them as floats
+
+
+@cache
+def _pool(threads: int) -> Any:
+    return cpu.Pool(threads, Settings.from_env().isa or "")
+
+
+atexit.register(_pool.cache_clear)  # the extension wants its objects back before it goes
+
+
+def _bound(blocks: Tensor, shape: tuple[int, ...], type_id: int, name: str, accuracy: str) -> Any:
+    if blocks.device.type != "cpu":
+        raise UnsupportedError(f"{name} is on {blocks.device}, where this version has no kernels; expected the cpu. Use model.to('cpu').")  # fmt: skip
+    return cpu.bind(QTensor(name, TYPES[type_id], shape, blocks.numpy().reshape(-1)), accuracy)
+
+
+def _width(blocks: Tensor, type_id: int) -> int:
+    kind = TYPES[type_id]
+    return blocks.shape[1] // kind.block_bytes * kind.block_size
+
+
+def _f32(x: Tensor) -> Any:
+    if x.device.type != "cpu":
+        raise ConfigError(f"activations are on {x.device}, the weights on the cpu; move model or inputs, so that both are on one device.")  # fmt: skip
+    return x.detach().to(torch.float32).contiguous().numpy()
+
+
+def multiply(x: Tensor, blocks: Tensor, type_id: int, name: str, accuracy: str) -> Tensor:
+    """`x [T, in] @ W [rows, in].T`: `[T, rows]` f32, by the kernels of the device; no gradients."""
+    w = _bound(blocks, (blocks.shape[0], _width(blocks, type_id)), type_id, name, accuracy)
+    with _pool(torch.get_num_threads()):
+        return torch.from_numpy(cpu.linear(_f32(x), w))
+
+
+@torch.library.custom_op("qtransformers::linear", mutates_args=())
+def linear(x: Tensor, blocks: Tensor, type_id: int, name: str, accuracy: str) -> Tensor:
+    """`multiply` for graphs and gradients."""
+    return multiply(x, blocks, type_id, name, accuracy)
+
+
+@linear.register_fake
+def _(x: Tensor, blocks: Tensor, type_id: int, name: str, accuracy: str) -> Tensor:
+    return x.new_empty((x.shape[0], blocks.shape[0]), dtype=torch.float32)
+
+
+@torch.library.custom_op("qtransformers::transposed", mutates_args=())
+def transposed(x: Tensor, blocks: Tensor, n: int, type_id: int, name: str, accuracy: str) -> Tensor:
+    """`x [T, in] @ W` for each of `n` matrices `[in, out]` stored one after the other: `[T, n * out]` f32.
+
+    Rows of blocks lie across this product, so it decodes them, CHUNK values at a time.
+    """
+    tall, wide = blocks.shape[0] // n, _width(blocks, type_id)
+    if x.shape[1] != tall:
+        raise ConfigError(f"{name}: x is {list(x.shape)}; expected [T, {tall}].")
+    x = x.detach().to(torch.float32)
+    y = x.new_zeros((len(x), n, wide))
+    together, step = max(1, CHUNK // (tall * wide)), max(1, CHUNK // wide)
+    for i in range(0, n, together):
+        m = min(together, n - i)
+        for j in range(0, tall, step if m == 1 else tall):
+            rows = slice(i * tall + j, i * tall + j + min(step, tall - j) if m == 1 else (i + m) * tall)
+            w = dequantize(blocks[rows], TYPES[type_id]).view(m, -1, wide)
+            y[:, i : i + m] += torch.einsum("ti,nio->tno", x[:, j : j + w.shape[1]], w)
+    return y.view(len(x), n * wide)
+
+
+@transposed.register_fake
+def _(x: Tensor, blocks: Tensor, n: int, type_id: int, name: str, accuracy: str) -> Tensor:
+    return x.new_empty((x.shape[0], n * _width(blocks, type_id)), dtype=torch.float32)
+
+
+def dequantize(blocks: Tensor, type: QuantType) -> Tensor:
+    """Whole rows of blocks `[rows, row_bytes]` as f32 `[rows, n]`, where they are."""
+    values = decoded(np.ascontiguousarray(blocks.cpu().numpy()).reshape(-1), type)
+    return torch.from_numpy(values).view(blocks.shape[0], -1).to(blocks.device)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.rest, ctx.dtype = inputs[2:], inputs[0].dtype
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (blocks,) = ctx.saved_tensors
+    return transposed(grad, blocks, 1, *ctx.rest).to(ctx.dtype), None, None, None, None
+
+
+def _transposed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (blocks,) = ctx.saved_tensors
+    n, *rest = ctx.rest
+    parts = zip(grad.chunk(n, 1), blocks.chunk(n), strict=True)
+    grads = [linear(part.contiguous(), w, *rest) for part, w in parts]
+    return torch.stack(grads).sum(0).to(ctx.dtype), None, None, None, None, None
+
+
+linear.register_autograd(_linear_backward, setup_context=_remember)
+transposed.register_autograd(_transposed_backward, setup_context=_remember)
+
+
+def pick(ids: Tensor, blocks: Tensor, type_id: int, name: str) -> Tensor:
+    """Rows `ids [T]` of a matrix, decoded: `[T, n]` f32. ConfigError for an id that has no row."""
+    wanted = ids.detach().cpu().numpy()
+    if wanted.size and not 0 <= wanted.min() <= wanted.max() < blocks.shape[0]:
+        worst = wanted.min() if wanted.min() < 0 else wanted.max()
+        raise ConfigError(f"{name}: id {worst} was asked for; expected 0 to {blocks.shape[0] - 1}.")
+    w = _bound(blocks, (blocks.shape[0], _width(blocks, type_id)), type_id, name, "exact")
+    with _pool(torch.get_num_threads()):
+        return torch.from_numpy(cpu.embedding(wanted.astype(np.int32), w))
+
+
+@torch.library.custom_op("qtransformers::embedding", mutates_args=())
+def embedding(ids: Tensor, blocks: Tensor, type_id: int, name: str) -> Tensor:
+    """`pick` for graphs."""
+    return pick(ids, blocks, type_id, name)
+
+
+@embedding.register_fake
+def _(ids: Tensor, blocks: Tensor, type_id: int, name: str) -> Tensor:
+    return ids.new_empty((ids.shape[0], _width(blocks, type_id)), dtype=torch.float32)
+
+
+def mix(
+    x: Tensor, ids: Tensor, weights: Tensor, stacks: list[Tensor], biases: list[Tensor],
+    n: int, types: list[int], names: str, act: str, accuracy: str,
+) -> Tensor:  # fmt: skip
+    """Each token of `x [T, n_embd]` through its experts `ids [T, k]`, summed with `weights [T, k]`: `[T, n_embd]` f32.
+
+    `stacks` are gate, up and down of all `n` experts, one after the other; `biases` are as many `[n, out]`, or none;
+    `names` are those of the tensors, one a line.
+    """
+    bound = [
+        _bound(b, (n, b.shape[0] // n, _width(b, t)), t, name, accuracy)
+        for b, t, name in zip(stacks, types, names.split("\n"), strict=True)
+    ]
+    chosen = ids.detach().cpu().numpy()
+    if chosen.size and not 0 <= chosen.min() <= chosen.max() < n:
+        raise ConfigError(f"{bound[0].name}: a token was sent to expert {chosen.max()}; expected 0 to {n - 1}.")
+    with _pool(torch.get_num_threads()):
+        y = cpu.moe(_f32(x), chosen.astype(np.int32), _f32(weights), *bound, act, *[_f32(b) for b in biases])  # type: ignore[call-arg]
+    return torch.from_numpy(y)
+
+
+@torch.library.custom_op("qtransformers::experts", mutates_args=())
+def experts(
+    x: Tensor, ids: Tensor, weights: Tensor, stacks: list[Tensor], biases: list[Tensor],
+    n: int, types: list[int], names: str, act: str, accuracy: str,
+) -> Tensor:  # fmt: skip
+    """`mix` for graphs."""
+    return mix(x, ids, weights, stacks, biases, n, types, names, act, accuracy)
+
+
+@experts.register_fake
+def _(x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.float32)
+
+
+def in_graph(*xs: Tensor) -> bool:
+    """Whether a call must go through an operator: something records it."""
+    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in xs))
+
+
+def _gpt_oss(gate: Tensor, up: Tensor) -> Tensor:
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+
+
+# What joins gate and up of an expert, by the names that kernels know
+GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": lambda gate, up: torch.nn.functional.silu(gate) * up,
+    "gelu": lambda gate, up: torch.nn.functional.gelu(gate, approximate="tanh") * up,
+    "gpt_oss": _gpt_oss,
+}

@@ -1,0 +1,75 @@
+"""Models of transformers written as GGUF."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+import torch
+import transformers
+
+from archs.models import error
+from qtransformers.errors import ConfigError, LoadError
+from qtransformers.gguf import GGUFFile
+from qtransformers.torch import QuantLinear, dequantized, load_transformers, save_gguf
+from torch_models import decoded, ids, make, outputs
+
+
+@pytest.mark.parametrize("name", ["llama-llama3", "gemma3", "gpt-oss", "qwen3next", "stablelm-12b", "nomic-bert"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_loaded_model_is_its_file(name, dtype, tmp_path):
+    folder, path = make(name, tmp_path)
+    model = load_transformers(folder, path, dtype=dtype)
+    assert save_gguf(model, tmp_path / "again.gguf").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["llama-llama3", "gemma3", "gpt-oss", "stablelm-12b"])
+def test_what_was_changed_is_saved(name, tmp_path):
+    folder, path = make(name, tmp_path)
+    model = load_transformers(folder, path, accuracy="exact")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.25)
+    before = outputs(model, ids())
+    again = load_transformers(folder, save_gguf(model, tmp_path / "again.gguf"), accuracy="exact")
+    assert error(outputs(again, ids()), before) < 1e-3  # biases of experts have blocks too
+    old, new = decoded(path), decoded(tmp_path / "again.gguf")
+    changed = {k for k in old if not np.array_equal(old[k], new[k])}
+    assert changed and all(old[k].ndim == 1 or "norm" in k or "gate_inp" in k or k.endswith("bias") for k in changed)
+
+
+def test_a_plain_model(tmp_path):
+    folder, path = make("llama-llama3", tmp_path)
+    plain = dequantized(load_transformers(folder, path, attn_implementation="eager"))
+    for type_ in (None, "Q8_0"):
+        out = save_gguf(plain, tmp_path / f"{type_}.gguf", type_, tokenizer=folder)
+        again = load_transformers(folder, out, accuracy="exact", attn_implementation="eager")
+        assert {m.weight.quant_type.name for m in again.modules() if isinstance(m, QuantLinear)} == {type_ or "F32"}
+        assert error(outputs(again, ids()), outputs(plain, ids())) < (1e-4 if type_ is None else 0.1)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    save_gguf(plain, tmp_path / "object.gguf", "F16", tokenizer=tokenizer)
+    with GGUFFile(tmp_path / "object.gguf") as a, GGUFFile(path) as b:
+        assert list(a.metadata["tokenizer.ggml.tokens"]) == list(b.metadata["tokenizer.ggml.tokens"])
+    assert not list(tmp_path.glob(".save_gguf*"))
+
+
+def test_refusals(tmp_path):
+    folder, path = make("llama-llama3", tmp_path)
+    model = load_transformers(folder, path)
+    with pytest.raises(ConfigError, match="exists"):
+        save_gguf(model, path)
+    with pytest.raises(ConfigError, match="reads its weights from"):
+        save_gguf(model, path, overwrite=True)
+    with pytest.raises(ConfigError, match="no folder"):
+        save_gguf(model, tmp_path / "none" / "x.gguf")
+    with pytest.raises(ConfigError, match="tokenizer="):
+        save_gguf(dequantized(model), tmp_path / "x.gguf", "Q8_0")
+    with pytest.raises(ConfigError, match="no quantised layers"):
+        dequantized(torch.nn.Linear(2, 2))
+    model.gguf = type(model.gguf)(str(tmp_path / "gone.gguf"), {})
+    with pytest.raises(LoadError, match="is gone"):
+        save_gguf(model, tmp_path / "x.gguf")
+    del model.gguf
+    with pytest.raises(ConfigError, match="no model of load_transformers"):
+        save_gguf(model, tmp_path / "x.gguf", "Q8_0", tokenizer=folder)
+    assert not list(tmp_path.glob("x.gguf*"))

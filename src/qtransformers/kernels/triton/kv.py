@@ -44,12 +44,17 @@ def turn_back(y: Any, d: int) -> None:
 @triton.jit
 def rotate(x, N: tl.constexpr, G: tl.constexpr):
     """Hadamard over each row of `x [N, G]`: the additions of `kernels.kv.rotate` in their order."""
-    h: tl.constexpr = 1
-    while h < G:
-        a, b = tl.split(x.reshape(N * G // (2 * h), 2, h).permute(0, 2, 1))
-        x = tl.join(a + b, a - b).permute(0, 2, 1).reshape(N, G)
-        h *= 2
+    for i in tl.static_range(5):
+        x = _butterfly(x, N, G, 1 << i)
     return x * (G**-0.5)
+
+
+@triton.jit
+def _butterfly(x, N: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
+    if H < G:
+        a, b = tl.split(x.reshape(N * G // (2 * H), 2, H).permute(0, 2, 1))
+        x = tl.join(a + b, a - b).permute(0, 2, 1).reshape(N, G)
+    return x
 
 
 @triton.jit

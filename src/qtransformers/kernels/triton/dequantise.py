@@ -15,7 +15,7 @@ from qtransformers.errors import ConfigError, GGUFError, UnsupportedError
 from qtransformers.kernels.triton.blocks import LAYOUTS, alignment, codebook_words
 from qtransformers.kernels.triton.device import interpreted
 from qtransformers.kernels.triton.weights import FLOATS
-from qtransformers.kernels.triton.words import rounded
+from qtransformers.kernels.triton.words import rounded, times_less
 from qtransformers.types import QuantType
 
 OUTPUTS = (torch.float32, torch.float16, torch.bfloat16)
@@ -27,9 +27,8 @@ def _plane(blocks, book, DECODE: tl.constexpr, P: tl.constexpr, HAS_MINIMUM: tl.
     """The values `[R, B, G, W, 2, 2]` of a plane; of a word's four, the last index is the upper bit."""
     words, scale, minimum = DECODE(blocks, book, P)
     low, high = tl.join((words << 24) >> 24, (words << 8) >> 24), tl.join((words << 16) >> 24, words >> 24)
-    values = tl.join(low, high).to(tl.float32) * scale[:, :, :, None, None, None]
-    if HAS_MINIMUM:
-        values = values - minimum[:, :, :, None, None, None]
+    values, scale = tl.join(low, high).to(tl.float32), scale[:, :, :, None, None, None]
+    values = times_less(values, scale, minimum[:, :, :, None, None, None]) if HAS_MINIMUM else values * scale
     return rounded(values, dtype)
 
 
@@ -122,7 +121,7 @@ def _checked(
             f"blocks of {type.name}: found {data.dtype} {list(data.shape)}; expected contiguous torch.uint8 [nbytes]."
         )
     check_bytes(data.numel(), type, shape)
-    if data.device.type != "cuda" and not interpreted():
+    if data.device.type == "cpu" and not interpreted():
         raise UnsupportedError(
             f"blocks of {type.name} are on {data.device}; expected CUDA memory. Use quants.dequantize for the CPU."
         )

@@ -1,0 +1,42 @@
+"""Every kernel compiled ahead of time for cards of three generations: what it takes, and that nothing spills."""
+
+from pathlib import Path
+
+import pytest
+
+import ahead
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+FILES = sorted(Path(__file__).parent.glob("ahead_*.py"))
+ARCHS = (80, 90, 100)
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def kernels(request):
+    return ahead.compiled(request.param, *ARCHS)
+
+
+def test_kernels_fit_and_do_not_spill(kernels):
+    assert {k["arch"] for k in kernels} == set(ARCHS)
+    for k in kernels:
+        what = {key: k[key] for key in ("call", "kernel", "arch", "registers", "spilled", "shared", "limits")}
+        assert k["spilled"] == 0, what
+        assert k["registers"] <= k["limits"]["registers"], what
+        assert k["shared"] <= k["limits"]["shared"], what
+        assert not {"LDL", "STL"} & {op.split(".")[0] for op in k["sass"]}, what
+
+
+def test_no_product_and_sum_are_rounded_as_one_where_bits_are_promised(kernels):
+    for k in kernels:
+        if k["limits"].get("exact"):
+            found = [op for op in (*k["ptx"], *k["sass"]) if op.startswith(("fma", "FFMA", "DFMA"))]
+            assert not found, (k["call"], k["arch"], found)
+
+
+def test_reads_and_writes_are_wide_where_they_can_be(kernels):
+    for k in kernels:
+        stores, loads = ({op for op in k["sass"] if op.startswith(start)} for start in ("STG", "LDG"))
+        assert stores == {"STG.E.128"} or not k["limits"].get("writes_wide"), (k["call"], k["arch"], stores)
+        assert "LDG.E.128" in loads or not k["limits"].get("reads_wide"), (k["call"], k["arch"], loads)

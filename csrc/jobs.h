@@ -8,7 +8,16 @@
 
 namespace qt {
 using Decode = void (*)(const uint8_t* blocks, float* out, size_t n_blocks);
-using Encode = size_t (*)(const float* x, uint8_t* blocks, size_t n_blocks);  // blocks written before one that the type cannot hold
+
+// Rows of floats into blocks, which follow each other from row to row.
+struct EncodeJob {
+    const float* x;
+    uint8_t* blocks;
+    const float* importance;  // [values of a row], or null
+    const float* power;       // [rows] mean squares, where there is importance
+    size_t per_row;           // blocks of a row
+};
+using Encode = size_t (*)(const EncodeJob&, size_t first, size_t last);  // blocks; returns the first that the type cannot hold, or last
 
 // Rows of floats are padded to this many where kernels read them: the widest vector there is.
 inline constexpr size_t lane_floats = 16;

@@ -1,6 +1,7 @@
 // Decoding and encoding whole tensors, by the threads of the current pool.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 
 #include <algorithm>
 #include <atomic>
@@ -43,17 +44,22 @@ void dequantize(Bytes data, int type, Written<float> out) {
     share(f, n, [&](size_t i, size_t j) { decode(from + i * f.block_bytes, to + i * f.block_size, j - i); });
 }
 
-size_t quantize(Floats x, int type, Written<uint8_t> out) {
+size_t quantize(Floats x, int type, Written<uint8_t> out, std::optional<Floats> importance, std::optional<Floats> power) {
     const Format& f = format_of(type);
     const size_t n = blocks_of(f, out.size(), x.size());
     const Encode encode = current_kernels().encode[type];
     if (!encode) refuse(std::string("nothing encodes ") + f.name + ".");
-    const float* from = x.data();
-    uint8_t* to = out.data();
+    EncodeJob job{x.data(), out.data(), nullptr, nullptr, n};
+    if (importance && n) {
+        job.per_row = importance->size() / f.block_size;
+        if (!job.per_row || importance->size() % f.block_size || n % job.per_row) refuse("importance is " + shape_of(*importance) + "; expected as many values as a row of x.");
+        if (!power || power->size() != n / job.per_row) refuse("power must have a value for each row.");
+        job.importance = importance->data(), job.power = power->data();
+    }
     std::atomic<size_t> good = n;
     nb::gil_scoped_release released;
     share(f, n, [&](size_t i, size_t j) {
-        const size_t end = i + encode(from + i * f.block_size, to + i * f.block_bytes, j - i);
+        const size_t end = encode(job, i, j);
         if (end == j) return;
         for (size_t seen = good; end < seen && !good.compare_exchange_weak(seen, end);) {}
     });
@@ -63,7 +69,7 @@ size_t quantize(Floats x, int type, Written<uint8_t> out) {
 
 void bind_quants(nb::module_& m) {
     m.def("dequantize", &dequantize, nb::arg("data").noconvert(), nb::arg("type"), nb::arg("out").noconvert(), "Decode whole blocks of a type id into floats.");
-    m.def("quantize", &quantize, nb::arg("x").noconvert(), nb::arg("type"), nb::arg("out").noconvert(),
+    m.def("quantize", &quantize, nb::arg("x").noconvert(), nb::arg("type"), nb::arg("out").noconvert(), nb::arg("importance").noconvert().none() = nb::none(), nb::arg("power").noconvert().none() = nb::none(),
           "Encode floats into whole blocks of a type id; returns the number of blocks before the first that the type cannot hold.");
     m.def("formats", [] {
         nb::dict rows;

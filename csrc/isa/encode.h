@@ -3,10 +3,14 @@
 #include <cstddef>
 #include <cstdint>
 
-#define QT_ENCODED_TYPES(X) X(F32) X(F16) X(Q8_0) X(BF16)
+#include "jobs.h"
+
+#define QT_ENCODED_TYPES(X) X(F32) X(F16) X(Q8_0) X(BF16) QT_SEARCHED_TYPES(X)
+#define QT_SEARCHED_TYPES(X) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K)
 
 namespace qt::QT_ISA {
-#define QT_DECLARE(name) size_t encode_##name(const float* x, uint8_t* blocks, size_t n_blocks);
+#define QT_DECLARE(name) size_t encode_##name(const EncodeJob& job, size_t first, size_t last);
 QT_ENCODED_TYPES(QT_DECLARE)
 #undef QT_DECLARE
+void narrow_row(const float* x, uint16_t* halves, size_t n);
 }  // namespace qt::QT_ISA

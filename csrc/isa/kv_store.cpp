@@ -1,6 +1,7 @@
 // A token's keys and values on their way into a page: rotated, rounded, and every code put in its place (csrc/kv.h).
 #include "isa/decode.h"
 #include "isa/encode.h"
+#include "isa/narrow.h"
 #include "isa/ops.h"
 #include "isa/rotate.h"
 
@@ -13,7 +14,7 @@ static void quantise(const float* x, size_t d, int bits, uint8_t* codes, f16* sc
     for (size_t g = 0; g < d / n; g++, x += n, codes += n) {
         const Range r = range_of(x, n);
         const float scale = (-r.low >= r.high ? r.low : r.high) / -half + 0.f;  // no negative zero
-        encode_F16(&scale, reinterpret_cast<uint8_t*>(scales + g), 1);
+        scales[g] = narrow(scale);
         if (!r.finite) {
             scales[g] = 0x7e00;  // NaN
             for (size_t i = 0; i < n; i++) codes[i] = 0;
@@ -76,7 +77,7 @@ static Token round_token(const float* x, size_t d, int bits, float* scratch) {
 static void store_keys(const KvKind& kind, const float* x, size_t d, size_t slot, uint8_t* keys, float* scratch) {
     if (kind.bits == 32) return scatter(x, d, slot, keys);
     if (kind.bits == 16) {
-        encode_F16(x, reinterpret_cast<uint8_t*>(scratch), d);
+        narrow_row(x, reinterpret_cast<uint16_t*>(scratch), d);
         return scatter(reinterpret_cast<const f16*>(scratch), d, slot, keys);
     }
     const Token token = round_token(x, d, kind.bits, scratch);
@@ -95,7 +96,8 @@ static void store_values(const KvKind& kind, const float* x, size_t d, size_t sl
     if (!kind.coded()) {
         const size_t wide = kind.bits / 8;
         uint8_t* to = values + slot * padded(d) * wide;
-        kind.bits == 32 ? encode_F32(x, to, d) : encode_F16(x, to, d);
+        if (kind.bits == 32) __builtin_memcpy(to, x, 4 * d);
+        else narrow_row(x, reinterpret_cast<uint16_t*>(to), d);
         for (size_t i = d * wide; i < padded(d) * wide; i++) to[i] = 0;
         return;
     }

@@ -84,6 +84,16 @@ QT_INLINE V larger(V a, V b) {
     return a > b ? a : b;
 #endif
 }
+// The smaller; b where either is NaN.
+QT_INLINE V smaller(V a, V b) {
+#if defined(__AVX512F__)
+    return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_min_ps(a, b);
+#else
+    return a < b ? a : b;
+#endif
+}
 // Swap the two of each pair.
 QT_INLINE V swap_pairs(V x) {
 #if defined(__AVX512F__)

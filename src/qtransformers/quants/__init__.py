@@ -11,7 +11,7 @@ from qtransformers.checks import whole
 from qtransformers.errors import ConfigError, GGUFError, UnsupportedError
 from qtransformers.machine import usable_cores
 from qtransformers.quants.fitted import Scales, grid_of, pack, round_to, unpack
-from qtransformers.quants.search import GRIDS
+from qtransformers.quants.weights import row_power
 from qtransformers.settings import MAX_THREADS, Settings
 from qtransformers.types import QuantType
 
@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 _LARGEST = 65504.0  # magnitude that a searched type may hold: the largest half
-_SEARCHED_IN_NUMPY = [name for name in GRIDS if name != "Q8_0"]
 _PARALLEL = 1 << 20  # values from which threads pay
 
 
@@ -71,16 +70,9 @@ def quantize(
     """
     n = _n_values(x, type)
     out = _given_or_new(out, np.uint8, type.row_bytes(n))
-    if type.name in _SEARCHED_IN_NUMPY:
-        rows = x.reshape(-1, x.shape[-1] if x.size else type.block_size)
-        _refuse(rows, type, _first_bad(rows, type))
-        from qtransformers.quants.reference import encode
-
-        out[:] = encode(rows, type, _positive(importance, x))
-        return out
-    if importance is not None:
-        _positive(importance, x)
-    good = _native("quantize", x.reshape(-1), type, out, n, threads, isa)
+    weights = _positive(importance, x)
+    power = None if weights is None or not x.size else row_power(x.reshape(-1, x.shape[-1]))
+    good = _native("quantize", x.reshape(-1), type, out, n, threads, isa, weights, power)
     _refuse(x, type, good * type.block_size)
     return out
 
@@ -98,13 +90,6 @@ def fit(
     """
     grid_of(type)
     return unpack(quantize(x, type, importance=importance, threads=threads), type)[1]
-
-
-def _first_bad(x: NDArray[np.float32], type: QuantType) -> int:
-    """Where the first block begins that holds what no half can, or x.size."""
-    with np.errstate(invalid="ignore"):
-        bad = np.flatnonzero(~(np.abs(x.reshape(-1)) <= _LARGEST))
-    return int(bad[0]) // type.block_size * type.block_size if bad.size else x.size
 
 
 def _refuse(x: NDArray[np.float32], type: QuantType, first: int) -> None:
@@ -161,7 +146,7 @@ def reference_quantize(
 
 
 def _native(
-    name: str, x: NDArray[Any], type: QuantType, out: NDArray[Any], n: int, threads: int | None, isa: str | None
+    name: str, x: NDArray[Any], type: QuantType, out: NDArray[Any], n: int, threads: int | None, isa: str | None, *more: Any
 ) -> Any:
     from qtransformers.native import lib  # types and sizes are read without the extension
 
@@ -176,7 +161,7 @@ def _native(
     except ConfigError:  # the system gives no more threads; an instruction set that this machine lacks is refused again
         pool = lib.Pool(1, isa)
     with pool:
-        return getattr(lib, name)(x, type.id, out)
+        return getattr(lib, name)(x, type.id, out, *more)
 
 
 def _n_blocks(data: NDArray[np.uint8], type: QuantType) -> int:

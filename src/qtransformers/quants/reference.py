@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from qtransformers.quants import encode as search
 from qtransformers.quants import iq, k, legacy, microscaling, plain, ternary
 from qtransformers.quants.bits import F32, Blocks, Values
+from qtransformers.quants.weights import row_power
 from qtransformers.types import QuantType
 
 DECODE: dict[str, Callable[[Blocks], Values]] = {
@@ -61,9 +62,3 @@ def spread(x: F32, type: QuantType, importance: F32 | None) -> tuple[F32 | None,
     per_row = x.shape[-1] // type.block_size
     each = np.broadcast_to(importance.reshape(per_row, type.block_size), (len(x), per_row, type.block_size))
     return each.reshape(-1, type.block_size), np.repeat(row_power(x), per_row)
-
-
-def row_power(x: F32) -> F32:
-    """The mean squares of rows `[rows, in]`."""
-    power: F32 = np.einsum("ij,ij->i", x, x) / np.float32(x.shape[-1])
-    return power

@@ -86,8 +86,8 @@ def inverse(s: F32) -> F32:
 
 
 def to_half(v: F32) -> F32:
-    """To the nearest half, at most the largest."""
-    halves: F32 = clip(v, -65504, 65504).astype(np.float16).astype(np.float32)
+    """To the nearest half, at most the largest, and no zero below zero."""
+    halves: F32 = clip(v, -65504, 65504).astype(np.float16).astype(np.float32) + ZERO
     return halves
 
 

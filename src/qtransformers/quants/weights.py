@@ -55,3 +55,9 @@ def weigh(x: F32, type_name: str, importance: F32 | None = None, power: F32 | No
         rms = np.sqrt(total(groups) * np.float32(1 / 32))
         return np.abs(x) + np.repeat(rms, 32, 0)
     return np.ones_like(x)
+
+
+def row_power(x: F32) -> F32:
+    """The mean squares of rows `[rows, in]`."""
+    power: F32 = np.einsum("ij,ij->i", x, x) / np.float32(x.shape[-1])
+    return power

@@ -97,4 +97,39 @@ static inline void pack(const uint8_t* q, const Packed& s, block::Q6_K& b) {
     for (int i = 0; i < 256; i++) high[i] = q[i] >> 4;
     pack_two_bits(high, b.qh);
 }
+
+static inline void pack(const uint8_t* q, const Packed& s, block::Q2_0& b) {
+    b.d = narrow(s.d);
+    for (int i = 0; i < 16; i++) b.qs[i] = uint8_t(q[4 * i] | q[4 * i + 1] << 2 | q[4 * i + 2] << 4 | q[4 * i + 3] << 6);
+}
+// Up to five digits a byte, n bytes side by side: the next fraction of 256 above them.
+static inline void pack_digits(const uint8_t* q, int n, int n_digits, uint8_t* to) {
+    for (int i = 0; i < n; i++) {
+        int value = 0;
+        for (int k = 0; k < 5; k++) value = value * 3 + (k < n_digits ? q[k * n + i] : 0);
+        to[i] = uint8_t((value * 256 + 242) / 243);
+    }
+}
+static inline void pack(const uint8_t* q, const Packed& s, block::TQ1_0& b) {
+    b.d = narrow(s.d);
+    pack_digits(q, 32, 5, b.qs);
+    pack_digits(q + 160, 16, 5, b.qs + 32);
+    pack_digits(q + 240, 4, 4, b.qh);
+}
+static inline void pack(const uint8_t* q, const Packed& s, block::TQ2_0& b) {
+    b.d = narrow(s.d);
+    pack_two_bits(q, b.qs);
+}
+static inline void pack(const uint8_t* q, const Packed& s, block::IQ4_NL& b) {
+    b.d = narrow(s.d);
+    pack_nibbles(q, b.qs);
+}
+static inline void pack(const uint8_t* q, const Packed& s, block::IQ4_XS& b) {
+    b.d = narrow(s.d);
+    int high = 0;
+    for (int g = 0; g < 8; g++) high |= (s.sc[g] + 32) >> 4 << 2 * g;
+    b.scales_h = uint16_t(high);
+    for (int g = 0; g < 4; g++) b.scales_l[g] = uint8_t(((s.sc[2 * g] + 32) & 15) | ((s.sc[2 * g + 1] + 32) & 15) << 4);
+    for (int g = 0; g < 8; g++) pack_nibbles(q + 32 * g, b.qs + 16 * g);
+}
 }  // namespace qt::QT_ISA

@@ -1,45 +1,54 @@
 // Scales of blocks whose codes lie on evenly spaced grids: the search of quants/search.py, operation by operation, so that both
 // have the same bits. Lanes are blocks; x and w are [values of a block][lanes].
 #pragma once
+#include "codebooks.h"
 #include "isa/encode.h"
 #include "isa/lanes.h"
 
 namespace qt::QT_ISA {
 // The rows of GRIDS in quants/search.py. A grid without scales has one group a block.
 struct Plain {
-    static constexpr bool scaled = false;
+    static constexpr bool scaled = false, book = false;
     static constexpr float bottom = 0, top = 0, spread_first = 0, spread_step = 0;
-    static constexpr int spreads = 0, near[] = {0};
+    static constexpr int spreads = 0, near[] = {0}, polish = 1;
 };
 struct Scaled {
-    static constexpr bool scaled = true;
+    static constexpr bool scaled = true, book = false;
     static constexpr float spread_first = -4, spread_step = 1;
-    static constexpr int spreads = 9, near[] = {0, -1, 1};
+    static constexpr int spreads = 9, near[] = {0, -1, 1}, polish = 1;
 };
-#define QT_GRID(name, group_, base, low_, high_, affine_, first_, tries_)                             \
+template <class Block>
+struct GridOf;
+#define QT_GRID(name, base, group_, low_, high_, affine_, first_, step_, tries_)                      \
     template <>                                                                                       \
     struct GridOf<block::name> : base {                                                               \
         static constexpr int size = block::name::size, group = group_, groups = size / group;         \
         static constexpr bool affine = affine_;                                                       \
-        static constexpr float low = low_, high = high_, first = first_, step = 0.1f;                 \
+        static constexpr float low = low_, high = high_, first = first_, step = step_;                \
         static constexpr int tries = tries_;
-template <class Block>
-struct GridOf;
-QT_GRID(Q4_0, 32, Plain, -8, 7, false, -1.5f, 31) };
-QT_GRID(Q4_1, 32, Plain, 0, 15, true, -1.2f, 31) };
-QT_GRID(Q5_0, 32, Plain, -16, 15, false, -1.5f, 31) };
-QT_GRID(Q5_1, 32, Plain, 0, 31, true, -1, 21) };
-QT_GRID(Q2_K, 16, Scaled, 0, 3, true, -0.5f, 16)
+QT_GRID(Q4_0, Plain, 32, -8, 7, false, -1.5f, 0.3f, 11) };
+QT_GRID(Q4_1, Plain, 32, 0, 15, true, -1.5f, 0.1f, 36) };
+QT_GRID(Q5_0, Plain, 32, -16, 15, false, -3, 0.5f, 9) };
+QT_GRID(Q5_1, Plain, 32, 0, 31, true, -4, 0.5f, 11) };
+QT_GRID(Q2_0, Plain, 64, -1, 2, false, 0, 0.4f, 8) static constexpr int polish = 3; };
+QT_GRID(TQ1_0, Plain, 256, -1, 1, false, 0, 0.8f, 10) static constexpr int polish = 4; };
+QT_GRID(TQ2_0, Plain, 256, -1, 1, false, 0, 0.8f, 10) static constexpr int polish = 4; };
+QT_GRID(Q2_K, Scaled, 16, 0, 3, true, -0.5f, 0.1f, 16)
     static constexpr float bottom = 0, top = 15, spread_step = 0.5f;
     static constexpr int spreads = 23, near[] = {0, -3, -2, -1, 1, 2, 3};
 };
-QT_GRID(Q3_K, 16, Scaled, -4, 3, false, -1, 21)
+QT_GRID(Q3_K, Scaled, 16, -4, 3, false, -1.5f, 0.25f, 13)
     static constexpr float bottom = -32, top = 31;
     static constexpr int near[] = {0, -2, -1, 1, 2};
 };
-QT_GRID(Q4_K, 32, Scaled, 0, 15, true, -1, 21) static constexpr float bottom = 0, top = 63; };
-QT_GRID(Q5_K, 32, Scaled, 0, 31, true, -1, 21) static constexpr float bottom = 0, top = 63; };
-QT_GRID(Q6_K, 16, Scaled, -32, 31, false, -1.5f, 31) static constexpr float bottom = -128, top = 127; };
+QT_GRID(Q4_K, Scaled, 32, 0, 15, true, -1, 0.15f, 14) static constexpr float bottom = 0, top = 63; };
+QT_GRID(Q5_K, Scaled, 32, 0, 31, true, -3, 0.35f, 14) static constexpr float bottom = 0, top = 63; };
+QT_GRID(Q6_K, Scaled, 16, -32, 31, false, -4, 0.5f, 11) static constexpr float bottom = -128, top = 127; };
+QT_GRID(IQ4_NL, Plain, 32, -127, 113, false, -20, 6, 9) static constexpr bool book = true; };
+QT_GRID(IQ4_XS, Scaled, 32, -127, 113, false, -20, 6, 9)
+    static constexpr bool book = true;
+    static constexpr float bottom = -32, top = 31;
+};
 #undef QT_GRID
 inline constexpr int turns[] = {0, -1, 1};  // steps that are tried when scales are rounded again
 
@@ -65,15 +74,26 @@ QT_INLINE Sums sums_of(const V* x, const V* w, F code) {
     return s;
 }
 
+// The nearest of a book's values in rising order, each a threshold further than the one before.
+template <int n>
+QT_INLINE V nearest_of(const int8_t (&book)[n], V v) {
+    V value = all(book[0]);
+    QT_UNROLL
+    for (int k = 1; k < n; k++) value += v > (book[k - 1] + book[k]) / 2.0f ? all(float(book[k] - book[k - 1])) : V{};
+    return value;
+}
+
+// The nearest code of a value in units of the scale.
 template <class G>
-QT_INLINE V code_of(V x, V per_value) {
-    return clip(whole(clip(x * per_value, -0x1p20f, 0x1p20f)), G::low, G::high);
+QT_INLINE V nearest(V v) {
+    if constexpr (G::book) return nearest_of(codebook::iq4[0], v);
+    else return clip(whole(clip(v, -0x1p20f, 0x1p20f)), G::low, G::high);
 }
 
 template <class G>
 QT_INLINE Sums sums_at(const V* x, const V* w, V scale, V minimum) {
     const V per_value = inverse(scale);
-    return sums_of<G>(x, w, [&](V v) { return code_of<G>(G::affine ? v + minimum : v, per_value); });
+    return sums_of<G>(x, w, [&](V v) { return nearest<G>((G::affine ? v + minimum : v) * per_value); });
 }
 
 struct Group {
@@ -113,17 +133,17 @@ QT_INLINE V symmetric_group(const V* x, const V* w) {
     const V extreme = high > -low ? high : low, per_extreme = inverse(extreme);
     V scale{}, gain{};
     auto attempt = [&](V per_value) {
-        const Sums s = sums_of<G>(x, w, [&](V v) { return clip(whole(v * per_value), G::low, G::high); });
+        const Sums s = sums_of<G>(x, w, [&](V v) { return nearest<G>(v * per_value); });
         const V fit = ratio(s.qx, s.qq), g = fit * s.qx;
         const I better = g > gain;
         scale = better ? fit : scale, gain = better ? g : gain;
     };
     for (int t = 0; t < G::tries; t++) {
         const float more = G::first + G::step * float(t);
-        attempt((all(G::low) - more) * per_extreme);
         attempt((all(G::high) + more) * per_extreme);
+        if (G::low != -G::high) attempt((all(G::low) - more) * per_extreme);
     }
-    attempt(inverse(scale));
+    for (int t = 0; t < G::polish; t++) attempt(inverse(scale));
     return scale;
 }
 
@@ -133,7 +153,7 @@ QT_INLINE V rounding(const V* v, const V* curvature) {
     V high = v[0], low = v[0];
     for (int g = 1; g < G::groups; g++) high = larger(high, v[g]), low = smaller(low, v[g]);
     constexpr bool positive = G::bottom == 0;
-    const V extreme = positive || false ? high : (high > -low ? high : low), per_extreme = inverse(extreme);
+    const V extreme = positive ? high : (high > -low ? high : low), per_extreme = inverse(extreme);
     constexpr float end = positive ? G::top : G::bottom;
     V best = extreme / all(end), gain{};
     for (int t = 0; t < G::spreads; t++) {

@@ -16,7 +16,8 @@ from weights import errors, importance, samples
 each_type = pytest.mark.parametrize("type", [BY_NAME[name] for name in SEARCH], ids=str)
 each_grid = pytest.mark.parametrize("type", [BY_NAME[name] for name in GRIDS], ids=str)
 SAMPLES = samples()
-MORE_ALLOWED = {"Q3_K": 1.02}  # of errors that were not searched for
+SAME = 1 + 1e-5  # where there is only one way to do it, as in Q1_0 without importance: the goldens have six digits
+MORE_ALLOWED = dict.fromkeys(("Q3_K", "IQ4_NL", "IQ4_XS"), 1.02)  # of errors that were not searched for
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,8 @@ def test_errors_are_at_most_those_of_libggml(type, weighted, goldens):
     for name, x in SAMPLES.items():
         ours = errors(quantize(x, type, importance=importance(x) if weighted else None), x, type, weighted)
         theirs = goldens[type.name][f"{name}, with importance" if weighted else name]
-        assert 0 < ours["searched"] <= theirs["searched"], name
-        assert ours["columns"] <= theirs["columns"] * MORE_ALLOWED.get(type.name, 1), name
+        assert 0 < ours["searched"] <= theirs["searched"] * SAME, name
+        assert ours["columns"] <= theirs["columns"] * MORE_ALLOWED.get(type.name, SAME), name
 
 
 def hard(type) -> np.ndarray:
@@ -148,18 +149,18 @@ def test_fitting_rounding_and_packing_are_encoding(type):
 
 @each_grid
 def test_any_block_is_unpacked_and_packed_again(type):
-    blocks = random_blocks(type, 300)
-    np.testing.assert_array_equal(pack(*_turned(unpack(blocks, type), type)), blocks)
-
-
-def _turned(unpacked, type):
-    q, scales = unpacked
-    return q, type, scales
+    codes_for_all_bits = type.family != "ternary"
+    for blocks in (
+        random_blocks(type, 300) if codes_for_all_bits else quantize(SAMPLES["gauss"], type),
+        quantize(SAMPLES["tails"], type),
+    ):
+        q, scales = unpack(blocks, type)
+        np.testing.assert_array_equal(pack(q, type, scales), blocks)
 
 
 @each_grid
 def test_codes_and_scales_that_do_not_fit_are_refused(type):
-    q, scales = unpack(random_blocks(type, 2), type)
+    q, scales = unpack(quantize(SAMPLES["gauss"], type), type)
     with pytest.raises(ConfigError, match=r"codes: found .* expected .* from"):
         pack(q[:1], type, scales)
     if type.name != "Q8_0":
@@ -169,5 +170,5 @@ def test_codes_and_scales_that_do_not_fit_are_refused(type):
 
 def test_types_without_a_grid():
     for call in (lambda t: fit(SAMPLES["gauss"], t), lambda t: unpack(np.zeros(0, np.uint8), t)):
-        with pytest.raises(UnsupportedError, match=r"IQ4_XS has no evenly spaced codes; expected one of Q4_0"):
-            call(BY_NAME["IQ4_XS"])
+        with pytest.raises(UnsupportedError, match=r"IQ2_XS has no grid of codes; expected one of Q4_0"):
+            call(BY_NAME["IQ2_XS"])

@@ -146,7 +146,14 @@ def reference_quantize(
 
 
 def _native(
-    name: str, x: NDArray[Any], type: QuantType, out: NDArray[Any], n: int, threads: int | None, isa: str | None, *more: Any
+    name: str,
+    x: NDArray[Any],
+    type: QuantType,
+    out: NDArray[Any],
+    n: int,
+    threads: int | None,
+    isa: str | None,
+    *more: Any,
 ) -> Any:
     from qtransformers.native import lib  # types and sizes are read without the extension
 

@@ -1,6 +1,6 @@
 """Encoding in its three steps: scales are fitted, values rounded to codes, both packed into blocks.
 
-For the types whose codes lie on evenly spaced grids (K types, Q4_0 ... Q8_0). What compensates for the errors of rounding (GPTQ)
+For the types with one rule for all codes (GRIDS of search.py). What compensates for the errors of rounding (GPTQ)
 fits scales once, chooses the codes itself, and packs.
 """
 
@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.errors import ConfigError, UnsupportedError
-from qtransformers.quants import k, legacy
+from qtransformers.quants import iq, k, legacy, ternary
 from qtransformers.quants.bits import F32, Whole
 from qtransformers.quants.search import GRIDS, Grid, codes
 from qtransformers.types import QuantType
+
+UNPACK = {**legacy.UNPACK, **k.UNPACK, **iq.UNPACK, **ternary.UNPACK}
+PACK = {**legacy.PACK, **k.PACK, **iq.PACK, **ternary.PACK}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Scales:
 def grid_of(type: QuantType) -> Grid:
     """The grid of a type; UnsupportedError where its values do not lie on one."""
     if type.name not in GRIDS:
-        raise UnsupportedError(f"{type.name} has no evenly spaced codes; expected one of {', '.join(GRIDS)}.")
+        raise UnsupportedError(f"{type.name} has no grid of codes; expected one of {', '.join(GRIDS)}.")
     return GRIDS[type.name]
 
 
@@ -61,17 +64,11 @@ def pack(q: Whole, type: QuantType, scales: Scales) -> NDArray[np.uint8]:
     _check("codes", q, (n, type.block_size), grid.low, grid.high)
     b = np.zeros(n, type.block)
     b["d"] = scales.d
-    if type.family == "legacy":
-        if grid.affine:
-            b["m"] = -scales.dmin
-        legacy.PACK[type.name](b, q)
-        return b.view(np.uint8)
-    assert grid.scales
     for name, v in (("scales", scales.sc), ("minima", scales.m)):
-        _check(name, v, (n, type.block_size // grid.group), *grid.scales)
+        _check(name, v, (n, type.block_size // grid.group), *(grid.scales or (0, 1)))
     if grid.affine:
-        b["dmin"] = scales.dmin
-    k.PACK[type.name](b, q, scales.sc.astype(np.int16), scales.m.astype(np.int16))
+        b["dmin" if grid.scales else "m"] = scales.dmin if grid.scales else -scales.dmin
+    PACK[type.name](b, q, scales.sc.astype(np.int16), scales.m.astype(np.int16))
     return b.view(np.uint8)
 
 
@@ -80,7 +77,7 @@ def unpack(data: NDArray[np.uint8], type: QuantType) -> tuple[NDArray[np.int8], 
     grid = grid_of(type)
     b = data.view(type.block)
     n = len(b)
-    q, sc, m = (legacy.UNPACK if type.family == "legacy" else k.UNPACK)[type.name](b)
+    q, sc, m = UNPACK[type.name](b)
     groups = (n, type.block_size // grid.group)
     one = np.ones(groups, np.float32)
     low = b["dmin" if grid.scales else "m"].astype(np.float32) if grid.affine else np.zeros(n, np.float32)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.quants.bits import Blocks, Values, column, neighbours, planes
+from qtransformers.quants.bits import (
+    Blocks,
+    Fields,
+    Values,
+    Whole,
+    column,
+    neighbours,
+    pack_neighbours,
+    pack_planes,
+    planes,
+)
 from qtransformers.quants.codebooks import codebook
 
 HALF, QUARTER, EIGHTH = np.float32(0.5), np.float32(0.25), np.float32(0.125)
@@ -80,20 +92,43 @@ def iq1_m(b: Blocks) -> Values:
     return (d * scale)[..., None] * points.reshape(-1, 16, 16)
 
 
-def iq4_nl(b: Blocks) -> Values:
-    """`d` times one of 16 values."""
-    return column(b, "d") * codebook("iq4")[0][planes(b["qs"], 4).reshape(-1, 32)]
+def _nibbles_of(q: Whole) -> Whole:
+    """The places of values in the codebook of the 4-bit types."""
+    return np.searchsorted(codebook("iq4")[0], q)
 
 
-def iq4_xs(b: Blocks) -> Values:
+def _unpack_iq4_nl(b: Blocks) -> Fields:
+    return codebook("iq4")[0][planes(b["qs"], 4).reshape(-1, 1, 32)], None, None
+
+
+def _pack_iq4_nl(b: Blocks, q: Whole, sc: Whole, m: Whole) -> None:
+    b["qs"] = pack_planes(_nibbles_of(q).reshape(-1, 2, 16), 4)
+
+
+def _unpack_iq4_xs(b: Blocks) -> Fields:
     """8 groups of 32 with scales of 6 bits less 32, the upper two in `scales_h`."""
     low, high = neighbours(b["scales_l"], 4, 2).reshape(-1, 8), neighbours(b["scales_h"], 2, 8)
     scale = (low | high.astype(np.uint8) << 4).astype(np.int8) - 32
-    q = codebook("iq4")[0][planes(b["qs"].reshape(-1, 8, 16), 4).reshape(-1, 8, 32)]
-    return (column(b, "d") * scale)[..., None] * q
+    return codebook("iq4")[0][planes(b["qs"].reshape(-1, 8, 16), 4).reshape(-1, 8, 32)], scale, None
 
 
-DECODE = {
+def _pack_iq4_xs(b: Blocks, q: Whole, sc: Whole, m: Whole) -> None:
+    scale = sc + 32
+    b["scales_l"] = pack_neighbours((scale & 15).reshape(-1, 4, 2), 4, "u1")
+    b["scales_h"] = pack_neighbours(scale >> 4, 2, "<u2")
+    b["qs"] = pack_planes(_nibbles_of(q).reshape(-1, 8, 2, 16), 4).reshape(-1, 128)
+
+
+def _iq4(unpack: Callable[[Blocks], Fields], b: Blocks) -> Values:
+    """`d scale` times one of 16 values."""
+    q, scale, _ = unpack(b)
+    d = column(b, "d")
+    return (d if scale is None else d * scale)[..., None] * q
+
+
+UNPACK = {"IQ4_NL": _unpack_iq4_nl, "IQ4_XS": _unpack_iq4_xs}
+PACK = {"IQ4_NL": _pack_iq4_nl, "IQ4_XS": _pack_iq4_xs}
+DECODE: dict[str, Callable[[Blocks], Values]] = {
     "IQ2_XXS": iq2_xxs, "IQ2_XS": iq2_xs, "IQ2_S": iq2_s, "IQ3_XXS": iq3_xxs, "IQ3_S": iq3_s,
-    "IQ1_S": iq1_s, "IQ1_M": iq1_m, "IQ4_NL": iq4_nl, "IQ4_XS": iq4_xs,
+    "IQ1_S": iq1_s, "IQ1_M": iq1_m, **{name: partial(_iq4, unpack) for name, unpack in UNPACK.items()},
 }  # fmt: skip

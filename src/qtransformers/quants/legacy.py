@@ -20,6 +20,7 @@ from qtransformers.quants.bits import (
     planes,
     round_away,
 )
+from qtransformers.quants.search import ratio, to_half, total
 from qtransformers.types import BY_NAME
 
 
@@ -27,15 +28,15 @@ def _unpack_q4_0(b: Blocks) -> Fields:
     return planes(b["qs"], 4).reshape(-1, 1, 32).astype(np.int8) - 8, None, None
 
 
-def _pack_q4_0(b: Blocks, q: Whole) -> None:
-    _pack_q4_1(b, q + 8)
+def _pack_q4_0(b: Blocks, q: Whole, sc: Whole, m: Whole) -> None:
+    _pack_q4_1(b, q + 8, sc, m)
 
 
 def _unpack_q4_1(b: Blocks) -> Fields:
     return planes(b["qs"], 4).reshape(-1, 1, 32), None, None
 
 
-def _pack_q4_1(b: Blocks, q: Whole) -> None:
+def _pack_q4_1(b: Blocks, q: Whole, sc: Whole, m: Whole) -> None:
     b["qs"] = pack_planes((q & 15).reshape(-1, 2, 16), 4)
 
 
@@ -43,8 +44,8 @@ def _unpack_q5_0(b: Blocks) -> Fields:
     return _unpack_q5_1(b)[0].astype(np.int8) - 16, None, None
 
 
-def _pack_q5_0(b: Blocks, q: Whole) -> None:
-    _pack_q5_1(b, q + 16)
+def _pack_q5_0(b: Blocks, q: Whole, sc: Whole, m: Whole) -> None:
+    _pack_q5_1(b, q + 16, sc, m)
 
 
 def _unpack_q5_1(b: Blocks) -> Fields:
@@ -52,8 +53,8 @@ def _unpack_q5_1(b: Blocks) -> Fields:
     return q.reshape(-1, 1, 32), None, None
 
 
-def _pack_q5_1(b: Blocks, q: Whole) -> None:
-    _pack_q4_1(b, q)
+def _pack_q5_1(b: Blocks, q: Whole, sc: Whole, m: Whole) -> None:
+    _pack_q4_1(b, q, sc, m)
     b["qh"] = pack_neighbours(q.reshape(-1, 32) >> 4, 1, "<u4")
 
 
@@ -61,7 +62,7 @@ def _unpack_q8_0(b: Blocks) -> Fields:
     return b["qs"].reshape(-1, 1, 32), None, None
 
 
-def _pack_q8_0(b: Blocks, q: Whole) -> None:
+def _pack_q8_0(b: Blocks, q: Whole, sc: Whole, m: Whole) -> None:
     b["qs"] = q.reshape(-1, 32)
 
 
@@ -81,9 +82,22 @@ def q1_0(b: Blocks) -> Values:
     return column(b, "d") * (2 * neighbours(b["qs"], 1, 8).reshape(-1, 128).astype(np.int8) - 1)
 
 
-def q2_0(b: Blocks) -> Values:
-    """`d (q - 1)`."""
-    return column(b, "d") * (neighbours(b["qs"], 2, 4).reshape(-1, 64).astype(np.int8) - 1)
+def _unpack_q2_0(b: Blocks) -> Fields:
+    return neighbours(b["qs"], 2, 4).reshape(-1, 1, 64).astype(np.int8) - 1, None, None
+
+
+def _pack_q2_0(b: Blocks, q: Whole, sc: Whole, m: Whole) -> None:
+    b["qs"] = pack_neighbours(q.reshape(-1, 16, 4) + 1, 2, "u1")
+
+
+def encode_q1_0(x: F32, type_name: str, importance: F32 | None, power: F32 | None) -> Blocks:
+    """Blocks of `x [n, 128]`: signs, and the weighted mean of the magnitudes."""
+    b = np.empty(len(x), BY_NAME[type_name].block)
+    lanes = np.ascontiguousarray(x.T)
+    w = np.ones_like(lanes) if importance is None else np.ascontiguousarray(importance.T)
+    b["d"] = to_half(ratio(total(w * np.abs(lanes)), total(w)))
+    b["qs"] = pack_neighbours((x >= 0).reshape(-1, 16, 8), 1, "u1")
+    return b
 
 
 def encode_q8_0(x: F32) -> Blocks:
@@ -97,9 +111,24 @@ def encode_q8_0(x: F32) -> Blocks:
     return b
 
 
-UNPACK = {"Q4_0": _unpack_q4_0, "Q4_1": _unpack_q4_1, "Q5_0": _unpack_q5_0, "Q5_1": _unpack_q5_1, "Q8_0": _unpack_q8_0}
-PACK = {"Q4_0": _pack_q4_0, "Q4_1": _pack_q4_1, "Q5_0": _pack_q5_0, "Q5_1": _pack_q5_1, "Q8_0": _pack_q8_0}
+UNPACK = {
+    "Q4_0": _unpack_q4_0,
+    "Q4_1": _unpack_q4_1,
+    "Q5_0": _unpack_q5_0,
+    "Q5_1": _unpack_q5_1,
+    "Q8_0": _unpack_q8_0,
+    "Q2_0": _unpack_q2_0,
+}
+PACK = {
+    "Q4_0": _pack_q4_0,
+    "Q4_1": _pack_q4_1,
+    "Q5_0": _pack_q5_0,
+    "Q5_1": _pack_q5_1,
+    "Q8_0": _pack_q8_0,
+    "Q2_0": _pack_q2_0,
+}
 DECODE: dict[str, Callable[[Blocks], Values]] = {
-    **{name: partial(_decode, unpack) for name, unpack in UNPACK.items()}, "Q8_1": q8, "Q1_0": q1_0, "Q2_0": q2_0,
+    **{name: partial(_decode, unpack) for name, unpack in UNPACK.items()}, "Q8_1": q8, "Q1_0": q1_0,
 }  # fmt: skip
 ENCODE = {"Q8_0": encode_q8_0}
+SEARCH = {"Q1_0": encode_q1_0}

@@ -1,4 +1,4 @@
-"""Scales of blocks whose codes lie on evenly spaced grids, found by search: K types and the legacy ones.
+"""Scales of blocks whose codes lie on evenly spaced grids, found by search: K types, the legacy ones, ternary and 4-bit IQ types.
 
 Many scales are tried for each group; the error of each follows in closed form from three sums over its codes, and a least-squares
 fit for these codes gives a better scale at once. The scales of a block are then rounded together: neighbours of each rounded scale
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.quants.bits import F32
+from qtransformers.quants.codebooks import codebook
 
 TINY = np.float32(1e-30)  # what is smaller is not divided by
 ONE, ZERO = np.float32(1), np.float32(0)
@@ -35,20 +36,27 @@ class Grid:
     scales: tuple[int, int] | None  # range of the groups' whole scales (and minima); None: a block is one group
     tries: tuple[float, float, int]  # first, step, number: by how much the spread of codes differs from the full one
     near: tuple[int, ...] = (0, -1, 1)  # steps from a rounded scale that are tried first
-    spread: tuple[float, float, int] = (0, 0, 0)  # as `tries`, for the scales of a block
+    spread: tuple[float, float, int] = (-4, 1, 9)  # as `tries`, for the scales of a block
+    polish: int = 1  # fits of the best scale's own codes
+    book: str = ""  # the codebook of codes that are not evenly spaced
 
 
 GRIDS = {
-    "Q4_0": Grid(32, -8, 7, False, None, (-1.5, 0.1, 31)),
-    "Q4_1": Grid(32, 0, 15, True, None, (-1.2, 0.1, 31)),
-    "Q5_0": Grid(32, -16, 15, False, None, (-1.5, 0.1, 31)),
-    "Q5_1": Grid(32, 0, 31, True, None, (-1, 0.1, 21)),
+    "Q4_0": Grid(32, -8, 7, False, None, (-1.5, 0.3, 11)),
+    "Q4_1": Grid(32, 0, 15, True, None, (-1.5, 0.1, 36)),
+    "Q5_0": Grid(32, -16, 15, False, None, (-3, 0.5, 9)),
+    "Q5_1": Grid(32, 0, 31, True, None, (-4, 0.5, 11)),
     "Q8_0": Grid(32, -128, 127, False, None, (0, 0, 0)),  # which is not searched: the largest magnitude becomes 127
+    "Q2_0": Grid(64, -1, 2, False, None, (0, 0.4, 8), polish=3),
+    "TQ1_0": Grid(256, -1, 1, False, None, (0, 0.8, 10), polish=4),
+    "TQ2_0": Grid(256, -1, 1, False, None, (0, 0.8, 10), polish=4),
     "Q2_K": Grid(16, 0, 3, True, (0, 15), (-0.5, 0.1, 16), (0, -3, -2, -1, 1, 2, 3), (-4, 0.5, 23)),
-    "Q3_K": Grid(16, -4, 3, False, (-32, 31), (-1, 0.1, 21), (0, -2, -1, 1, 2), (-4, 1, 9)),
-    "Q4_K": Grid(32, 0, 15, True, (0, 63), (-1, 0.1, 21), (0, -1, 1), (-4, 1, 9)),
-    "Q5_K": Grid(32, 0, 31, True, (0, 63), (-1, 0.1, 21), (0, -1, 1), (-4, 1, 9)),
-    "Q6_K": Grid(16, -32, 31, False, (-128, 127), (-1.5, 0.1, 31), (0, -1, 1), (-4, 1, 9)),
+    "Q3_K": Grid(16, -4, 3, False, (-32, 31), (-1.5, 0.25, 13), (0, -2, -1, 1, 2)),
+    "Q4_K": Grid(32, 0, 15, True, (0, 63), (-1, 0.15, 14)),
+    "Q5_K": Grid(32, 0, 31, True, (0, 63), (-3, 0.35, 14)),
+    "Q6_K": Grid(16, -32, 31, False, (-128, 127), (-4, 0.5, 11)),
+    "IQ4_NL": Grid(32, -127, 113, False, None, (-20, 6, 9), book="iq4"),
+    "IQ4_XS": Grid(32, -127, 113, False, (-32, 31), (-20, 6, 9), book="iq4"),
 }
 ROUNDS = 2  # of rounding the scales of a block together
 
@@ -96,10 +104,18 @@ def steps(first: float, step: float, n: int) -> Iterable[np.float32]:
     return (np.float32(first) + np.float32(step) * np.float32(i) for i in range(n))
 
 
+def nearest(v: F32, grid: Grid) -> F32:
+    """The nearest codes of values in units of the scale."""
+    if not grid.book:
+        return clip(whole(clip(v, -(2.0**20), 2.0**20)), grid.low, grid.high)
+    book = codebook(grid.book)[0].astype(np.float32)
+    found: F32 = book[np.searchsorted((book[1:] + book[:-1]) / 2, v)]
+    return found
+
+
 def codes(x: F32, grid: Grid, scale: F32, minimum: F32 | None = None) -> F32:
     """The nearest codes of x for scales and minima of its groups `[groups, n]`."""
-    shifted = x if minimum is None else x + minimum
-    return clip(whole(clip(shifted * inverse(scale), -(2.0**20), 2.0**20)), grid.low, grid.high)
+    return nearest((x if minimum is None else x + minimum) * inverse(scale), grid)
 
 
 def _choose(better: NDArray[np.bool_], new: Iterable[F32], old: Iterable[F32]) -> list[F32]:
@@ -152,7 +168,7 @@ def _symmetric_groups(x: F32, w: F32, grid: Grid) -> F32:
 
     def attempt(per_value: F32) -> None:
         nonlocal scale, gain
-        q = clip(whole(x * per_value), grid.low, grid.high)
+        q = nearest(x * per_value, grid)
         wq = w * q
         sqq, sqx = total(wq * q), total(wq * x)
         s = ratio(sqx, sqq)
@@ -160,9 +176,11 @@ def _symmetric_groups(x: F32, w: F32, grid: Grid) -> F32:
         scale, gain = _choose(g > gain, (s, g), (scale, gain))
 
     for more in steps(*grid.tries):
-        attempt((np.float32(grid.low) - more) * inverse(extreme))
         attempt((np.float32(grid.high) + more) * inverse(extreme))
-    attempt(inverse(scale))
+        if grid.low != -grid.high:
+            attempt((np.float32(grid.low) - more) * inverse(extreme))
+    for _ in range(grid.polish):
+        attempt(inverse(scale))
     return scale
 
 

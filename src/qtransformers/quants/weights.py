@@ -28,8 +28,8 @@ class Weighting:
 WEIGHTS = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1"), Weighting("one", 1, True)),
     "Q2_K": Weighting("magnitude", 1), "Q3_K": Weighting("shifted", 2), "Q4_K": Weighting("rms", 2),
-    "Q5_K": Weighting("rms", 2), "Q6_K": Weighting("square"),
-    **dict.fromkeys(("IQ4_NL", "IQ4_XS", "IQ3_XXS", "IQ3_S", "IQ1_M"), Weighting("square", 2)),
+    "Q5_K": Weighting("rms", 2), "Q6_K": Weighting("shifted"),
+    **dict.fromkeys(("IQ4_NL", "IQ4_XS", "IQ3_XXS", "IQ3_S", "IQ1_M"), Weighting("shifted", 2)),
     "IQ2_XXS": Weighting("shifted", 1), "IQ2_XS": Weighting("shifted", 1), "IQ2_S": Weighting("shifted", 2), "IQ1_S": Weighting("shifted", 2),
     **dict.fromkeys(("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0"), Weighting()),
 }  # fmt: skip

@@ -103,5 +103,6 @@ SPEC = ArchSpec(
     check=check,
     hf_model_types=("gpt_oss",),
     hf_fixed={"hidden_act": ("silu",), "attention_bias": (True,), "swiglu_alpha": (1.702,), "swiglu_limit": (7.0, 7)},
+    unfolded=("ffn_down_exps",),  # up is clamped, and one is added
     ignored_keys=("feed_forward_length", "expert_weights_scale"),
 )  # fmt: skip

@@ -189,6 +189,9 @@ class ArchSpec:
         tuple[str, str], ...
     ] = ()  # (pattern, replacement) on names in a checkpoint; what becomes "" is left out
     unused: tuple[str, ...] = ()  # tensors old converters wrote that nothing reads, `{i}` for a layer
+    unfolded: tuple[
+        str, ...
+    ] = ()  # weights whose columns take no scale from the rows before: what is between is not linear
     ignored_keys: tuple[str, ...] = ()  # metadata without `<arch>.` that changes nothing
 
     def slots(self, hparams: Mapping[str, Any]) -> Iterator[Slot]:

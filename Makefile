@@ -33,9 +33,9 @@ fuzz: $(VENV)/.dev
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -rP tests/soak
 
-# What needs a CUDA device; elsewhere these tests are skipped.
+# The tests of the GPU kernels on a CUDA device, rather than in the interpreter; elsewhere they are skipped.
 test-gpu: $(VENV)/.dev
-	$(BIN)/python -m pytest -m gpu -rs
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu -rs
 
 # Predicted against measured memory, of models with random weights that are made first: minutes, and 3 GB in build/models.
 memory: $(VENV)/.package

@@ -13,9 +13,10 @@ pytest.importorskip("triton")
 
 from qtransformers.kernels.triton.blocks import LAYOUTS  # noqa: E402
 from qtransformers.kernels.triton.dequantise import OUTPUTS, dequantise  # noqa: E402
+from qtransformers.kernels.triton.device import interpreted  # noqa: E402
 from qtransformers.kernels.triton.weights import FLOATS  # noqa: E402
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cpu" if interpreted() else "cuda"
 DECODED = [t for t in TYPES.values() if t.family != "int"]
 BITS = {4: torch.int32, 2: torch.int16}
 

@@ -11,9 +11,10 @@ from qtransformers.types import BY_NAME
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from qtransformers.kernels.triton.device import interpreted  # noqa: E402
 from qtransformers.kernels.triton.upload import Temporary, Upload, temporary  # noqa: E402
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cpu" if interpreted() else "cuda"
 
 
 def read_only(data):

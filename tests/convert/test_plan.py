@@ -88,7 +88,10 @@ def test_linear_rope_scaling(tiny_model):
         ({"model_type": "mamba"}, "model_type is 'mamba'; convert knows bert, cohere, "),
         ({"rope_scaling": {"rope_type": "unheard", "factor": 4.0}}, "unheard"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"already quantised \(awq\)"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes"}},
+            "quantised by bitsandbytes; convert reads awq, gptq, ",
+        ),
     ],
 )
 def test_what_is_not_supported(config, message, tiny_model):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qtransformers.archs import SPECS, ArchSpec, Hyperparameters, Slot
+from qtransformers.convert.methods import Mxfp4, sources_of
 from qtransformers.convert.plan import (
     QUANTIZATION_VERSION,
     ConversionPlan,
@@ -23,7 +24,7 @@ from qtransformers.convert.plan import (
 from qtransformers.convert.pooling import pooling
 from qtransformers.convert.pre import check_round_trip
 from qtransformers.convert.recipes import recipe_of
-from qtransformers.convert.sources import Changed, Lying, Source
+from qtransformers.convert.sources import Changed, Picked, Source
 from qtransformers.convert.vocabulary import tokenizer_metadata
 from qtransformers.errors import LoadError, ModelNotFoundError, UnsupportedError
 from qtransformers.load.checkpoint import interleave, open_checkpoint
@@ -56,9 +57,11 @@ def plan_checkpoint(
     file_type, _ = recipe_of(file_type)
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(f"{folder}: no config.json; expected the folder of a Hugging Face model.")
-    config = {**text_config(read_json(folder / "config.json")), **pooling(folder)}
+    whole = read_json(folder / "config.json")
+    config = {**text_config(whole), **pooling(folder)}
     spec = _spec_for(config, folder)
-    stored = _renamed(spec, {name: Lying(tensor) for name, tensor in open_checkpoint(folder).items()})
+    said = whole.get("quantization_config", config.get("quantization_config"))
+    stored = _renamed(spec, sources_of(open_checkpoint(folder), said, str(folder / "config.json")))
     rows = stored.get(spec.tensors[0].hf + ".weight")
     hparams = hparams_from_config(spec, config, str(folder / "config.json"))
     hparam_metadata = _hparam_metadata(spec, hparams)
@@ -91,11 +94,6 @@ def _spec_for(config: Mapping[str, Any], folder: Path) -> ArchSpec:
     if model_type not in known:
         raise UnsupportedError(
             f"{folder / 'config.json'}: model_type is {model_type!r}; convert knows {', '.join(sorted(known))}."
-        )
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
-        raise UnsupportedError(
-            f"{folder / 'config.json'}: its weights are already quantised ({method}). Convert the original model instead."
         )
     return known[model_type]
 
@@ -178,6 +176,10 @@ def _changed(source: Source, slot: Slot, hparams: Hyperparameters) -> Source:
     if not slot.spec.hf_values:
         return source
     change = partial(_applied, slot.spec.hf_values, hparams)
+    if isinstance(source, Mxfp4):  # transposed already: `change` is asked where it takes each row from
+        n, n_rows, width = source.shape
+        rows = change(np.arange(n_rows).reshape(1, 1, -1)).reshape(-1)
+        return Picked(source, (np.arange(n)[:, None] * n_rows + rows).reshape(-1), (n, len(rows), width))
     try:
         shape = tuple(change(np.broadcast_to(np.float32(0), source.shape)).shape)
     except ValueError:

@@ -149,3 +149,39 @@ class Changed:
     def forget(self, rows: Rows | None = None) -> None:
         """See Source."""
         self.source.forget()
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """Some rows of a source, in an order of their own."""
+
+    source: Source
+    picks: NDArray[np.intp]
+    shape: tuple[int, ...]  # of the result
+
+    @property
+    def name(self) -> str:
+        """See Source."""
+        return self.source.name
+
+    @property
+    def file(self) -> str:
+        """See Source."""
+        return self.source.file
+
+    @property
+    def type(self) -> QuantType | None:
+        """See Source."""
+        return self.source.type
+
+    def rows(self, rows: Rows) -> Values:
+        """See Source."""
+        return self.source.rows(self.picks[rows])
+
+    def blocks(self, rows: Rows, to: QuantType) -> NDArray[np.uint8] | None:
+        """See Source."""
+        return self.source.blocks(self.picks[rows], to)
+
+    def forget(self, rows: Rows | None = None) -> None:
+        """See Source."""
+        self.source.forget()

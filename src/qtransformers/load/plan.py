@@ -277,7 +277,7 @@ def _judge_partial(slots: Mapping[str, Slot], tensors: Mapping[str, QTensor], fi
         there = rows.get(slot.attr, {})
         if there.get(slot.layer) is False and any(there.values()):
             elsewhere = ranges([i for i, found in there.items() if found and i is not None])
-            findings.add(name, f"is missing, but layers {elsewhere} have theirs. {_OTHER}.")
+            findings.add(name, f"is missing, but in the file for blk.{elsewhere}. {_OTHER}.")
         elif there.get(slot.layer) and rows.get(slot.spec.beside, {}).get(slot.layer, True) is False:
             findings.add(name, f"is in the file without {slot.spec.beside}, which goes with it. {_OTHER}.")
 

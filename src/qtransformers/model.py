@@ -81,7 +81,7 @@ class Model:
         self._kind = loaded.spec.kind
         self._spec = loaded.spec
         self._engine = Engine(
-            partial(_forward, loaded.spec.forward, loaded.weights, h),
+            _forward_of(loaded, config.parallel),
             cache,
             n_tokens=min(loaded.tokenizer.n_tokens, h.vocab_size),
             context_length=plan.context_length,
@@ -536,6 +536,19 @@ class Model:
 def _warn(messages: Sequence[str]) -> None:
     for message in messages:
         warnings.warn(message, stacklevel=4)
+
+
+def _forward_of(loaded: Loaded, parallel: int) -> Callable[..., Any]:
+    """The model's forward as the engine calls it, wherever its weights are."""
+    plan = loaded.plan
+    if not plan.devices:
+        return partial(_forward, loaded.spec.forward, loaded.weights, loaded.hparams)
+    from qtransformers.generate.device import DeviceForward
+
+    return DeviceForward(
+        loaded.spec.forward, loaded.weights, loaded.hparams, plan.main_device, parallel=parallel,
+        exact=not plan.only_on(plan.main_device), captures=len(plan.devices) == 1,
+    )  # fmt: skip
 
 
 def _forward(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -41,19 +42,28 @@ class Batch:
             output_rows=np.arange(first, n, dtype=np.int32),
         )
 
+    @classmethod
+    def over(cls, flat: Any, shapes: Sequence[tuple[int, ...]], rows: int) -> Batch:
+        """Arrays of these shapes that lie in `flat [n] int32`, NumPy's or torch's; see `room`."""
+        places = zip(_offsets(shapes), shapes, strict=False)
+        tokens, positions, starts, tables, outputs = (flat[i : i + prod(shape)].reshape(shape) for i, shape in places)
+        return cls(tokens, positions, starts, tables, outputs, rows)
+
     def on(self, device: Any) -> Batch:
-        """The same as tensors on a torch device, by one copy. Each begins at a multiple of 16 bytes, as kernels like it."""
+        """The same as tensors on a torch device, by one copy."""
         import torch
 
-        parts = (self.tokens, self.positions, self.starts, self.page_tables, self.output_rows)
-        ends = np.cumsum([-(-part.size // 4) * 4 for part in parts]).tolist()
-        flat = np.zeros(ends[-1], np.int32)
-        for first, part in zip((0, *ends), parts, strict=False):
-            flat[first : first + part.size] = part.ravel()
-        there: Any = torch.from_numpy(flat).to(device)
-        arrays = [there[i : i + p.size].view(p.shape) for i, p in zip((0, *ends), parts, strict=False)]
-        tokens, positions, starts, page_tables, output_rows = arrays
-        return Batch(tokens, positions, starts, page_tables, output_rows, int(np.diff(self.starts).max(initial=0)))
+        shapes = [part.shape for part in self.arrays]
+        flat = np.zeros(room(shapes), np.int32)
+        for place, part in zip(Batch.over(flat, shapes, 0).arrays, self.arrays, strict=True):
+            place[...] = part
+        rows = int(np.diff(self.starts).max(initial=0))
+        return Batch.over(torch.from_numpy(flat).to(device), shapes, rows)
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """All of them, in their order."""
+        return self.tokens, self.positions, self.starts, self.page_tables, self.output_rows
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:
@@ -86,3 +96,13 @@ class Batch:
                 casting="unsafe",
             ),
         )
+
+
+def room(shapes: Sequence[tuple[int, ...]]) -> int:
+    """Numbers in which arrays of these shapes find place one after the other."""
+    return _offsets(shapes)[-1]
+
+
+def _offsets(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Where each begins, at multiples of 16 bytes as kernels like it, and the end."""
+    return [0, *np.cumsum([-(-prod(shape) // 4) * 4 for shape in shapes]).tolist()]

@@ -108,6 +108,10 @@ class LoadPlan:
         layers = sorted({t.slot.layer for t in self.tensors if t.slot.layer is not None} - self.recurrent)
         return tuple(self.cache_places.get(layer, "cpu") for layer in layers) if self.cache_shape.n_layers else ()
 
+    def only_on(self, device: str) -> bool:
+        """Whether nothing but vectors is anywhere else."""
+        return all(t.device == device for t in self.tensors if len(t.shape) > 1) and set(self.cache_devices) <= {device}
+
     def weights_on(self, device: str) -> int:
         """Bytes of weights in the memory of a device."""
         return sum(t.nbytes for t in self.tensors if t.device == device)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from qtransformers.kernels import cpu
+from qtransformers.kernels.triton.graphs import RECORDING
 
 Tensor = torch.Tensor
 
@@ -41,7 +42,12 @@ def home(w: Any) -> torch.device | None:
 
 def on_host(operation: Callable[..., Any], device: torch.device, args: Sequence[Any]) -> Any:
     """An operation of the CPU kernels on copies in main memory; its results on `device`."""
-    return moved(operation(*map(hosted, args)), device)
+
+    def run() -> Any:
+        return moved(operation(*map(hosted, args)), device)
+
+    recording = RECORDING.get()
+    return run() if recording is None else recording.host(operation, args, run)
 
 
 def hosted(x: Any) -> Any:

@@ -284,3 +284,65 @@ def _number(path: Path) -> int | None:
     for line in _lines(path):
         return int(line) if line.strip().isdigit() else None
     return None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device as its driver states it."""
+
+    name: str
+    total: int  # bytes
+    free: int  # bytes; the total where the driver does not say
+    capability: tuple[int, int]
+
+
+def gpus() -> list[Gpu]:
+    """The CUDA devices that this process may use, in CUDA's order; none without a driver."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+    count = ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    return [gpu for i in range(count.value) if (gpu := _gpu(cuda, i)) is not None]
+
+
+def _gpu(cuda: Any, index: int) -> Gpu | None:
+    device, total, name, uuid = (
+        ctypes.c_int(),
+        ctypes.c_size_t(),
+        ctypes.create_string_buffer(128),
+        (ctypes.c_ubyte * 16)(),
+    )
+    version = [ctypes.c_int(), ctypes.c_int()]
+    failed = cuda.cuDeviceGet(ctypes.byref(device), index) or cuda.cuDeviceTotalMem_v2(ctypes.byref(total), device)
+    for number, attribute in zip(version, (75, 76), strict=True):
+        failed = failed or cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+    if failed or cuda.cuDeviceGetName(name, 128, device):
+        return None
+    free = _free(bytes(uuid)) if not cuda.cuDeviceGetUuid(uuid, device) else None
+    return Gpu(
+        name.value.decode(errors="replace"),
+        total.value,
+        total.value if free is None else free,
+        (version[0].value, version[1].value),
+    )
+
+
+def _free(uuid: bytes) -> int | None:
+    """Free bytes of a device, without the half a gigabyte that a context of our own would take."""
+
+    class Info(ctypes.Structure):
+        _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    h = uuid.hex()
+    spelled = f"GPU-{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}".encode()
+    handle, info = ctypes.c_void_p(), Info()
+    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByUUID(spelled, ctypes.byref(handle)):
+        return None
+    return None if nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(info)) else info.free

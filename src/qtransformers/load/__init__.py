@@ -8,10 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from qtransformers import machine
 from qtransformers.archs import spec_of
 from qtransformers.archs.spec import HARMLESS, IGNORED_KEYS, NEWER, ArchSpec, Hyperparameters, Problem, read_hparams
 from qtransformers.cache import PagedCache
-from qtransformers.errors import ConfigError, LoadError
+from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.gguf import GGUFFile
 from qtransformers.gguf.reader import Metadata
 from qtransformers.kernels.table import ACCURACY
@@ -37,6 +38,7 @@ from qtransformers.machine import memory
 from qtransformers.settings import Settings
 
 if TYPE_CHECKING:
+    from qtransformers.load.fit import Budget
     from qtransformers.load.tokenizer import Tokenizer
 
 __all__ = ["Loaded", "Prepared", "load", "load_tokenizer", "prepare", "resolve"]
@@ -126,21 +128,19 @@ def load(
         threads=threads,
     )
     from qtransformers.load.fit import Budget, fit, too_large
-    from qtransformers.load.placement import resolve as resolve_placement
     from qtransformers.load.warm import in_background, lock
     from qtransformers.load.warm import preload as read_all
 
-    plan = prepared.plan
-    # Here there is one device, but what is said of others must make sense.
-    resolve_placement(plan, placement, Budget(None))
-    verdict = fit(plan, Budget.of(memory()))
-    if verdict.verdict == "does not fit":
+    budget = Budget.of(memory())
+    plan, budget = on_devices(prepared, placement, budget)
+    verdict = fit(plan, budget)
+    if verdict.needs[0].verdict == "does not fit":
         plan = replace(plan, warnings=(*plan.warnings, too_large(plan, verdict)))
     if mlock:
         lock(gguf)
     if preload:
         read_all(gguf)
-    settle = in_background(gguf) if not (mlock or preload) and verdict.verdict != "does not fit" else _nothing
+    settle = in_background(gguf) if not (mlock or preload) and verdict.needs[0].verdict != "does not fit" else _nothing
     tokenizer = load_tokenizer(sources, pre=pre, rows=prepared.hparams.vocab_size)
     from qtransformers.load.place import place  # here the extension is needed, planning does without
 
@@ -156,6 +156,35 @@ def load(
         sources,
         settle,
     )
+
+
+def on_devices(prepared: Prepared, placement: str, budget: Budget) -> tuple[LoadPlan, Budget]:
+    """The plan with everything where `placement` says, and what this machine has; errors as `placement.resolve` and `Devices.check`.
+
+    InsufficientMemoryError where a GPU is to hold more than it has.
+    """
+    from qtransformers.load.devices import Devices
+    from qtransformers.load.fit import device_too_small, fit
+    from qtransformers.load.placement import parse, placed
+    from qtransformers.load.placement import resolve as resolve_placement
+
+    plan = prepared.plan
+    if not placement.endswith(".json") and parse(placement).only_cpu:
+        return plan, budget
+    devices = Devices.of(machine.gpus())
+    devices.check(placement)
+    if prepared.spec.kind != "language":
+        if placement != "auto":
+            raise UnsupportedError(f"placement={placement!r}: {plan.file} is an encoder, which runs on the CPU only. Leave placement out.")  # fmt: skip
+        return plan, budget
+    budget = replace(budget, devices=devices.free)
+    found = placed(plan, resolve_placement(plan, placement, budget))
+    for need in fit(found, budget).needs:
+        if need.device != "cpu" and need.verdict == "does not fit":
+            raise device_too_small(found, need)
+    if not found.devices:
+        return replace(plan, warnings=(*plan.warnings, *devices.reasons.values())), budget
+    return found, budget
 
 
 def _nothing() -> None:

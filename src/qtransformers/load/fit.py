@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from qtransformers.cache import CODECS, PAGE_TOKENS
 from qtransformers.checks import size
+from qtransformers.errors import InsufficientMemoryError
 from qtransformers.kernels.kv import why_not
 from qtransformers.load.footprint import page_tables
 from qtransformers.load.plan import LoadPlan
@@ -139,6 +140,15 @@ def too_large(plan: LoadPlan, found: Fit) -> str:
     return (
         f"{plan.file} needs {_gib(host.model)} of memory, and {_gib(host.have or 0)} are free. {found.note}. "
         "What would fit: qtransformers plan."
+    )
+
+
+def device_too_small(plan: LoadPlan, need: Need) -> InsufficientMemoryError:
+    """What to say where a GPU is asked to hold more than it has free."""
+    return InsufficientMemoryError(
+        f"{plan.file}: {need.device} would hold {_gib(need.weights)} of weights, {_gib(need.cache + need.states)} of cache and "
+        f"{_gib(need.activations + need.system)} of temporaries and driver, {_gib(need.model + need.system)} in all, and has {_gib(need.have or 0)} "
+        "free. Leave the choice to the plan (placement=auto), lower context_length, or take a smaller cache type."
     )
 
 

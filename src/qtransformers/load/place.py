@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.archs.spec import REMAKE, ArchSpec, Slot
-from qtransformers.errors import LoadError
+from qtransformers.errors import InsufficientMemoryError, LoadError
 from qtransformers.kernels import cpu
 from qtransformers.kernels.table import ACCURACY
 from qtransformers.load.plan import DECODED_ROLES, LoadPlan
@@ -27,6 +27,31 @@ def place(
 
     Every attribute of the spec exists; what the file does not have is None.
     """
+    try:
+        return _place(spec, plan, tensors, n_layers, accuracy)
+    except MemoryError as e:
+        raise _out_of_memory(plan, str(e)) from None  # what was placed is free again: nothing holds it
+    except RuntimeError as e:
+        if type(e).__name__ != "OutOfMemoryError":  # torch's, which may not be there to import
+            raise
+        raise _out_of_memory(plan, str(e)) from None
+
+
+def _out_of_memory(plan: LoadPlan, said: str) -> InsufficientMemoryError:
+    parts = (
+        f"{device}: {plan.weights_on(device) / 2**30:.2f} GiB of weights, {plan.cache_on(device) / 2**30:.2f} GiB of keys and values, "
+        f"{plan.activations_bytes / 2**30:.2f} GiB of temporaries"
+        for device in plan.devices
+    )
+    return InsufficientMemoryError(
+        f"{plan.file}: memory ran out while weights were placed, and all of it was freed. Planned were {'; '.join(parts)}. "
+        f"Others may have taken what was free: {said.splitlines()[0]} Lower context_length, or keep some layers on the CPU."
+    )
+
+
+def _place(
+    spec: ArchSpec, plan: LoadPlan, tensors: Mapping[str, QTensor], n_layers: int, accuracy: str
+) -> SimpleNamespace:
     layers = [_namespace(spec.layer_tensors) for _ in range(n_layers)]
     weights = _namespace(spec.tensors)
     for planned in plan.tensors:

@@ -58,6 +58,11 @@ class Wanted:
     entries: tuple[Entry, ...]
     rest: str | None
 
+    @property
+    def only_cpu(self) -> bool:
+        """Whether it names no other device, and leaves none to choose."""
+        return {*(e.device for e in self.entries), self.rest or "cpu"} == {"cpu"}
+
 
 def parse(text: str) -> Wanted:
     """The entries of a placement, separated by commas, semicolons or spaces outside brackets; ConfigError for what is none."""

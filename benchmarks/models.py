@@ -51,6 +51,8 @@ SHAPES = {
     "llama-1b": Shape(16, 2048, 32, 8, 64, 8192, 128256),
     "llama-150m": Shape(12, 768, 12, 4, 64, 3072, 32000),
     "llama-90m": Shape(6, 512, 8, 4, 64, 2048, 128256),  # a draft model for llama-1b
+    "llama-8b": Shape(32, 4096, 32, 8, 128, 14336, 128256),
+    "llama-8b-4": Shape(4, 4096, 32, 8, 128, 14336, 128256),  # four layers of it
     "odd-0.5b": Shape(24, 896, 14, 2, 64, 4864, 151936),
     "moe-small": Shape(8, 1024, 16, 4, 64, 1536, 32000, experts=16, used=2),
     "mla-small": Shape(4, 2048, 16, 1, 128, 1536, 32000, experts=16, used=6, latent=512, rope_dim=64),

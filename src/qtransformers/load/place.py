@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,19 +17,26 @@ from qtransformers.kernels.table import ACCURACY
 from qtransformers.load.plan import DECODED_ROLES, LoadPlan
 from qtransformers.tensor import QTensor
 
+Progress = Callable[[int, int, float], None]  # bytes, bytes in all, GB/s until now
 # Vectors that meet the activations, which are on the model's main device, wherever their layer's matrices are.
 BESIDE_X = ("norm", "state")
 
 
 def place(
-    spec: ArchSpec, plan: LoadPlan, tensors: Mapping[str, QTensor], n_layers: int, accuracy: str = ACCURACY
+    spec: ArchSpec,
+    plan: LoadPlan,
+    tensors: Mapping[str, QTensor],
+    n_layers: int,
+    accuracy: str = ACCURACY,
+    progress: Progress | None = None,
 ) -> SimpleNamespace:
     """The weights as models read them: `w.token_embd`, `w.layers[i].attn_q`, `w.layers[i].attn_q_bias`.
 
-    Every attribute of the spec exists; what the file does not have is None.
+    Every attribute of the spec exists; what the file does not have is None. `progress` hears of bytes that go to GPUs.
+    InsufficientMemoryError where one is full before its part is there; nothing is kept then.
     """
     try:
-        return _place(spec, plan, tensors, n_layers, accuracy)
+        return _place(spec, plan, tensors, n_layers, accuracy, progress)
     except MemoryError as e:
         raise _out_of_memory(plan, str(e)) from None  # what was placed is free again: nothing holds it
     except RuntimeError as e:
@@ -50,15 +58,22 @@ def _out_of_memory(plan: LoadPlan, said: str) -> InsufficientMemoryError:
 
 
 def _place(
-    spec: ArchSpec, plan: LoadPlan, tensors: Mapping[str, QTensor], n_layers: int, accuracy: str
+    spec: ArchSpec,
+    plan: LoadPlan,
+    tensors: Mapping[str, QTensor],
+    n_layers: int,
+    accuracy: str,
+    progress: Progress | None,
 ) -> SimpleNamespace:
     layers = [_namespace(spec.layer_tensors) for _ in range(n_layers)]
     weights = _namespace(spec.tensors)
-    for planned in plan.tensors:
-        slot = planned.slot
-        home = weights if slot.layer is None else layers[slot.layer]
-        tensor = _shaped(tensors[slot.name], planned.shape)
-        setattr(home, slot.attr, _bound(slot, tensor, accuracy, planned.device, plan.main_device))
+    with ExitStack() as stack:
+        uploads = {device: stack.enter_context(_upload(plan, device, progress)) for device in plan.devices}
+        for planned in plan.tensors:
+            slot = planned.slot
+            home = weights if slot.layer is None else layers[slot.layer]
+            tensor = _shaped(tensors[slot.name], planned.shape)
+            setattr(home, slot.attr, _bound(slot, tensor, accuracy, planned.device, plan.main_device, uploads))
     for attr, target in plan.ties.items():
         setattr(weights, attr, getattr(weights, target))
     weights.layers = tuple(layers)
@@ -72,7 +87,7 @@ def vector(tensor: QTensor) -> NDArray[np.float32]:
     return tensor.dequantize()
 
 
-def _bound(slot: Slot, tensor: QTensor, accuracy: str, device: str, main: str) -> Any:
+def _bound(slot: Slot, tensor: QTensor, accuracy: str, device: str, main: str, uploads: Mapping[str, Any]) -> Any:
     small = slot.part == "bias" or len(tensor.shape) == 1 or slot.spec.role in DECODED_ROLES
     if small:
         values = vector(tensor)
@@ -84,9 +99,16 @@ def _bound(slot: Slot, tensor: QTensor, accuracy: str, device: str, main: str) -
     if device == "cpu":
         return cpu.bind(tensor, accuracy)
     from qtransformers.kernels.triton import bind
-    from qtransformers.kernels.triton.device import torch_device
 
-    return bind(tensor, accuracy, torch_device(device))
+    upload = uploads[device]
+    return bind(tensor, accuracy, upload.device, upload.blocks(tensor.data))
+
+
+def _upload(plan: LoadPlan, device: str, progress: Progress | None) -> Any:
+    from qtransformers.kernels.triton.device import torch_device
+    from qtransformers.kernels.triton.upload import Upload
+
+    return Upload(torch_device(device), plan.weights_on(device), progress)
 
 
 def _on(device: str, values: NDArray[np.float32]) -> Any:

@@ -17,6 +17,7 @@ from qtransformers.cache.states import States
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransformersError
 from qtransformers.kernels.kv import CODECS, PAGE_TOKENS, head_bytes, why_not
+from qtransformers.kernels.kv_rows import from_cpu_layout, to_cpu_layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,7 @@ class PagedCache:
     codec: str
     free: list[int]  # page numbers nobody holds
     states: States = field(default_factory=lambda: States({}))  # of recurrent layers
+    head_dims: tuple[int, int] = (0, 0)  # of keys, of values
 
     @classmethod
     def allocate(
@@ -66,7 +68,9 @@ class PagedCache:
                 ) from None
         rows = {place: iter(store) for place, store in stores.items()}
         pages = stores["cpu"] if set(stores) == {"cpu"} else tuple(next(rows[place]) for place in layers)
-        return cls(pages, codec, list(range(n_pages))[::-1], States(states or {}, states_place))
+        return cls(
+            pages, codec, list(range(n_pages))[::-1], States(states or {}, states_place), (head_dim_k, head_dim_v)
+        )
 
     @classmethod
     def for_batch(cls, batch: Batch, n_kv_heads: int, head_dim_k: int, head_dim_v: int) -> tuple[PagedCache, Batch]:
@@ -109,15 +113,19 @@ class PagedCache:
         return len(self.pages), *self.pages[0].shape[1:]
 
     def read(self, page: int) -> NDArray[np.uint8]:
-        """What a page holds, in main memory: `page_shape` bytes."""
-        return np.stack(
-            [layer[page] if isinstance(layer, np.ndarray) else layer[page].cpu().numpy() for layer in self.pages]
-        )
+        """What a page holds, as the CPU's kernels lay it: `page_shape` bytes."""
+        return np.stack([self._as_cpu(layer[page]) for layer in self.pages])
 
     def write(self, page: int, held: NDArray[np.uint8]) -> None:
         """Let a page hold what `read` gave."""
         for layer, part in zip(self.pages, held, strict=True):
-            layer[page] = part if isinstance(layer, np.ndarray) else layer.new_tensor(part)
+            if isinstance(layer, np.ndarray):
+                layer[page] = part
+            else:
+                layer[page] = layer.new_tensor(from_cpu_layout(part, self.codec, *self.head_dims))
+
+    def _as_cpu(self, part: Any) -> NDArray[np.uint8]:
+        return part if isinstance(part, np.ndarray) else to_cpu_layout(part.cpu().numpy(), self.codec, *self.head_dims)
 
     def give_back(self, pages: list[int]) -> None:
         """Return pages taken before; a page that nobody holds is a mistake of the caller."""

@@ -1,0 +1,141 @@
+"""The engine with weights, caches and vectors on other devices than the CPU: the same tokens, wherever they are."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+import torch
+
+import interpreter  # noqa: F401
+from qtransformers import Model, machine
+from qtransformers.cache import CODECS, PagedCache
+from qtransformers.errors import ConfigError, InsufficientMemoryError, UnsupportedError
+from qtransformers.kernels.kv import encode_page
+
+CARD = machine.Gpu("a card", 8 << 30, 8 << 30, (9, 0))
+GREEDY = {"temperature": 0, "max_tokens": 2}
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """One card, which in Triton's interpreter is main memory."""
+    monkeypatch.setattr(machine, "gpus", lambda: [CARD])
+
+
+@pytest.fixture(scope="module")
+def there(data):
+    """Answers of the CPU alone."""
+    with load(data, "cpu") as model:
+        return answers(model)
+
+
+def load(data, placement, **more):
+    return Model.load(
+        data / "demo-Q8_0.gguf", placement=placement, context_length=512, cache="f32", accuracy="exact", **more
+    )
+
+
+def answers(model):
+    alone = model.generate("One day a", **GREEDY)
+    both = model.generate_many(["A dog", "The cat was"], **GREEDY)
+    return alone.tokens, [answer.tokens for answer in both], model.logits([5, 6, 7])
+
+
+def same(found, expected):
+    assert found[:2] == expected[:2]
+    np.testing.assert_allclose(found[2], expected[2], atol=1e-4)
+
+
+@pytest.mark.parametrize("placement", ["cpu,kv[1]=cuda:0"])
+def test_parts_on_a_card(data, card, there, placement):
+    with load(data, placement) as model:
+        assert model.plan.devices == ("cuda:0",)
+        same(answers(model), there)
+
+
+def test_no_card(data):
+    with pytest.raises(ConfigError, match="there is no cuda:0: the system shows no CUDA device"):
+        load(data, "cuda:0")
+
+
+def test_an_old_card(data, monkeypatch, recwarn):
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("Tesla V100", 32 << 30, 32 << 30, (7, 0))])
+    with pytest.raises(UnsupportedError, match=r"Tesla V100.*capability 7.0; the kernels need 8.0"):
+        load(data, "cuda:0")
+    with load(data, "auto") as model:
+        assert not model.plan.devices and "Tesla V100" in model.plan.warnings[0]
+
+
+def test_without_torch(data, card, monkeypatch):
+    from qtransformers.load import devices
+
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match=r"needs torch and triton: pip install 'qtransformers\[torch\]'"):
+        load(data, "experts=cpu,cuda:0")
+
+
+def test_a_small_card(data, monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("small", 1 << 30, 1 << 20, (8, 0))])
+    with pytest.raises(
+        InsufficientMemoryError, match=r"cuda:0 would hold .* of weights, .* of cache .* has 1 MiB free"
+    ):
+        load(data, "cuda:0")
+    with load(data, "auto") as model:
+        assert not model.plan.devices
+
+
+def test_memory_that_runs_out_half_way_is_given_back(data, card, monkeypatch):
+    from qtransformers.kernels.triton.upload import Upload
+
+    kept, room, blocks = [], 3_000_000, Upload.blocks
+
+    def until_full(self, data):
+        if self.done + data.size > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
+        kept.append(weakref.ref(found := blocks(self, data)))
+        return found
+
+    monkeypatch.setattr(Upload, "blocks", until_full)
+    with pytest.raises(
+        InsufficientMemoryError, match=r"all of it was freed.*cuda:0: .* GiB of weights.*Tried to allocate"
+    ):
+        load(data, "cuda:0")
+    gc.collect()
+    assert len(kept) > 3 and not any(ref() is not None for ref in kept)
+
+
+@pytest.mark.parametrize("codec", ["f16", "q6"])
+def test_pages_of_a_card_are_read_as_those_of_the_cpu(codec):
+    """What `write` was given `read` gives, and each layer's pages are laid out as its device wants them."""
+    both = PagedCache.allocate(2, 1, 16, 16, 512, codec, places=("cpu", "cuda:0"))
+    assert (
+        both.n_pages == 2
+        and both.page_shape == (2, 1, both.pages[0].shape[2])
+        and both.nbytes == both.pages[0].nbytes * 2
+    )
+    rng, (kind, _) = np.random.default_rng(0), CODECS[codec]
+    page = np.concatenate(
+        [encode_page(rng.standard_normal((256, 16), np.float32), kind, is_key) for is_key in (True, False)]
+    )
+    held = np.stack([page, page[::-1]])[:, None] if codec == "f16" else np.stack([page, page])[:, None]
+    both.write(1, held)
+    assert (both.read(1) == held).all() and not both.read(0).any()
+    assert (both.pages[0][1] == held[0]).all() and not (both.pages[1][1].cpu().numpy() == held[1]).all()
+    both.copy(1, 0)
+    assert (both.read(0) == held).all()
+
+
+def test_sessions_of_a_card(data, card, there, tmp_path):
+    """What was computed on a card goes on on the CPU, from a file."""
+    text = "One day a little girl went to the park with her mother and her big dog"
+    with load(data, "cpu,kv[1]=cuda:0") as model:
+        first = model.generate(text, max_tokens=1, temperature=0)
+        n = model.save_session(tmp_path / "s.gguf", first.prompt)
+    with load(data, "cpu") as model:
+        assert len(model.load_session(tmp_path / "s.gguf")) == n >= 16
+        again = model.generate(text, max_tokens=1, temperature=0)
+        assert again.timings.cached_tokens >= 16 and again.tokens == first.tokens

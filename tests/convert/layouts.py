@@ -19,24 +19,50 @@ def words(codes, bits, order=None):
     return out.astype(np.uint32).view(np.int32)
 
 
-def grid(shape, group, bits=4, symmetric=False, seed=0, dtype=np.float16):
-    """Codes `[out, in]`, zeros and scales `[out, in / group]` of round-to-nearest, and the values they stand for."""
+def grid(shape, group, bits=4, symmetric=False, seed=0):
+    """Codes `[out, in]`, zeros and scales `[out, in / group]` of random values, what they stand for, and their error (power)."""
     rng = np.random.default_rng(seed)
-    n = shape[0]
+    return rounded(rng.standard_normal(shape) * rng.uniform(0.01, 0.05, (shape[0], 1)), group, bits, symmetric)
+
+
+def rounded(x, group, bits=4, symmetric=False):
+    """The same of given values, rounded to nearest."""
     top, middle = (1 << bits) - 1, 1 << (bits - 1)
-    x = rng.standard_normal(shape) * rng.uniform(0.01, 0.05, (n, 1))
-    groups = x.reshape(n, -1, group)
+    groups = x.astype(np.float64).reshape(len(x), -1, group)
     if symmetric:
-        scales = (np.abs(groups).max(axis=2) / (middle - 1)).astype(dtype).astype(np.float64)
+        scales = (np.abs(groups).max(axis=2) / (middle - 1)).astype(np.float16).astype(np.float64)
         zeros = np.full(scales.shape, middle)
     else:
         low, high = np.minimum(groups.min(axis=2), 0), np.maximum(groups.max(axis=2), 0)
-        scales = ((high - low) / top).astype(dtype).astype(np.float64)
+        scales = ((high - low) / top).astype(np.float16).astype(np.float64)
         zeros = np.clip(-np.round(low / scales), 0, top).astype(int)
     codes = np.clip(np.round(groups / scales[..., None]) + zeros[..., None], 0, top).astype(int)
-    values = ((codes - zeros[..., None]) * scales[..., None]).reshape(shape)
-    noise = float(((values - x) ** 2).sum())
-    return codes.reshape(shape), zeros, scales, values, noise
+    values = ((codes - zeros[..., None]) * scales[..., None]).reshape(x.shape)
+    return codes.reshape(x.shape), zeros, scales, values, float(((values - x) ** 2).sum())
+
+
+def quantised_copy(model, folder, layout, said, **how):
+    """A Hugging Face model with its linear layers rounded and in a layout."""
+    import shutil
+
+    from safetensors.numpy import save_file
+
+    from qtransformers.convert.sources import Lying
+    from qtransformers.load.checkpoint import open_checkpoint
+
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    tensors = {}
+    for name, tensor in open_checkpoint(model).items():
+        x = Lying(tensor).rows(slice(None)).reshape(tensor.shape)
+        if name.endswith("_proj.weight"):
+            parts = layout(*rounded(x, **how)[:3])
+            tensors |= {f"{name.removesuffix('.weight')}.{part}": np.ascontiguousarray(t) for part, t in parts.items()}
+        else:
+            tensors[name] = x
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+    return folder
 
 
 def awq_gemm(codes, zeros, scales):

@@ -68,6 +68,13 @@ def less(codes, N: tl.constexpr):
 
 
 @triton.jit
+def turned(word, n):
+    """A word rotated to the left by `n` bits, to the right where `n` is negative: one instruction, as a shift is."""
+    bits, n = word.to(tl.uint32, bitcast=True), n & 31
+    return ((bits << n) | (bits >> ((32 - n) & 31))).to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def spread(bits):
     """The four lowest bits, nothing above them, one in each byte."""
     return (bits * 0x00204081) & ONES

@@ -16,6 +16,8 @@ struct EncodeJob {
     const float* importance;  // [values of a row], or null
     const float* power;       // [rows] mean squares, where there is importance
     size_t per_row;           // blocks of a row
+    const uint16_t* near_ids;   // of a codebook the 16 points nearest to each place of levels, as quants/points.py lists them
+    const int8_t* near_values;  // their values, [places][values][16]
 };
 using Encode = size_t (*)(const EncodeJob&, size_t first, size_t last);  // blocks; returns the first that the type cannot hold, or last
 

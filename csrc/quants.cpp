@@ -20,6 +20,18 @@ const Format& format_of(int type) {
     return formats.of[type];
 }
 
+template <class T>
+using Table = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+
+// How many values of a block are a point of a codebook, or 0.
+int values_of_point(int type) {
+    switch (type) {
+        case id::IQ3_XXS: case id::IQ3_S: return 4;
+        case id::IQ2_XXS: case id::IQ2_XS: case id::IQ2_S: case id::IQ1_S: case id::IQ1_M: return 8;
+        default: return 0;
+    }
+}
+
 // How many blocks so many bytes are.
 size_t blocks_of(const Format& f, size_t n_bytes, size_t n_values) {
     const size_t n = n_bytes / f.block_bytes;
@@ -44,12 +56,17 @@ void dequantize(Bytes data, int type, Written<float> out) {
     share(f, n, [&](size_t i, size_t j) { decode(from + i * f.block_bytes, to + i * f.block_size, j - i); });
 }
 
-size_t quantize(Floats x, int type, Written<uint8_t> out, std::optional<Floats> importance, std::optional<Floats> power) {
+size_t quantize(Floats x, int type, Written<uint8_t> out, std::optional<Floats> importance, std::optional<Floats> power, std::optional<Table<uint16_t>> near_ids, std::optional<Table<int8_t>> near_values) {
     const Format& f = format_of(type);
     const size_t n = blocks_of(f, out.size(), x.size());
     const Encode encode = current_kernels().encode[type];
     if (!encode) refuse(std::string("nothing encodes ") + f.name + ".");
-    EncodeJob job{x.data(), out.data(), nullptr, nullptr, n};
+    EncodeJob job{x.data(), out.data(), nullptr, nullptr, n, nullptr, nullptr};
+    if (const int values = values_of_point(type)) {
+        const size_t places = values == 4 ? 4096 : 6561;  // 8 levels, 3 levels
+        if (!near_ids || !near_values || near_ids->size() != places * 16 || near_values->size() != places * 16 * values) refuse(std::string(f.name) + " needs the tables of its codebook.");
+        job.near_ids = near_ids->data(), job.near_values = near_values->data();
+    }
     if (importance && n) {
         job.per_row = importance->size() / f.block_size;
         if (!job.per_row || importance->size() % f.block_size || n % job.per_row) refuse("importance is " + shape_of(*importance) + "; expected as many values as a row of x.");
@@ -70,6 +87,7 @@ size_t quantize(Floats x, int type, Written<uint8_t> out, std::optional<Floats> 
 void bind_quants(nb::module_& m) {
     m.def("dequantize", &dequantize, nb::arg("data").noconvert(), nb::arg("type"), nb::arg("out").noconvert(), "Decode whole blocks of a type id into floats.");
     m.def("quantize", &quantize, nb::arg("x").noconvert(), nb::arg("type"), nb::arg("out").noconvert(), nb::arg("importance").noconvert().none() = nb::none(), nb::arg("power").noconvert().none() = nb::none(),
+          nb::arg("near_ids").noconvert().none() = nb::none(), nb::arg("near_values").noconvert().none() = nb::none(),
           "Encode floats into whole blocks of a type id; returns the number of blocks before the first that the type cannot hold.");
     m.def("formats", [] {
         nb::dict rows;

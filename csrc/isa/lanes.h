@@ -44,7 +44,7 @@ QT_INLINE V root(V v) {
 }
 
 // How much errors count; the rows of WEIGHTS in quants/weights.py.
-enum class Plainly { one, magnitude, rms, square, shifted };
+enum class Plainly { one, magnitude, rms, shifted, even };
 struct Weighting {
     Plainly plainly;
     float spread;
@@ -83,9 +83,9 @@ QT_INLINE void weigh(const EncodeJob& job, size_t first, int n, Weighting rule, 
     V mean{};
     if (job.importance && rule.rows) {
         for (int lane = 0; lane < n; lane++) mean[lane] = job.power[(first + lane) / job.per_row];
-    } else if (job.importance || rule.plainly == Plainly::shifted) {
+    } else if (job.importance || rule.plainly == Plainly::shifted || rule.plainly == Plainly::even) {
         for (int i = 0; i < size; i++) mean += x[i] * x[i];
-        mean *= (job.importance ? 1.0f : 0.5f) / size;
+        mean *= (!job.importance && rule.plainly == Plainly::shifted ? 0.5f : 1.0f) / size;
     }
     if (job.importance) {
         for (int i = 0; i < size; i++) w[i] *= root(rule.spread * mean + x[i] * x[i]);
@@ -101,8 +101,8 @@ QT_INLINE void weigh(const EncodeJob& job, size_t first, int n, Weighting rule, 
             case Plainly::one: w[i] = all(1); break;
             case Plainly::magnitude: w[i] = magnitude(x[i]); break;
             case Plainly::rms: w[i] = magnitude(x[i]) + mean; break;
-            case Plainly::square: w[i] = x[i] * x[i]; break;
             case Plainly::shifted: w[i] = mean + x[i] * x[i]; break;
+            case Plainly::even: w[i] = root(rule.spread * mean + x[i] * x[i]); break;
         }
     }
 }

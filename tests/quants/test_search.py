@@ -49,12 +49,12 @@ def hard(type) -> np.ndarray:
 
 
 @each_type
-@pytest.mark.parametrize("isa", usable_isas())
-def test_c_plus_plus_encodes_as_numpy(type, isa):
-    for x in (*SAMPLES.values(), hard(type)):
+def test_c_plus_plus_encodes_as_numpy_on_every_instruction_set(type):
+    for x in (*(x[:8] for x in SAMPLES.values()), hard(type)):
         for weights in (None, importance(x)):
-            ours = quantize(x, type, importance=weights, isa=isa)
-            np.testing.assert_array_equal(ours, reference_quantize(x, type, weights))
+            truth = reference_quantize(x, type, weights)
+            for isa in usable_isas():
+                np.testing.assert_array_equal(quantize(x, type, importance=weights, isa=isa), truth, err_msg=isa)
 
 
 @each_type

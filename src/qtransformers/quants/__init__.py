@@ -72,7 +72,7 @@ def quantize(
     out = _given_or_new(out, np.uint8, type.row_bytes(n))
     weights = _positive(importance, x)
     power = None if weights is None or not x.size else row_power(x.reshape(-1, x.shape[-1]))
-    good = _native("quantize", x.reshape(-1), type, out, n, threads, isa, weights, power)
+    good = _native("quantize", x.reshape(-1), type, out, n, threads, isa, weights, power, *_near_points(type))
     _refuse(x, type, good * type.block_size)
     return out
 
@@ -90,6 +90,15 @@ def fit(
     """
     grid_of(type)
     return unpack(quantize(x, type, importance=importance, threads=threads), type)[1]
+
+
+def _near_points(type: QuantType) -> tuple[NDArray[Any], ...]:
+    from qtransformers.quants.points import BOOKS, table
+
+    if type.name not in BOOKS:
+        return ()
+    found = table(BOOKS[type.name].name)
+    return found.ids, found.values
 
 
 def _refuse(x: NDArray[np.float32], type: QuantType, first: int) -> None:

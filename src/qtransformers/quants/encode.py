@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qtransformers.quants import legacy, microscaling, search
+from qtransformers.quants import iq, legacy, microscaling, search
 from qtransformers.quants.bits import F32, Blocks
 from qtransformers.quants.fitted import Scales, pack, round_to
 from qtransformers.quants.search import GRIDS
@@ -29,4 +29,9 @@ def encode_grid(x: F32, type_name: str, importance: F32 | None, power: F32 | Non
     return pack(round_to(x, type, scales), type, scales).view(type.block)
 
 
-ENCODE = {**{name: encode_grid for name in GRIDS if name != "Q8_0"}, **legacy.SEARCH, **microscaling.SEARCH}
+ENCODE = {
+    **{name: encode_grid for name in GRIDS if name != "Q8_0"},
+    **legacy.SEARCH,
+    **microscaling.SEARCH,
+    **iq.SEARCH,
+}

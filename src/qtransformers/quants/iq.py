@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.quants.bits import (
+    F32,
     Blocks,
     Fields,
     Values,
@@ -21,6 +22,9 @@ from qtransformers.quants.bits import (
     planes,
 )
 from qtransformers.quants.codebooks import codebook
+from qtransformers.quants.points import BOOKS, Nearest, encode
+from qtransformers.quants.weights import weigh
+from qtransformers.types import BY_NAME
 
 HALF, QUARTER, EIGHTH = np.float32(0.5), np.float32(0.25), np.float32(0.125)
 
@@ -92,6 +96,69 @@ def iq1_m(b: Blocks) -> Values:
     return (d * scale)[..., None] * points.reshape(-1, 16, 16)
 
 
+def _pack_scales(b: Blocks, s: Whole) -> None:
+    b["scales"] = pack_neighbours(s.reshape(len(b), -1, 2), 4, "u1")
+
+
+def _pack_iq2_xxs(b: Blocks, d: F32, s: Whole, found: Nearest, signs: Whole) -> None:
+    b["d"] = d
+    b["qs"][:, ::2] = pack_neighbours(found.ids, 8, "<u4")
+    b["qs"][:, 1::2] = _signs_and_scale(signs, s)
+
+
+def _signs_and_scale(signs: Whole, s: Whole) -> Whole:
+    return pack_neighbours(signs.reshape(len(s), 8, 4) & 127, 7, "<u4") | s.astype("<u4") << 28
+
+
+def _pack_iq2_xs(b: Blocks, d: F32, s: Whole, found: Nearest, signs: Whole) -> None:
+    b["d"] = d
+    b["qs"] = found.ids.reshape(-1, 32) | (signs & 127).astype("<u2") << 9
+    _pack_scales(b, s)
+
+
+def _pack_iq2_s(b: Blocks, d: F32, s: Whole, found: Nearest, signs: Whole) -> None:
+    b["d"] = d
+    b["qs"], b["signs"] = found.ids.reshape(-1, 32) & 255, signs
+    b["qh"] = pack_neighbours(found.ids.reshape(-1, 8, 4) >> 8, 2, "u1")
+    _pack_scales(b, s)
+
+
+def _pack_iq3_xxs(b: Blocks, d: F32, s: Whole, found: Nearest, signs: Whole) -> None:
+    b["d"] = d
+    b["qs"], b["signs"] = found.ids.reshape(-1, 64), _signs_and_scale(signs, s)
+
+
+def _pack_iq3_s(b: Blocks, d: F32, s: Whole, found: Nearest, signs: Whole) -> None:
+    b["d"] = d
+    b["qs"], b["signs"] = found.ids.reshape(-1, 64) & 255, signs
+    b["qh"] = pack_neighbours(found.ids.reshape(-1, 8, 8) >> 8, 1, "u1")
+    _pack_scales(b, s)
+
+
+def _pack_iq1_s(b: Blocks, d: F32, s: Whole, found: Nearest, signs: Whole) -> None:
+    b["d"] = d
+    b["qs"] = found.ids.reshape(-1, 32) & 255
+    down = found.down[..., 0].astype("<u2")
+    b["qh"] = pack_neighbours(found.ids >> 8, 3, "<u2") | s.astype("<u2") << 12 | down << 15
+
+
+def _pack_iq1_m(b: Blocks, d: F32, s: Whole, found: Nearest, signs: Whole) -> None:
+    b["qs"] = found.ids.reshape(-1, 32) & 255
+    bits = found.ids >> 8 | found.down.astype("<u2") << 3
+    b["qh"] = pack_neighbours(bits.reshape(-1, 16, 2), 4, "u1")
+    half = d.astype("<f2").view("<u2")
+    nibbles = half[:, None] >> np.array([0, 4, 8, 12], "<u2") & 15
+    b["scales"] = pack_neighbours(s.reshape(-1, 4, 4), 3, "<u2") | nibbles << 12
+
+
+def encode_points(x: F32, type_name: str, importance: F32 | None, power: F32 | None) -> Blocks:
+    """Blocks of `x [n, 256]`."""
+    b = np.zeros(len(x), BY_NAME[type_name].block)
+    w = weigh(np.ascontiguousarray(x.T), type_name, None if importance is None else importance.T, power)
+    PACK_POINTS[type_name](b, *encode(x, np.ascontiguousarray(w.T), BOOKS[type_name]))
+    return b
+
+
 def _nibbles_of(q: Whole) -> Whole:
     """The places of values in the codebook of the 4-bit types."""
     return np.searchsorted(codebook("iq4")[0], q)
@@ -132,3 +199,8 @@ DECODE: dict[str, Callable[[Blocks], Values]] = {
     "IQ2_XXS": iq2_xxs, "IQ2_XS": iq2_xs, "IQ2_S": iq2_s, "IQ3_XXS": iq3_xxs, "IQ3_S": iq3_s,
     "IQ1_S": iq1_s, "IQ1_M": iq1_m, **{name: partial(_iq4, unpack) for name, unpack in UNPACK.items()},
 }  # fmt: skip
+PACK_POINTS: dict[str, Callable[[Blocks, F32, Whole, Nearest, Whole], None]] = {
+    "IQ2_XXS": _pack_iq2_xxs, "IQ2_XS": _pack_iq2_xs, "IQ2_S": _pack_iq2_s, "IQ3_XXS": _pack_iq3_xxs, "IQ3_S": _pack_iq3_s,
+    "IQ1_S": _pack_iq1_s, "IQ1_M": _pack_iq1_m,
+}  # fmt: skip
+SEARCH = dict.fromkeys(PACK_POINTS, encode_points)

@@ -30,7 +30,7 @@ WEIGHTS = {
     "Q2_K": Weighting("magnitude", 1), "Q3_K": Weighting("shifted", 2), "Q4_K": Weighting("rms", 2),
     "Q5_K": Weighting("rms", 2), "Q6_K": Weighting("shifted"),
     **dict.fromkeys(("IQ4_NL", "IQ4_XS", "IQ3_XXS", "IQ3_S", "IQ1_M"), Weighting("shifted", 2)),
-    "IQ2_XXS": Weighting("shifted", 1), "IQ2_XS": Weighting("shifted", 1), "IQ2_S": Weighting("shifted", 2), "IQ1_S": Weighting("shifted", 2),
+    "IQ2_XXS": Weighting("even", 1), "IQ2_XS": Weighting("even", 1), "IQ2_S": Weighting("shifted", 2), "IQ1_S": Weighting("even", 2),
     **dict.fromkeys(("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0"), Weighting()),
 }  # fmt: skip
 
@@ -46,8 +46,8 @@ def weigh(x: F32, type_name: str, importance: F32 | None = None, power: F32 | No
         return importance * np.sqrt(np.float32(rule.spread) * mean + square)
     if rule.plain == "magnitude":
         return np.abs(x)
-    if rule.plain == "square":
-        return square
+    if rule.plain == "even":
+        return np.sqrt(np.float32(rule.spread) * (total(square) * np.float32(1 / len(x))) + square)
     if rule.plain == "shifted":
         return total(square) * np.float32(0.5 / len(x)) + square
     if rule.plain == "rms":

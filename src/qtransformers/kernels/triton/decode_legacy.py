@@ -23,7 +23,7 @@ def _nibbles(blocks, P: tl.constexpr, OFFSET: tl.constexpr, ALIGN: tl.constexpr)
 def _fives(blocks, P: tl.constexpr, OFFSET: tl.constexpr, ALIGN: tl.constexpr):
     """Nibbles under the bits that the four bytes before them hold."""
     _, w = places(1, 4)
-    bits = word_at((blocks + OFFSET)[:, :, None, None], 0 * w, ALIGN) >> (16 * P + 4 * w)
+    bits = word_at((blocks + OFFSET)[:, :, None, None], 0 * w, ALIGN, RUN=False) >> (16 * P + 4 * w)
     return _nibbles(blocks, P, OFFSET + 4, ALIGN) | (spread(bits & 15) << 4)
 
 

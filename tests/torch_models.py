@@ -9,11 +9,10 @@ import torch
 from archs import encoders
 from archs.cases import CASES
 from archs.models import Case, gguf, prompt, reference
-from gguf import quants as gguf_quants
 from qtransformers.convert import convert
 from qtransformers.gguf import GGUFFile, GGUFWriter
 from qtransformers.quants import quantize
-from qtransformers.types import BY_NAME, QuantType
+from qtransformers.types import BY_NAME
 
 WIDE = {
     "hidden_size": 256,
@@ -52,15 +51,8 @@ def in_type(path: Path, type: str) -> Path:
         metadata = {key: file.metadata.encoded(key) for key in file.metadata}
         with GGUFWriter(out, metadata, [(t.name, t.shape, wanted[t.name]) for t in file.tensors.values()]) as writer:
             for t in file.tensors.values():
-                writer.write(t.name, encoded(t.dequantize(), wanted[t.name]))
+                writer.write(t.name, quantize(t.dequantize().reshape(-1), wanted[t.name]))
     return out
-
-
-def encoded(values: np.ndarray, type: QuantType) -> np.ndarray:
-    """Blocks; of MXFP4 by gguf's own library."""
-    if type.name == "MXFP4":
-        return gguf_quants.quantize(values, gguf_quants.GGMLQuantizationType.MXFP4).reshape(-1)
-    return quantize(values.reshape(-1), type)
 
 
 def ids(n: int = 24, below: int = 256) -> torch.Tensor:

@@ -24,7 +24,7 @@ from torch_models import decoded, ids, in_type, make, outputs, wide
 TOLERANCE = 1e-4  # relative to the largest; found: 2e-5 (gpt-oss) and less
 # Settings of a feature, which change no weight, are left to tests/archs.
 NAMES = [n for n in CASES if n not in ("llama-linear", "qwen2-yarn", "qwen3-yarn", "phi3-short", "gemma2-scale", "gpt-oss-unrounded")]  # fmt: skip
-TYPES = ("F32", "F16", "BF16", "Q4_0", "Q5_1", "Q8_0", "Q2_K", "Q4_K", "Q6_K")
+TYPES = ("F32", "F16", "BF16", "Q4_0", "Q5_1", "Q8_0", "Q2_K", "Q4_K", "Q6_K", "IQ4_XS", "TQ2_0")
 
 
 def write(path, metadata, tensors):
@@ -72,9 +72,10 @@ def test_types(name, type_, files):
     model = load_transformers(folder, path, accuracy="exact", attn_implementation="eager")
     assert {m.weight.quant_type.name for m in model.modules() if isinstance(m, QuantLinear)} == {type_}
     assert error(outputs(model, ids()), outputs(dequantized(model), ids())) < TOLERANCE
-    fast = outputs(load_transformers(folder, path, attn_implementation="eager"), ids())
-    assert not np.array_equal(fast, outputs(model, ids())) or type_ in ("F32", "F16", "BF16")
-    assert error(fast, outputs(model, ids())) < 0.1
+    for accuracy, bound in (("high", 0.01), ("fast", 0.3)):  # random weights make much of what is rounded
+        found = outputs(load_transformers(folder, path, accuracy=accuracy, attn_implementation="eager"), ids())
+        assert not np.array_equal(found, outputs(model, ids())) or type_ in ("F32", "F16", "BF16")
+        assert error(found, outputs(model, ids())) < bound
 
 
 @pytest.fixture(scope="module")

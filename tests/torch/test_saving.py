@@ -38,6 +38,24 @@ def test_what_was_changed_is_saved(name, tmp_path):
     assert changed and all(old[k].ndim == 1 or "norm" in k or "gate_inp" in k or k.endswith("bias") for k in changed)
 
 
+def test_a_loaded_model_in_another_type(tmp_path):
+    """By way of `convert`, which says what quantising again costs."""
+    folder, path = make("llama-llama3", tmp_path)
+    model = load_transformers(folder, path, accuracy="exact")
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.5)
+    with pytest.warns(UserWarning, match="quantised already"):
+        save_gguf(model, tmp_path / "other.gguf", "Q5_1")
+    other = load_transformers(folder, tmp_path / "other.gguf", accuracy="exact")
+    assert other.model.layers[0].self_attn.q_proj.weight.quant_type.name == "Q5_1"
+    old, new = decoded(path), decoded(tmp_path / "other.gguf")
+    name = "blk.1.ffn_up.weight"
+    assert 0 < np.linalg.norm(new[name] - old[name]) < 0.05 * np.linalg.norm(old[name])
+    assert torch.equal(other.model.norm.weight, model.model.norm.weight)
+    with pytest.raises(ConfigError, match="Q9"):
+        save_gguf(model, tmp_path / "x.gguf", "Q9")
+
+
 def test_a_plain_model(tmp_path):
     folder, path = make("llama-llama3", tmp_path)
     plain = dequantized(load_transformers(folder, path, attn_implementation="eager"))

@@ -17,12 +17,15 @@ from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, LoadError, MissingExtraError, QTransformersError, UnsupportedError
 from qtransformers.kernels.table import ACCURACY, check_accuracy
 from qtransformers.load import Prepared, prepare, resolve
+from qtransformers.load.devices import Devices
 from qtransformers.load.findings import ranges
 from qtransformers.load.hub import Hub
 from qtransformers.load.place import vector
 from qtransformers.load.source import Sources
+from qtransformers.machine import gpus
 from qtransformers.settings import Settings
 from qtransformers.tensor import QTensor
+from qtransformers.torch import ops
 from qtransformers.torch.modules import QuantEmbedding, QuantExperts, QuantJoined, QuantLinear, QuantTransposed
 from qtransformers.torch.places import Outline, Place, is_conv1d, places, rows_of, stack_of, to_class
 from qtransformers.torch.weight import QuantWeight
@@ -53,8 +56,8 @@ def load_transformers(
 ) -> Any:
     """A model of transformers, built from the config of `model_path`, with the quantised weights of `gguf_path`.
 
-    `model_path` is a directory or a Hub id; its weights are neither needed nor read. Matrices stay in the file's map, norms
-    become parameters of `dtype` (float32 on the CPU, else bfloat16). `accuracy` is that of products (kernels.cpu.bind);
+    `device` is the CPU, where matrices stay in the file's map, or a GPU. `model_path` is a directory or a Hub id; its weights
+    are neither needed nor read. Norms become parameters of `dtype` (float32 on the CPU, else bfloat16). `accuracy` is that of products (kernels.cpu.bind);
     `model_class` is built instead of the one that transformers chooses; `options` go to its `from_config`, such as
     `attn_implementation`. Parameters do not require gradients, which reach inputs.
 
@@ -73,7 +76,21 @@ def load_transformers(
         model.generation_config = transformers.GenerationConfig.from_pretrained(sources.model_dir)
     model.requires_grad_(False)
     model.eval()
-    return model if device.type == "cpu" else model.to(device)
+    return model if device.type == "cpu" else _sent(model, device)
+
+
+def _sent(model: Any, device: torch.device) -> Any:
+    """The model on a GPU; UnsupportedError with every type that has no kernel there, before anything is sent."""
+    from qtransformers.kernels.triton.upload import Upload
+    from qtransformers.kernels.triton.weights import why_not
+
+    weights = [m for m in model.modules() if isinstance(m, QuantWeight)]
+    if reasons := sorted({reason for w in weights if (reason := why_not(w.quant_type))}):
+        raise UnsupportedError(f"device={str(device)!r}: {'; '.join(reasons)}. Use device='cpu', or a file of another quantisation.")  # fmt: skip
+    with Upload(device, sum(w.blocks.nbytes for w in weights)) as upload:
+        for w in weights:
+            w.blocks = upload.blocks(w.tensor.data).view(w.blocks.shape)
+    return model.to(device)
 
 
 def _transformers() -> Any:
@@ -92,9 +109,18 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as e:
-        raise ConfigError(f"device={shown(device)}; expected a device of torch, such as 'cpu'.") from e
-    if found.type != "cpu":
-        raise UnsupportedError(f"device={str(found)!r}: this version has kernels for torch on the cpu only.")
+        raise ConfigError(f"device={shown(device)}; expected a device of torch, such as 'cpu' or 'cuda'.") from e
+    if found.type not in ops.HOMES:
+        raise UnsupportedError(
+            f"device={str(found)!r}: there are kernels for quantised weights on {' and '.join(ops.HOMES)} only."
+        )
+    if found.type == "cuda":
+        name, devices = f"cuda:{found.index or 0}", Devices.of(gpus())
+        if name in devices.reasons:
+            raise UnsupportedError(f"device={str(found)!r}: {devices.reasons[name]}. Use device='cpu'.")
+        if name not in devices.free or not torch.cuda.is_available():
+            there = ", ".join(devices.free) or "no CUDA device"
+            raise ConfigError(f"device={str(found)!r}: the system shows {there}, torch {torch.__version__} {torch.cuda.device_count()} of them. Use device='cpu'.")  # fmt: skip
     return found
 
 

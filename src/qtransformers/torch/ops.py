@@ -1,42 +1,39 @@
 """Products with quantised weights as torch operators: what autograd and torch.compile see, and the kernels behind.
 
 Blocks are a `[rows, row_bytes]` uint8 tensor; nothing is kept between calls, so that they may move, be copied or shared.
-Kernels on the CPU use as many threads as torch has (`torch.set_num_threads`).
 """
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 
 from qtransformers.errors import ConfigError, UnsupportedError
-from qtransformers.kernels import cpu
-from qtransformers.quants import dequantize as decoded
-from qtransformers.settings import Settings
-from qtransformers.tensor import QTensor
 from qtransformers.types import TYPES, QuantType
 
 Tensor = torch.Tensor
 CHUNK = 4 << 20  # values that are decoded at a time where a product needs them as floats
+HOMES = {"cpu": "on_host", "cuda": "on_gpu"}  # kind of device -> the module that computes there
 
 
 @cache
-def _pool(threads: int) -> Any:
-    return cpu.Pool(threads, Settings.from_env().isa or "")
+def side(kind: str) -> ModuleType:
+    """The kernels of a kind of device; UnsupportedError where there are none."""
+    if kind not in HOMES:
+        raise UnsupportedError(f"there are no kernels for quantised weights on {kind}; expected {' or '.join(HOMES)}. Use model.to('cpu').")  # fmt: skip
+    return import_module(f"qtransformers.torch.{HOMES[kind]}")
 
 
-atexit.register(_pool.cache_clear)  # the extension wants its objects back before it goes
-
-
-def _bound(blocks: Tensor, shape: tuple[int, ...], type_id: int, name: str, accuracy: str) -> Any:
-    if blocks.device.type != "cpu":
-        raise UnsupportedError(f"{name} is on {blocks.device}, where this version has no kernels; expected the cpu. Use model.to('cpu').")  # fmt: skip
-    return cpu.bind(QTensor(name, TYPES[type_id], shape, blocks.numpy().reshape(-1)), accuracy)
+def _bound(blocks: Tensor, shape: tuple[int, ...], type_id: int, name: str, accuracy: str, *given: Tensor) -> Any:
+    for x in given:
+        if x.device != blocks.device:
+            raise ConfigError(f"{name} is on {blocks.device}, what it is to meet on {x.device}; move model or inputs, so that both are on one device.")  # fmt: skip
+    return side(blocks.device.type).bound(blocks, shape, type_id, name, accuracy)
 
 
 def _width(blocks: Tensor, type_id: int) -> int:
@@ -44,17 +41,10 @@ def _width(blocks: Tensor, type_id: int) -> int:
     return blocks.shape[1] // kind.block_bytes * kind.block_size
 
 
-def _f32(x: Tensor) -> Any:
-    if x.device.type != "cpu":
-        raise ConfigError(f"activations are on {x.device}, the weights on the cpu; move model or inputs, so that both are on one device.")  # fmt: skip
-    return x.detach().to(torch.float32).contiguous().numpy()
-
-
 def multiply(x: Tensor, blocks: Tensor, type_id: int, name: str, accuracy: str) -> Tensor:
     """`x [T, in] @ W [rows, in].T`: `[T, rows]` f32, by the kernels of the device; no gradients."""
-    w = _bound(blocks, (blocks.shape[0], _width(blocks, type_id)), type_id, name, accuracy)
-    with _pool(torch.get_num_threads()):
-        return torch.from_numpy(cpu.linear(_f32(x), w))
+    w = _bound(blocks, (blocks.shape[0], _width(blocks, type_id)), type_id, name, accuracy, x)
+    return side(blocks.device.type).multiply(x, w)
 
 
 @torch.library.custom_op("qtransformers::linear", mutates_args=())
@@ -96,8 +86,7 @@ def _(x: Tensor, blocks: Tensor, n: int, type_id: int, name: str, accuracy: str)
 
 def dequantize(blocks: Tensor, type: QuantType) -> Tensor:
     """Whole rows of blocks `[rows, row_bytes]` as f32 `[rows, n]`, where they are."""
-    values = decoded(np.ascontiguousarray(blocks.cpu().numpy()).reshape(-1), type)
-    return torch.from_numpy(values).view(blocks.shape[0], -1).to(blocks.device)
+    return side(blocks.device.type).dequantize(blocks, type)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -123,14 +112,9 @@ transposed.register_autograd(_transposed_backward, setup_context=_remember)
 
 
 def pick(ids: Tensor, blocks: Tensor, type_id: int, name: str) -> Tensor:
-    """Rows `ids [T]` of a matrix, decoded: `[T, n]` f32. ConfigError for an id that has no row."""
-    wanted = ids.detach().cpu().numpy()
-    if wanted.size and not 0 <= wanted.min() <= wanted.max() < blocks.shape[0]:
-        worst = wanted.min() if wanted.min() < 0 else wanted.max()
-        raise ConfigError(f"{name}: id {worst} was asked for; expected 0 to {blocks.shape[0] - 1}.")
-    w = _bound(blocks, (blocks.shape[0], _width(blocks, type_id)), type_id, name, "exact")
-    with _pool(torch.get_num_threads()):
-        return torch.from_numpy(cpu.embedding(wanted.astype(np.int32), w))
+    """Rows `ids [T]` of a matrix, decoded: `[T, n]` f32. An id without a row: ConfigError on the CPU, NaN on a GPU."""
+    w = _bound(blocks, (blocks.shape[0], _width(blocks, type_id)), type_id, name, "exact", ids)
+    return side(blocks.device.type).pick(ids, w)
 
 
 @torch.library.custom_op("qtransformers::embedding", mutates_args=())
@@ -151,18 +135,13 @@ def mix(
     """Each token of `x [T, n_embd]` through its experts `ids [T, k]`, summed with `weights [T, k]`: `[T, n_embd]` f32.
 
     `stacks` are gate, up and down of all `n` experts, one after the other; `biases` are as many `[n, out]`, or none;
-    `names` are those of the tensors, one a line.
+    `names` are those of the tensors, one a line. An expert that there is not: ConfigError on the CPU.
     """
     bound = [
-        _bound(b, (n, b.shape[0] // n, _width(b, t)), t, name, accuracy)
+        _bound(b, (n, b.shape[0] // n, _width(b, t)), t, name, accuracy, x)
         for b, t, name in zip(stacks, types, names.split("\n"), strict=True)
     ]
-    chosen = ids.detach().cpu().numpy()
-    if chosen.size and not 0 <= chosen.min() <= chosen.max() < n:
-        raise ConfigError(f"{bound[0].name}: a token was sent to expert {chosen.max()}; expected 0 to {n - 1}.")
-    with _pool(torch.get_num_threads()):
-        y = cpu.moe(_f32(x), chosen.astype(np.int32), _f32(weights), *bound, act, *[_f32(b) for b in biases])  # type: ignore[call-arg]
-    return torch.from_numpy(y)
+    return side(stacks[0].device.type).mix(x, ids, weights, bound, act, biases)
 
 
 @torch.library.custom_op("qtransformers::experts", mutates_args=())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from qtransformers.gguf import GGUFWriter
 from qtransformers.gguf.encode import TensorSpec
 from qtransformers.gguf.shards import SPLIT_KEYS
 from qtransformers.load import prepare, resolve
+from qtransformers.load.files import auxiliary_files
 from qtransformers.quants import quantize
 from qtransformers.tensor import QTensor
 from qtransformers.torch.loading import Origin
@@ -63,12 +65,14 @@ def _checkpoint(model: Any, tokenizer: Any, folder: Path) -> Path:
         raise ConfigError(f"{type(model).__name__} has quantised layers, but is no model of load_transformers; save_gguf does not know which tensors they are.")  # fmt: skip
     if tokenizer is None:
         raise ConfigError("a GGUF file holds the vocabulary, which a model of transformers does not; pass tokenizer=, an object or the folder of its files.")  # fmt: skip
-    if isinstance(tokenizer, (str, Path)):
-        import transformers
-
-        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if not isinstance(tokenizer, (str, Path)):
+        tokenizer.save_pretrained(folder)
+        return folder
+    for name, file in auxiliary_files(Path(tokenizer)).items():
+        if not (folder / name).exists():  # config.json is the model's own
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(file, folder / name)
     return folder
 
 

@@ -1,0 +1,51 @@
+"""Products on a GPU: the Triton kernels on torch's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from qtransformers.kernels import triton as kernels
+from qtransformers.kernels.triton.dequantise import dequantise
+from qtransformers.tensor import QTensor
+from qtransformers.types import TYPES, QuantType
+
+Tensor = torch.Tensor
+ELSEWHERE = np.empty(0, np.uint8)  # the bytes of a QTensor whose blocks are on the device
+
+
+def bound(blocks: Tensor, shape: tuple[int, ...], type_id: int, name: str, accuracy: str) -> Any:
+    """Blocks as the kernels take them; they lie where they did."""
+    return kernels.bind(QTensor(name, TYPES[type_id], shape, ELSEWHERE), accuracy, data=blocks.reshape(-1))
+
+
+def multiply(x: Tensor, w: Any) -> Tensor:
+    """`x [T, in] @ w [out, in].T`: `[T, out]` f32."""
+    return kernels.linear(_floats(x), w, None)
+
+
+def pick(ids: Tensor, w: Any) -> Tensor:
+    """Rows `ids [T]`: `[T, n]` f32; NaN for an id that has no row, as nothing here waits for the device."""
+    return kernels.embedding(_numbers(ids), w)
+
+
+def mix(x: Tensor, ids: Tensor, weights: Tensor, stacks: Sequence[Any], act: str, biases: Sequence[Tensor]) -> Tensor:
+    """Each token through its experts; see ops.mix. There must be such experts."""
+    return kernels.moe(_floats(x), _numbers(ids), _floats(weights), *stacks, act, *[_floats(b) for b in biases])
+
+
+def dequantize(blocks: Tensor, type: QuantType) -> Tensor:
+    """Whole rows of blocks `[rows, row_bytes]` as f32 `[rows, n]`."""
+    shape = len(blocks), blocks.shape[1] // type.block_bytes * type.block_size
+    return dequantise(blocks.reshape(-1), type, shape, torch.float32)
+
+
+def _floats(x: Tensor) -> Tensor:
+    return x.detach().to(torch.float32).contiguous()
+
+
+def _numbers(ids: Tensor) -> Tensor:
+    return ids.clamp(-1, 2**31 - 1).to(torch.int32)

@@ -565,6 +565,13 @@ def documents(seed):
             yield ("chat", *smalltalk(r))
 
 
+def as_text(kind, user, text):
+    """A document as the model is trained on it."""
+    if kind == "text":
+        return text + "<|endoftext|>"
+    return f"<|user|>\n{user}<|end|>\n<|assistant|>\n{text}<|end|>\n<|endoftext|>"
+
+
 if __name__ == "__main__":
     for kind, user, text in islice(documents(7), 8):
         print("---", kind, "|", user, "\n" + text)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import torch
-from stories import documents
+from stories import as_text, documents
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -20,12 +20,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 VOCAB, SEQ, BATCH = 2048, 384, 16
-
-
-def as_text(kind, user, text):
-    if kind == "text":
-        return text + "<|endoftext|>"
-    return f"<|user|>\n{user}<|end|>\n<|assistant|>\n{text}<|end|>\n<|endoftext|>"
 
 
 def train_tokenizer():

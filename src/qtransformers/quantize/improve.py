@@ -1,0 +1,189 @@
+"""A model in fewer bits, as good as can be: scales folded, rounding compensated, weight by weight on what the texts really bring.
+
+`improve` takes a model in floats and the type of each tensor (from a recipe or a budget), and gives the bytes of each tensor for a
+standard GGUF file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtransformers.errors import ConfigError
+from qtransformers.quantize import awq
+from qtransformers.quantize.folds import Factors, Fold, Folded, folds
+from qtransformers.quantize.observe import Site, as_weight, sites
+from qtransformers.quantize.passes import Ints
+from qtransformers.quantize.refine import can_refine, coded, refine
+from qtransformers.quantize.relay import Moments, relay
+from qtransformers.quants import dequantize, quantize
+from qtransformers.tensor import QTensor
+from qtransformers.types import BY_NAME, QuantType
+
+if TYPE_CHECKING:
+    from qtransformers.load import Loaded
+
+F32 = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(eq=False)
+class Improved:
+    """What became of a model: the blocks of its weights, in a temporary file, and the factors that were folded."""
+
+    model: Loaded
+    types: Mapping[str, QuantType]
+    folded: Folded = field(default_factory=Folded)
+    errors: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # of each weight's product, absolute, and relative to its power
+    _spool: Any = field(default_factory=tempfile.TemporaryFile)
+    _places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _slots: dict[str, tuple[int | None, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._slots = {t.slot.name: (t.slot.layer, t.slot.attr) for t in self.model.plan.tensors}
+
+    def keep(self, name: str, blocks: NDArray[np.uint8]) -> None:
+        """Put the blocks of a weight aside."""
+        at = self._spool.seek(0, 2)
+        self._spool.write(blocks)
+        self._places[name] = at, blocks.nbytes
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """What a file stores of the tensor called `name`: values of a plain type's own, blocks as bytes of the others."""
+        source, type = self.source(name), self.types[name]
+        factors = self.folded.of(*self._slots[name]) if name in self._slots else Factors()
+        if name in self._places:
+            blocks = self._kept(name)
+            if factors.rows is None:
+                return blocks
+            if can_refine(type):
+                n_rows = source.n_rows
+                rows = np.broadcast_to(factors.rows, source.shape[:-1]).reshape(n_rows)
+                return coded(blocks, type, n_rows).blocks(rows)
+        if source.type.family == "int":
+            return source.data
+        values = np.ascontiguousarray(factors.apply(source.dequantize()), np.float32)
+        return quantize(values.reshape(-1, values.shape[-1] if values.ndim else 1), type)
+
+    def tensors(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """All of the file, in its order."""
+        assert self.model.sources.gguf is not None
+        return ((name, self.tensor(name)) for name in self.model.sources.gguf.tensors)
+
+    def source(self, name: str) -> QTensor:
+        """The tensor it was made of."""
+        assert self.model.sources.gguf is not None
+        return self.model.sources.gguf.tensors[name]
+
+    def _kept(self, name: str) -> NDArray[np.uint8]:
+        at, n = self._places[name]
+        self._spool.seek(at)
+        return np.frombuffer(self._spool.read(n), np.uint8)
+
+
+def improve(
+    model: Loaded, rows: Ints, types: Mapping[str, QuantType], *, fold: bool = True, compensate: bool = True, progress: Progress | None = None
+) -> Improved:  # fmt: skip
+    """Encode a model's weights as `types` says, by name, learning from the texts `rows [n, chunk]`.
+
+    `fold` moves scales to where rounding hurts less (AWQ), `compensate` makes rounding take up its own errors (GPTQ and further); with
+    neither, weights are encoded with the importance of their columns. Each weight sees inputs that passed the new ones before it.
+    ConfigError where a tensor has no type or one that does not fit its width.
+    """
+    out = Improved(model, types)
+    _check(out)
+    open_folds = {(f.layer, r.attr): f for f in (folds(model) if fold else ()) for r in f.readers if not r.by_rows}
+    by_place = {site.place: site for site in sites(model)}
+
+    def step(site: Site, moments: Moments) -> Any:
+        mine = open_folds.get(site.place)
+        if mine is not None:
+            _decide(mine, out, moments, by_place)
+            for reader in mine.readers:
+                open_folds.pop((mine.layer, reader.attr), None)
+        return _encode(site, moments, out, compensate)
+
+    relay(model, rows, step, progress=progress, total=len(by_place))
+    return out
+
+
+def _check(out: Improved) -> None:
+    for name, tensor in ((name, out.source(name)) for name, _ in _named(out)):
+        type = out.types.get(name)
+        if type is None or (tensor.shape and tensor.shape[-1] % type.block_size):
+            said = "none" if type is None else f"{type.name}, whose blocks have {type.block_size} values"
+            raise ConfigError(f"{name} is {list(tensor.shape)}, and its type is {said}. Name one that fits.")
+
+
+def _named(out: Improved) -> Iterator[tuple[str, QTensor]]:
+    assert out.model.sources.gguf is not None
+    yield from out.model.sources.gguf.tensors.items()
+
+
+def _decide(fold: Fold, out: Improved, moments: Moments, by_place: Mapping[tuple[int | None, str], Site]) -> None:
+    """Search the scales of a fold on what comes to its first reader."""
+    scales = np.ones((fold.copies, fold.n), np.float32)
+    for e in range(fold.copies):
+        readers = []
+        for reader in fold.readers:
+            site = by_place.get((fold.layer, reader.attr))
+            if site is None or reader.by_rows:
+                continue
+            values = site.tensor.dequantize()
+            if values.ndim == 3:
+                values = values[e] if fold.copies > 1 else values.reshape(-1, values.shape[-1])
+            readers.append(awq.Candidate(values, out.types[site.name], reader.index))
+        met = e if len(moments.counts) > 1 and fold.copies > 1 else 0
+        size = (moments.sizes[met] if fold.copies > 1 else moments.sizes.sum(0)) / max(1, moments.counts[met] if fold.copies > 1 else moments.counts.sum())  # fmt: skip
+        scales[e] = awq.search(readers, fold.n, moments.mean_product(met), size)
+    if (scales != 1).any():
+        out.folded.add(fold, scales.reshape(fold.shape), out.model.weights)
+
+
+def _encode(site: Site, moments: Moments, out: Improved, compensate: bool) -> Any:
+    """Encode a weight with its columns' factors; what the forwards go on with."""
+    tensor, type = site.tensor, out.types[site.name]
+    if not type.is_quantized:
+        return site.weight
+    values = tensor.dequantize().reshape(site.n_matrices, *tensor.shape[-2:])
+    columns = out.folded.of(*out._slots[site.name]).columns
+    blocks, back, error, power = [], np.empty_like(values), 0.0, 0.0
+    for e, own in enumerate(values):
+        h = moments.mean_product(e)
+        c = np.ones(own.shape[1], np.float32) if columns is None else (columns[e] if columns.ndim > 1 else columns)
+        made = encoded(own * c, type, h / np.outer(c, c), compensate)
+        blocks.append(made)
+        back[e] = dequantize(made, type).reshape(own.shape) / c
+        off = back[e] - own
+        error += float(np.einsum("oi,oi->", off @ h.astype(np.float32), off, dtype=np.float64))
+        power += float(np.einsum("oi,oi->", own @ h.astype(np.float32), own, dtype=np.float64))
+    out.keep(site.name, np.concatenate(blocks))
+    out.errors[site.name] = error, error / power if power else 0.0
+    return as_weight(back.reshape(tensor.shape), site.name)
+
+
+def encoded(w: F32, type: QuantType, h: NDArray[np.float64], compensate: bool = True) -> NDArray[np.uint8]:
+    """Blocks of a weight `[out, in]` with the mean of x x^T over its inputs, `h [in, in]`."""
+    if compensate and can_refine(type):
+        return refine(w, type, h).blocks()
+    return quantize(
+        np.ascontiguousarray(w, np.float32), type, importance=np.ascontiguousarray(h.diagonal(), np.float32)
+    )
+
+
+def plain_types(model: Loaded, type: str) -> dict[str, QuantType]:
+    """One type for all weights that fill its blocks, and for the others what they have."""
+    assert model.sources.gguf is not None
+    wanted, found = BY_NAME[type], {}
+    multiplied = {site.name for site in sites(model)}
+    for name, tensor in model.sources.gguf.tensors.items():
+        fits = name in multiplied and tensor.shape[-1] % wanted.block_size == 0
+        found[name] = wanted if fits else tensor.type
+    return found

@@ -49,6 +49,7 @@ def logits(model, ids):
     pages = cache.take(1)
     outputs = []
     for first, part in ((0, ids[:FIRST]), (FIRST, ids[FIRST:])):
-        batch = Batch.single(part, first, pages, outputs=None).on(torch_device("cuda:0"))
-        outputs.append(model.spec.forward(model.weights, model.hparams, batch, cache).cpu().numpy())
+        with cache.states.placed(Batch.single(part, first, pages, outputs=None)) as batch:
+            there = batch.on(torch_device("cuda:0"))
+            outputs.append(model.spec.forward(model.weights, model.hparams, there, cache).cpu().numpy())
     return np.concatenate(outputs)

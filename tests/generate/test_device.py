@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -187,16 +188,20 @@ def test_rows_that_are_broken_are_looked_at_whole():
 
 def test_a_batch_fills_a_wider_one():
     """As captured steps see it: what is beyond belongs to no sequence."""
-    shapes = ((8,), (8,), (5,), (4, 8), (8,))
+    shapes = ((8,), (8,), (5,), (4, 8), (8,), (4, 2))
     host = Batch.over(np.full(room(shapes), 77, np.int32), shapes, 2)
     parts = [Batch.single([5, 6], 300, [3, 4], outputs=None), Batch.single([7], 0, [9], outputs=None)]
-    fill(host, Batch.join(parts))
+    states = np.arange(4, dtype=np.int32).reshape(2, 2)  # addresses
+    batch = replace(Batch.join(parts), states=states)
+    fill(host, batch)
     assert host.tokens.tolist() == [5, 6, 7, 0, 0, 0, 0, 0] and host.positions.tolist() == [300, 301, 0, 0, 0, 0, 0, 0]
     assert host.starts.tolist() == [0, 2, 3, 3, 3] and host.page_tables[:3, :3].tolist() == [
         [3, 4, -1],
         [9, -1, -1],
         [-1] * 3,
     ]
-    there = Batch.join(parts).on("cpu")
+    assert host.states[:2].tolist() == states.tolist()
+    there = batch.on("cpu")
     assert there.rows == 2 and all(x.data_ptr() % 16 == there.tokens.data_ptr() % 16 for x in there.arrays)
-    assert [x.tolist() for x in there.arrays] == [x.tolist() for x in Batch.join(parts).arrays]
+    assert [x.tolist() for x in there.arrays] == [x.tolist() for x in batch.arrays]
+    assert Batch.join(parts).on("cpu").states is None

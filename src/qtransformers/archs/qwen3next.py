@@ -58,8 +58,7 @@ def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
             y = rms_norm(x, layer.attn_norm, h.rms_eps)
             n_before = i // h.full_period  # layers with attention
             if recurrent(h, i):
-                own = [{name: arrays[i - n_before] for name, arrays in state.items()} for state in states]
-                x += delta_net(y, layer, h, batch, own)
+                x += delta_net(y, layer, h, batch, states(i - n_before))
             else:
                 x += self_attention(y, layer, h, turn, batch, cache, n_before)
             y = rms_norm(x, layer.post_attention_norm, h.rms_eps)
@@ -69,17 +68,17 @@ def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     return linear(x, w.output)
 
 
-def delta_net(x: Any, w: Any, h: Any, batch: Batch, states: list[dict[str, Any]]) -> Any:
+def delta_net(x: Any, w: Any, h: Any, batch: Batch, states: dict[str, Any]) -> Any:
     """Gated DeltaNet: the state fades, corrects what it has at a key, is read by a query; a short convolution before."""
     qkv, z, ba = linears(x, (w.attn_qkv, w.attn_gate, w.ssm_ba), (None, None, None))
     b, a = (
         part.reshape(len(x), -1) for part in split(ba.reshape(len(x), h.n_state_k, 2, -1), 1, axis=2)
     )  # [T, n_state_v]
     beta, decay = activate(b, "sigmoid"), w.ssm_a * softplus(a + w.ssm_dt)
-    qkv = activate(causal_conv(qkv, w.ssm_conv1d, batch.starts, [s["conv"] for s in states]), "silu")
+    qkv = activate(causal_conv(qkv, w.ssm_conv1d, batch.starts, states["conv"]), "silu")
     q, k, v = split(qkv, (h.n_state_k * h.state_dim, 2 * h.n_state_k * h.state_dim))
     q, k, v = by_head(q, h.state_dim), by_head(k, h.state_dim), by_head(v, h.state_dim)
-    y = gated_delta(q, k, v, decay, beta, batch.starts, [s["delta"] for s in states])
+    y = gated_delta(q, k, v, decay, beta, batch.starts, states["delta"])
     y = rms_norm(y, w.ssm_norm, h.rms_eps).reshape(len(x), -1)
     return linear(activate(z, "silu", y), w.ssm_out)
 

@@ -26,6 +26,7 @@ class Batch:
     page_tables: Ints  # [S, P], pages of sequence s in order, -1 beyond its end
     output_rows: Ints  # [R], the rows whose logits are wanted
     rows: int = 0  # the most that a sequence has; 0: not known
+    states: Ints | None = None  # [S, 2], on a device: addresses of 64 bits of what recurrent layers remember
 
     @classmethod
     def single(
@@ -46,8 +47,10 @@ class Batch:
     def over(cls, flat: Any, shapes: Sequence[tuple[int, ...]], rows: int) -> Batch:
         """Arrays of these shapes that lie in `flat [n] int32`, NumPy's or torch's; see `room`."""
         places = zip(_offsets(shapes), shapes, strict=False)
-        tokens, positions, starts, tables, outputs = (flat[i : i + prod(shape)].reshape(shape) for i, shape in places)
-        return cls(tokens, positions, starts, tables, outputs, rows)
+        tokens, positions, starts, tables, outputs, *more = (
+            flat[i : i + prod(shape)].reshape(shape) for i, shape in places
+        )
+        return cls(tokens, positions, starts, tables, outputs, rows, *more)
 
     def on(self, device: Any) -> Batch:
         """The same as tensors on a torch device, by one copy."""
@@ -63,7 +66,8 @@ class Batch:
     @property
     def arrays(self) -> tuple[Any, ...]:
         """All of them, in their order."""
-        return self.tokens, self.positions, self.starts, self.page_tables, self.output_rows
+        arrays = self.tokens, self.positions, self.starts, self.page_tables, self.output_rows
+        return arrays if self.states is None else (*arrays, self.states)
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:

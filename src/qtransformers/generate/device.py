@@ -53,9 +53,13 @@ class DeviceForward:
 
     def __call__(self, batch: Batch, cache: PagedCache, adapters: Sequence[Any] = ()) -> Rows:
         """Logits of a batch's output rows; `adapters` are (first row, end, updates, scale)."""
+        with cache.states.placed(batch) as placed:
+            return self._computed(placed, cache, adapters)
+
+    def _computed(self, batch: Batch, cache: PagedCache, adapters: Sequence[Any]) -> Rows:
         n = len(batch.tokens)
         step = n == len(batch.output_rows) and n <= MOST_ROWS
-        if not (self._captures and step) or adapters or cache.states.nbytes:
+        if not (self._captures and step) or adapters:
             weights = adapted(self._weights, adapters, batch.output_rows) if adapters else self._weights
             return self._rows(self._forward(weights, self._hparams, batch.on(self._device), cache))
         key = self._key(batch)
@@ -87,7 +91,8 @@ class DeviceForward:
         from qtransformers.kernels.triton.graphs import Recording
 
         tokens, sequences, most, width = key
-        shapes = ((tokens,), (tokens,), (sequences + 1,), (sequences, width), (tokens,))
+        shapes = [(tokens,), (tokens,), (sequences + 1,), (sequences, width), (tokens,)]
+        shapes += [(sequences, 2)] if batch.states is not None else []
         pinned = torch.zeros(room(shapes), dtype=torch.int32, pin_memory=True)
         flat = torch.empty_like(pinned, device=self._device)
         host, there = Batch.over(pinned.numpy(), shapes, most), Batch.over(flat, shapes, most)
@@ -145,6 +150,8 @@ def fill(host: Batch, batch: Batch) -> None:
     host.starts[sequences + 1 :] = n
     host.page_tables[...] = -1
     host.page_tables[:sequences, :width] = batch.page_tables
+    if host.states is not None and batch.states is not None:
+        host.states[:sequences] = batch.states
 
 
 class Rows:

@@ -26,14 +26,8 @@ def calls(arch):
     yield "routes", partial(rows.route, floats(8, 128), 8), LIMITS
     yield "grouped routes", partial(rows.route, floats(8, 256), 8, "sigmoid", floats(256), 8, 4, 2, True), LIMITS
     if arch == 90:
-        yield (
-            "convolution",
-            partial(recurrent.causal_conv, floats(8, 512), floats(512, 4), numbers(2), [floats(3, 512)]),
-            LIMITS,
-        )
+        past = recurrent.Remembered(numbers(1, 2), 64, (3, 512))
+        yield "convolution", partial(recurrent.causal_conv, floats(8, 512), floats(512, 4), numbers(2), past), LIMITS
         q, v, gate = floats(8, 16, 128), floats(8, 32, 128), floats(8, 32)
-        yield (
-            "delta rule",
-            partial(recurrent.gated_delta, q, q, v, gate, gate, numbers(2), [floats(32, 128, 128)]),
-            LIMITS,
-        )
+        state = past._replace(shape=(32, 128, 128))
+        yield "delta rule", partial(recurrent.gated_delta, q, q, v, gate, gate, numbers(2), state), LIMITS

@@ -9,9 +9,11 @@ import torch
 from qtransformers.errors import ConfigError
 from qtransformers.kernels import reference
 from qtransformers.kernels.triton import recurrent as gpu
+from qtransformers.kernels.triton.recurrent import Remembered
 
 DEVICE = "cuda" if os.environ["TRITON_INTERPRET"] == "0" else "cpu"
 TOLERANCE = 2e-5  # of outputs and states about 1
+AT = 3  # number of a sequence's memory at which the array tested begins
 
 
 def random(rng, *shape):
@@ -19,18 +21,29 @@ def random(rng, *shape):
 
 
 def on_device(x):
-    return [on_device(part) for part in x] if isinstance(x, list) else torch.from_numpy(x.copy()).to(DEVICE)
+    return torch.from_numpy(x.copy()).to(DEVICE)
+
+
+def remembered(states, lengths, shape):
+    """States each in a memory of its own, and what finds them; of a sequence without rows no memory is read."""
+    memories = [on_device(np.concatenate([np.full(AT, 7, np.float32), s.ravel(), np.full(5, 7, np.float32)])) for s in states]  # fmt: skip
+    addresses = [m.data_ptr() if n else 0 for m, n in zip(memories, lengths, strict=True)]
+    return memories, Remembered(on_device(np.array(addresses, np.int64).view(np.int32).reshape(-1, 2)), AT, shape)
 
 
 def check(name, *arguments):
     """Outputs and states of both, where the last argument is the states."""
-    states, theirs = on_device(arguments[-1]), [s.copy() for s in arguments[-1]]
-    y = getattr(gpu, name)(*map(on_device, arguments[:-1]), states)
-    expected = getattr(reference, name)(*arguments[:-1], theirs)
+    *inputs, states = arguments
+    theirs = [s.copy() for s in states]
+    memories, places = remembered(states, np.diff(inputs[-1]), states[0].shape)
+    y = getattr(gpu, name)(*map(on_device, inputs), places)
+    expected = getattr(reference, name)(*inputs, theirs)
     assert y.dtype == torch.float32 and tuple(y.shape) == expected.shape
     assert np.abs(y.cpu().numpy() - expected).max(initial=0) < TOLERANCE
-    for state, before, their in zip(states, arguments[-1], theirs, strict=True):
-        assert np.abs(state.cpu().numpy() - their).max() < TOLERANCE
+    for memory, before, their in zip(memories, states, theirs, strict=True):
+        found = memory.cpu().numpy()
+        assert (np.delete(found, slice(AT, AT + their.size)) == 7).all()
+        assert np.abs(found[AT : AT + their.size] - their.ravel()).max() < TOLERANCE
         assert (their == before).all() or np.abs(their - before).max() > 0.1
 
 
@@ -55,11 +68,15 @@ def test_gated_delta(lengths, heads, dims, decay):
 
 
 def test_what_does_not_fit_is_refused():
-    x = torch.zeros(2, 8)
+    x, starts = torch.zeros(2, 8), torch.zeros(2, dtype=torch.int32)
+    found = Remembered(torch.zeros(1, 2, dtype=torch.int32), 0, (3, 8))
     with pytest.raises(ConfigError, match="causal_conv got"):
-        gpu.causal_conv(x, torch.zeros(9, 4), torch.zeros(2, dtype=torch.int32), [])
+        gpu.causal_conv(x, torch.zeros(9, 4), starts, found)
+    with pytest.raises(ConfigError, match=r"causal_conv got.* pasts of \[2, 8\]"):
+        gpu.causal_conv(x, torch.zeros(8, 4), starts, found._replace(shape=(2, 8)))
     heads = torch.zeros(2, 2, 8)
     with pytest.raises(ConfigError, match="gated_delta got"):
-        gpu.gated_delta(heads, heads, heads, x, x, torch.zeros(2, dtype=torch.int32), [torch.zeros(2, 8, 9)])
-    with pytest.raises(ConfigError, match="a state is"):
-        gpu.causal_conv(x, torch.zeros(8, 4), torch.zeros(2, dtype=torch.int32), [torch.zeros(3, 8).half()])
+        gpu.gated_delta(heads, heads, heads, x, x, starts, found._replace(shape=(2, 8, 9)))
+    for addresses, said in ((None, "none"), (torch.zeros(2, 2, dtype=torch.int32), r"\[2, 2\]"), (torch.zeros(1, 2), "torch.float32")):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"addresses of states are .*{said}"):
+            gpu.causal_conv(x, torch.zeros(8, 4), starts, found._replace(addresses=addresses))

@@ -1,9 +1,11 @@
-"""Layers that remember a sequence in a state of fixed size: a short convolution, and the gated delta rule, token by token."""
+"""Layers that remember a sequence in a state of fixed size: a short convolution, and the gated delta rule, token by token.
+
+States are found by addresses on the device, so that a captured graph may be replayed for other sequences.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,58 +19,68 @@ ROWS = 16
 STATE_COLUMNS = 32
 
 
-def causal_conv(x: Any, kernel: Any, starts: Any, pasts: Sequence[Any]) -> Any:
+class Remembered(NamedTuple):
+    """What a layer remembers of sequences: f32 arrays of one shape on the device."""
+
+    addresses: Any  # [S, 2] int32, of 64 bits, of what each sequence has; not read where a sequence has no rows
+    first: int  # number of it at which the array begins
+    shape: tuple[int, ...]
+
+
+def causal_conv(x: Any, kernel: Any, starts: Any, pasts: Remembered) -> Any:
     """Each channel of `x [T, C]` with `kernel [C, K]` over its last K tokens: `[T, C]`; see `nn.causal_conv`."""
-    if x.ndim != 2 or kernel.shape[0] != x.shape[1] or any(p.shape != (kernel.shape[1] - 1, x.shape[1]) for p in pasts):
+    if x.ndim != 2 or kernel.shape[0] != x.shape[1] or pasts.shape != (kernel.shape[1] - 1, x.shape[1]):
         raise ConfigError(
-            f"causal_conv got x {list(x.shape)}, kernel {list(kernel.shape)}, pasts {[list(p.shape) for p in pasts]}; "
-            "expected [T, C], [C, K], [[K - 1, C], ...]."
+            f"causal_conv got x {list(x.shape)}, kernel {list(kernel.shape)}, pasts of {list(pasts.shape)}; "
+            "expected [T, C], [C, K], [K - 1, C]."
         )
     n_tokens, n_channels = x.shape
     x, kernel, y = x.contiguous(), kernel.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
     size = {"SIZE": kernel.shape[1], "C": n_channels, "CHANNELS": CHANNELS}
     blocks = triton.cdiv(n_channels, CHANNELS)
     if n_tokens:
-        places, n = _places(pasts, x.device), len(pasts)
+        places, n = _places(pasts, starts), len(starts) - 1
         _conv[(triton.cdiv(n_tokens, ROWS), blocks)](
-            x, kernel, y, starts, places, n_tokens, n, LOG_S=(n - 1).bit_length(), ROWS=ROWS, **size
+            x, kernel, y, starts, places, pasts.first, n_tokens, n, LOG_S=(n - 1).bit_length(), ROWS=ROWS, **size
         )
-        _move_on[(n, blocks)](x, starts, places, **size)
+        _move_on[(n, blocks)](x, starts, places, pasts.first, **size)
     return y
 
 
-def gated_delta(q: Any, k: Any, v: Any, decay: Any, beta: Any, starts: Any, states: Sequence[Any]) -> Any:
+def gated_delta(q: Any, k: Any, v: Any, decay: Any, beta: Any, starts: Any, states: Remembered) -> Any:
     """The gated delta rule over sequences of `starts [S + 1]`, token by token: `[T, H, D_v]`; see `nn.gated_delta`."""
     n_heads, dv = v.shape[1:]
     n_key_heads, d = q.shape[1:]
-    if q.shape != k.shape or n_heads % n_key_heads or decay.shape != beta.shape or any(s.shape != (n_heads, d, dv) for s in states):  # fmt: skip
+    if q.shape != k.shape or n_heads % n_key_heads or decay.shape != beta.shape or states.shape != (n_heads, d, dv):
         raise ConfigError(
             f"gated_delta got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}, decay {list(decay.shape)}, beta {list(beta.shape)}, "
-            f"states {[list(s.shape) for s in states]}; expected q, k [T, H_k, D_k], v [T, H, D_v], decay, beta [T, H], states [[H, D_k, D_v], ...]."
+            f"states of {list(states.shape)}; expected q, k [T, H_k, D_k], v [T, H, D_v], decay, beta [T, H], states of [H, D_k, D_v]."
         )
     q, k, v, decay, beta = (x.contiguous() for x in (q, k, v, decay, beta))
     y = torch.empty_like(v)
     if v.shape[0]:
-        _delta[(len(states), n_heads, triton.cdiv(dv, STATE_COLUMNS))](
-            q, k, v, decay, beta, y, starts, _places(states, v.device), d**-0.5,
+        _delta[(len(starts) - 1, n_heads, triton.cdiv(dv, STATE_COLUMNS))](
+            q, k, v, decay, beta, y, starts, _places(states, starts), states.first, d**-0.5,
             HEADS=n_heads, GROUP=n_heads // n_key_heads, D=d, DV=dv, WIDE=triton.next_power_of_2(d), COLUMNS=STATE_COLUMNS, num_warps=4,
         )  # fmt: skip
     return y
 
 
-def _places(states: Sequence[Any], device: Any) -> Any:
-    """Where each sequence's state lies in memory."""
-    for state in states:
-        if state.dtype != torch.float32 or not state.is_contiguous() or state.device != device:
-            raise ConfigError(
-                f"a state is {state.dtype} on {state.device}; expected contiguous torch.float32 on {device}."
-            )
-    return torch.tensor([state.data_ptr() for state in states], dtype=torch.int64).to(device)
+def _places(states: Remembered, starts: Any) -> Any:
+    """The addresses of what each sequence has, `[S] int64`."""
+    at = states.addresses
+    if at is None or at.dtype != torch.int32 or at.shape != (len(starts) - 1, 2) or at.device != starts.device:
+        found = "none" if at is None else f"{at.dtype} {list(at.shape)} on {at.device}"
+        raise ConfigError(
+            f"addresses of states are {found}; expected torch.int32 {[len(starts) - 1, 2]} on {starts.device}, "
+            "as a batch has them that cache.States.placed gave."
+        )
+    return at.view(torch.int64).reshape(-1)
 
 
-@triton.jit(do_not_specialize=["n_tokens", "n_sequences"])
+@triton.jit(do_not_specialize=["at", "n_tokens", "n_sequences"])
 def _conv(
-    x, kernel, y, starts, places, n_tokens, n_sequences,
+    x, kernel, y, starts, places, at, n_tokens, n_sequences,
     LOG_S: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -76,7 +88,7 @@ def _conv(
     real = (t < n_tokens) & (t < tl.load(starts + n_sequences))
     s = sequence_of(t, starts, n_sequences, LOG_S)
     first = tl.load(starts + s)
-    past = tl.load(places + s).to(tl.pointer_type(tl.float32))
+    past = tl.load(places + s).to(tl.pointer_type(tl.float32)) + at
     there = channel[None, :] < C
     total = tl.zeros([ROWS, CHANNELS], tl.float32)
     for i in tl.static_range(SIZE):
@@ -89,14 +101,14 @@ def _conv(
     tl.store(y + t.to(tl.int64)[:, None] * C + channel[None, :], total.to(y.dtype.element_ty), mask=real[:, None] & there)  # fmt: skip
 
 
-@triton.jit
-def _move_on(x, starts, places, SIZE: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr):
+@triton.jit(do_not_specialize=["at"])
+def _move_on(x, starts, places, at, SIZE: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr):
     """The last tokens of a sequence become its past, the oldest first: each is read before what it displaces is needed."""
     s = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     there = channel < C
     first, end = tl.load(starts + s), tl.load(starts + s + 1)
-    past = tl.load(places + s).to(tl.pointer_type(tl.float32))
+    past = tl.load(places + s).to(tl.pointer_type(tl.float32)) + at
     if end > first:
         for i in tl.static_range(SIZE - 1):
             row = end - (SIZE - 1 - i)
@@ -105,17 +117,20 @@ def _move_on(x, starts, places, SIZE: tl.constexpr, C: tl.constexpr, CHANNELS: t
             tl.store(past + i * C + channel, a + b, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start"])
 def _delta(
-    q, k, v, decay, beta, y, starts, places, scale,
+    q, k, v, decay, beta, y, starts, places, start, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     s, head = tl.program_id(0), tl.program_id(1)
     row, column = tl.arange(0, WIDE), tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     there = (row < D)[:, None] & (column < DV)[None, :]
-    state = tl.load(places + s).to(tl.pointer_type(tl.float32)) + (head * D + row)[:, None] * DV + column[None, :]
-    memory = tl.load(state, mask=there, other=0.0)
     first, end = tl.load(starts + s), tl.load(starts + s + 1)
+    if first == end:
+        return
+    own = tl.load(places + s).to(tl.pointer_type(tl.float32)) + start
+    state = own + (head * D + row)[:, None] * DV + column[None, :]
+    memory = tl.load(state, mask=there, other=0.0)
     begin = first.to(tl.int64)
     for i in range(0, end - first):
         at = (begin + i) * HEADS + head

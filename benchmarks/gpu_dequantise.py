@@ -9,9 +9,10 @@ import torch
 from card import Card, seconds
 from results import table
 
+from qtransformers.kernels.staging import staging
 from qtransformers.kernels.triton.blocks import LAYOUTS
 from qtransformers.kernels.triton.dequantise import OUTPUTS, dequantise
-from qtransformers.kernels.triton.upload import Upload, temporary
+from qtransformers.kernels.triton.upload import Upload
 from qtransformers.quants import reference_dequantize
 from qtransformers.types import BY_NAME, QuantType
 
@@ -90,7 +91,7 @@ def uploads(card: Card) -> str:
         torch.cuda.synchronize(card.device)
         speed = upload.done / (time.perf_counter() - start)
         extra = torch.cuda.max_memory_allocated(card.device) - before - found.nbytes
-        said = temporary(decoded)
+        said = staging(decoded)
         lines.append(
             f"Blocks of Q4_K from main memory, {what}: {speed / 1e9:.1f} GB/s, {100 * speed / bus:.0f}% of one pinned copy "
             f"({bus / 1e9:.1f} GB/s), through {said.pinned >> 20} MiB of pinned memory; {extra >> 20} MiB on the card beside the "

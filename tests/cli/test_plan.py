@@ -80,6 +80,7 @@ def test_placement_is_printed_saved_and_loaded(data, tmp_path, capsys):
     words = [demo, "--ram", "2GiB", "--vram", "1GiB"]
     first = planned(capsys, *words, "--placement", "auto,dense_ffn=cpu", "--save", saved)
     assert "placement: " in first and "attn=cuda:0" in first and "dense_ffn=cpu" in first and "kv=cuda:0" in first
+    assert "copied through 128 MiB of pinned main memory" in first
     assert planned(capsys, *words, "--placement", saved) == first
     found = json.loads(planned(capsys, *words, "--placement", saved, "--json"))
     assert found["devices"][1]["weights"] > 0 and "dense_ffn=cpu" in found["placement"]

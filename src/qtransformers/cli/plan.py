@@ -128,8 +128,9 @@ def _need(plan: LoadPlan, need: Need) -> list[str]:
 
     each = plan.cache_shape.bytes(256, plan.cache) // 256
     main = need.device == "cpu"
+    copied = f"copied through {text(need.staging)} of pinned main memory"
     rows = [
-        ("weights as stored", need.weights, "mapped: one copy, in the page cache" if main else "copied"),
+        ("weights as stored", need.weights, "mapped: one copy, in the page cache" if main else copied),
         ("keys and values", need.cache, f"{plan.context_length:,} tokens in {plan.cache}, {text(each)} a token"),
         ("recurrent states", need.states, "of all requests that may run at once"),
         ("peak temporaries", need.activations, "of one forward pass"),

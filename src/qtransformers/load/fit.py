@@ -10,6 +10,7 @@ from qtransformers.cache import CODECS, PAGE_TOKENS
 from qtransformers.checks import size
 from qtransformers.errors import InsufficientMemoryError
 from qtransformers.kernels.kv import why_not
+from qtransformers.kernels.staging import staging
 from qtransformers.load.footprint import page_tables
 from qtransformers.load.plan import LoadPlan
 from qtransformers.machine import Memory
@@ -62,6 +63,7 @@ class Need:
     program: int  # of main memory only: interpreter, library, tokenizer
     system: int  # of main memory only: page tables, and what stays free; of a GPU: its context
     have: int | None
+    staging: int = 0  # of pinned main memory, only while weights are copied to this GPU
 
     @property
     def model(self) -> int:
@@ -158,10 +160,10 @@ def _need(plan: LoadPlan, budget: Budget, device: str) -> Need:
         system = page_tables(weights) + budget.spare
         return Need(device, weights, cache, states, plan.activations_bytes, plan.program_bytes, system, budget.ram)
     used = weights or cache or states
-    have = budget.devices[device]
     return Need(
-        device, weights, cache, states, plan.activations_bytes if used else 0, 0, CONTEXT_BYTES if used else 0, have
-    )
+        device, weights, cache, states, plan.activations_bytes if used else 0, 0, CONTEXT_BYTES if used else 0,
+        budget.devices[device], staging().pinned if weights else 0,
+    )  # fmt: skip
 
 
 def _remedies(plan: LoadPlan, budget: Budget, host: Need, others: Mapping[str, int]) -> list[Remedy]:

@@ -5,6 +5,7 @@ import pytest
 
 from blocks import random_blocks
 from qtransformers.errors import GGUFError, InsufficientMemoryError
+from qtransformers.kernels.staging import Staging, staging
 from qtransformers.quants import reference_dequantize
 from qtransformers.types import BY_NAME
 
@@ -12,7 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from qtransformers.kernels.triton.device import interpreted  # noqa: E402
-from qtransformers.kernels.triton.upload import Temporary, Upload, temporary  # noqa: E402
+from qtransformers.kernels.triton.upload import Upload  # noqa: E402
 
 DEVICE = "cpu" if interpreted() else "cuda"
 
@@ -54,11 +55,11 @@ def test_buffers_are_what_is_told_and_free_at_the_end():
     with Upload(DEVICE, chunk=1000) as upload:
         upload.floats(data, BY_NAME["Q8_0"], (3200,), torch.float16)
         pinned = sum(b.numel() for b in upload._buffers)
-        assert Temporary(pinned, upload._staged.numel()) == temporary(decoded=True, chunk=1000) == Temporary(2000, 1000)
+        assert Staging(pinned, upload._staged.numel()) == staging(decoded=True, chunk=1000) == Staging(2000, 1000)
         assert all(b.is_pinned() == (DEVICE == "cuda") for b in upload._buffers)
     assert not upload._buffers
     assert upload._staged is None
-    assert temporary() == Temporary(128 << 20, 0)
+    assert staging() == Staging(128 << 20, 0)
 
 
 def test_what_does_not_fit():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from math import prod
 from time import perf_counter
 from typing import Any
@@ -14,34 +13,21 @@ import torch
 from numpy.typing import NDArray
 
 from qtransformers.errors import InsufficientMemoryError
+from qtransformers.kernels.staging import CHUNK, staging
 from qtransformers.kernels.triton.dequantise import check_bytes, dequantise
 from qtransformers.machine import usable_cores
 from qtransformers.types import QuantType
 
-CHUNK = 64 << 20  # bytes of a buffer
 COPIERS = 8  # threads that fill one, at most: reads of a mapping keep a core busy long before the bus
 
 Progress = Callable[[int, int, float], None]  # (bytes, bytes in all, GB/s until now)
-
-
-@dataclass(frozen=True)
-class Temporary:
-    """Bytes in use while weights travel, beside the weights."""
-
-    pinned: int
-    device: int
-
-
-def temporary(decoded: bool = False, chunk: int = CHUNK) -> Temporary:
-    """What an `Upload` takes for itself: two buffers of `chunk` bytes, and one on the device if it decodes there."""
-    return Temporary(2 * chunk, chunk if decoded else 0)
 
 
 class Upload:
     """Brings weights to a device, in the order of its current stream; a context, at whose end all has arrived and the buffers are free.
 
     `progress` is called after each chunk; `total` is what it is to count up to, in bytes of the file.
-    InsufficientMemoryError, with the numbers, where a tensor does not fit.
+    `kernels.staging` says what it takes for itself. InsufficientMemoryError, with the numbers, where a tensor does not fit.
     """
 
     def __init__(
@@ -124,7 +110,7 @@ class Upload:
         try:
             return torch.empty(shape, dtype=dtype, device="cpu" if buffer else self.device, pin_memory=pinned)
         except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is what its other allocators raise
-            own = temporary(self._staged is not None, self.chunk)
+            own = staging(self._staged is not None, self.chunk)
             free = f", where {torch.cuda.mem_get_info(self.device)[0]:,} are free" if self._cuda and not buffer else ""
             raise InsufficientMemoryError(
                 f"{prod(shape) * dtype.itemsize:,} bytes for {what} do not fit into {'main memory' if buffer else self.device}{free}. "

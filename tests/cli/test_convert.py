@@ -91,3 +91,13 @@ def test_a_gguf_file_again(data, tmp_path, monkeypatch, capsys):
     assert main(["convert", str(data / "demo-Q8_0.gguf"), "-t", "Q4_K"]) == 0
     err = capsys.readouterr().err
     assert "quantised already" in err and "demo-Q8_0-Q4_K_M.gguf: 38 tensors, 2.39 MB, 5.07 bits per weight" in err
+
+
+def test_back_to_safetensors(data, demo, tmp_path, capsys):
+    out = tmp_path / "model.safetensors"
+    assert main(["convert", str(data / "demo-Q8_0.gguf"), "-o", str(out), "--config", demo]) == 0
+    assert "model.safetensors: 7.35 MB" in capsys.readouterr().err and (tmp_path / "config.json").exists()
+    assert main(["convert", str(tmp_path), "-t", "Q8_0", "-o", str(tmp_path / "x.gguf")]) == 0
+    assert main(["convert", demo, "-o", str(tmp_path / "y.gguf"), "--config", demo]) == 2
+    assert main(["convert", str(data / "demo-Q8_0.gguf"), "-o", str(tmp_path / "y.safetensors"), "--dry-run"]) == 2
+    assert "--dry-run is not for .safetensors" in capsys.readouterr().err

@@ -245,6 +245,9 @@ HPARAMS = (
     VOCAB_SIZE,
 )  # fmt: skip
 
+# Keys and values of all heads, one matrix of a checkpoint
+KV_B = ("n_heads*head_dim_mla-n_heads*rope_dim+n_heads*head_dim_v_mla", "kv_lora")
+
 SPEC = ArchSpec(
     id="deepseek2",
     hparams=HPARAMS,
@@ -257,8 +260,8 @@ SPEC = ArchSpec(
         TensorSpec("attn_q_b", "blk.{i}.attn_q_b", ("n_heads*head_dim_mla", "q_lora"), "attn", hf=f"{ATTN}.q_b_proj", when=_q_lora),
         TensorSpec("attn_kv_a_mqa", "blk.{i}.attn_kv_a_mqa", ("kv_lora+rope_dim", "n_embd"), "attn", hf=f"{ATTN}.kv_a_proj_with_mqa"),
         norm("attn_kv_a_norm", "self_attn.kv_a_layernorm", "kv_lora"),
-        TensorSpec("attn_k_b", "blk.{i}.attn_k_b", ("n_heads", "kv_lora", "head_dim_mla-rope_dim"), "attn", hf=f"{ATTN}.kv_b_proj", hf_values=keys, when=_latent),
-        TensorSpec("attn_v_b", "blk.{i}.attn_v_b", ("n_heads", "head_dim_v_mla", "kv_lora"), "attn", hf=f"{ATTN}.kv_b_proj", hf_values=head_values, when=_latent),
+        TensorSpec("attn_k_b", "blk.{i}.attn_k_b", ("n_heads", "kv_lora", "head_dim_mla-rope_dim"), "attn", hf=f"{ATTN}.kv_b_proj", hf_values=keys, hf_shape=KV_B, when=_latent),
+        TensorSpec("attn_v_b", "blk.{i}.attn_v_b", ("n_heads", "head_dim_v_mla", "kv_lora"), "attn", hf=f"{ATTN}.kv_b_proj", hf_values=head_values, hf_shape=KV_B, when=_latent),
         TensorSpec("attn_kv_b", "blk.{i}.attn_kv_b", ("n_heads*head_dim_mla-n_heads*rope_dim+n_heads*head_dim_v_mla", "kv_lora"), "attn", hf=f"{ATTN}.kv_b_proj", when=_expanded),
         TensorSpec("attn_output", "blk.{i}.attn_output", ("n_embd", "n_heads*head_dim_v_mla"), "attn", hf=f"{ATTN}.o_proj"),
         norm("ffn_norm", "post_attention_layernorm"),

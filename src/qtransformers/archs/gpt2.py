@@ -60,7 +60,16 @@ def layer_norm_of(attr: str, hf: str) -> TensorSpec:
 
 def with_bias(attr: str, shape: tuple[str, ...], role: str, hf: str) -> TensorSpec:
     """A matrix with a bias, which transposing leaves alone."""
-    return TensorSpec(attr, f"blk.{{i}}.{attr}", shape, role, "required", hf=f"h.{{i}}.{hf}", hf_values=transposed)
+    return TensorSpec(
+        attr,
+        f"blk.{{i}}.{attr}",
+        shape,
+        role,
+        "required",
+        hf=f"h.{{i}}.{hf}",
+        hf_values=transposed,
+        hf_shape=shape[::-1],
+    )
 
 
 SPEC = ArchSpec(

@@ -72,6 +72,7 @@ def _experts(name: str, shape: tuple[str, ...], hf: str, first: int, step: int) 
     return TensorSpec(
         f"ffn_{name}_exps", f"blk.{{i}}.ffn_{name}_exps", ("n_experts", *shape), "experts", "required",
         hf=f"model.layers.{{i}}.mlp.experts.{hf}", hf_suffix=("", "_bias"), hf_values=columns(first, step),
+        hf_shape=("n_experts", shape[1], f"{step}*{shape[0]}"),
     )  # fmt: skip
 
 

@@ -145,6 +145,9 @@ def by_kind(values: Any, h: Mapping[str, Any]) -> tuple[Any, Any]:
     return np.concatenate([part.reshape(-1, n_in) for part in (q, k, v)]), z.reshape(-1, n_in)
 
 
+QKVZ = ("2*n_state_k*state_dim+2*n_inner", "n_embd")  # one matrix of a checkpoint
+
+
 def value_dim(config: Mapping[str, Any]) -> Any:
     """Values of all heads."""
     return config["linear_value_head_dim"] * config["linear_num_value_heads"]
@@ -185,10 +188,10 @@ SPEC = ArchSpec(
         norm("attn_q_norm", "self_attn.q_norm", "head_dim", **ONE_MORE, when=attends),
         norm("attn_k_norm", "self_attn.k_norm", "head_dim", **ONE_MORE, when=attends),
         _tensor("attn_output", ("n_embd", "n_heads*head_dim_v"), "attn", "self_attn.o_proj", when=attends),
-        _delta("attn_qkv", ("2*n_state_k*state_dim+n_inner", "n_embd"), "attn", "in_proj_qkvz", hf_values=lambda x, h: by_kind(x, h)[0]),
-        _delta("attn_gate", ("n_inner", "n_embd"), "attn", "in_proj_qkvz", hf_values=lambda x, h: by_kind(x, h)[1]),
+        _delta("attn_qkv", ("2*n_state_k*state_dim+n_inner", "n_embd"), "attn", "in_proj_qkvz", hf_values=lambda x, h: by_kind(x, h)[0], hf_shape=QKVZ),
+        _delta("attn_gate", ("n_inner", "n_embd"), "attn", "in_proj_qkvz", hf_values=lambda x, h: by_kind(x, h)[1], hf_shape=QKVZ),
         _delta("ssm_ba", ("2*n_state_v", "n_embd"), "attn", "in_proj_ba"),
-        _delta("ssm_conv1d", ("2*n_state_k*state_dim+n_inner", "n_conv"), "state", "conv1d", hf_values=lambda x, h: x.reshape(len(x), -1)),
+        _delta("ssm_conv1d", ("2*n_state_k*state_dim+n_inner", "n_conv"), "state", "conv1d", hf_values=lambda x, h: x.reshape(len(x), -1), hf_shape=("2*n_state_k*state_dim+n_inner", "1", "n_conv")),
         _delta("ssm_dt", ("n_state_v",), "state", "dt", suffix=".bias", hf_suffix=("_bias", "")),
         _delta("ssm_a", ("n_state_v",), "state", "A", suffix="", hf_suffix=("_log", ""), hf_values=minus_exp, hf_back=log_minus),
         _delta("ssm_norm", ("state_dim",), "norm", "norm"),

@@ -64,7 +64,7 @@ N_FF_SHARED = HParam(
     "n_ff_shared", "expert_shared_feed_forward_length", minimum=1, hf=("shared_expert_intermediate_size",),
     default=lambda h: h["n_ff"],
 )  # fmt: skip
-SHARED_GATE = TensorSpec("ffn_gate_inp_shexp", "blk.{i}.ffn_gate_inp_shexp", ("n_embd",), "router", hf="model.layers.{i}.mlp.shared_expert_gate", hf_values=as_vector)  # fmt: skip
+SHARED_GATE = TensorSpec("ffn_gate_inp_shexp", "blk.{i}.ffn_gate_inp_shexp", ("n_embd",), "router", hf="model.layers.{i}.mlp.shared_expert_gate", hf_values=as_vector, hf_shape=("1", "n_embd"))  # fmt: skip
 SPARSE = {
     "hidden_act": ("silu",),
     "use_sliding_window": (False,),

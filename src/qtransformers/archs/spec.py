@@ -108,6 +108,7 @@ class TensorSpec:
     hf_values: Callable[[NDArray[np.float32], Mapping[str, Any]], NDArray[np.float32]] | None = (
         None  # checkpoint's values -> ours
     )
+    hf_shape: tuple[str, ...] = ()  # of the weight in a checkpoint, where it is another
     hf_back: Callable[[NDArray[np.float32], Mapping[str, Any]], NDArray[np.float32]] | None = (
         None  # the other way, where hf_values does more than to put values in other places
     )

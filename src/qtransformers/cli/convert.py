@@ -1,4 +1,5 @@
-"""Make a GGUF file of a Hugging Face model (config.json, tokenizer and safetensors), or of another GGUF file.
+"""Make a GGUF file of a Hugging Face model (config.json, tokenizer and safetensors), or of another GGUF file; or, where the output
+ends in .safetensors, a checkpoint of a GGUF file (-t F16, BF16 or F32; --config has the config.json that goes beside it).
 
 Weights pass through slab by slab: memory does not limit the size of a model. Interrupted, the same command goes on where it was."""
 
@@ -20,18 +21,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, the type and where to write."""
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a Hugging Face model, or a GGUF file")
     add_flags(
-        parser, "type", "output", "tensor-type", "keep", "shard-size", "name", "pre", "force", "overwrite", "dry-run"
+        parser,
+        "type",
+        "output",
+        "tensor-type",
+        "keep",
+        "shard-size",
+        "config",
+        "name",
+        "pre",
+        "force",
+        "overwrite",
+        "dry-run",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert, or say what would be written."""
     from qtransformers.convert import plan_conversion, write
+    from qtransformers.convert.write import DEFAULT_TYPE
 
     model, name = _at_hand(args.model, args.color, args.dry_run)
+    if (args.output or "").endswith(".safetensors"):
+        return _restore(args, model)
+    if args.config is not None:
+        raise ConfigError("--config is for .safetensors; a GGUF file is made of MODEL alone.")
     with plain_warnings(args.color):
         plan = plan_conversion(
-            model, args.type, name=args.name or (name if model.is_dir() else None), pre=args.pre,
+            model, args.type or DEFAULT_TYPE, name=args.name or (name if model.is_dir() else None), pre=args.pre,
             overrides=_overrides(args.tensor_type or ()), keep=args.keep or (), force=args.force,
         )  # fmt: skip
     output = Path(args.output or f"{name}-{plan.file_type}.gguf")
@@ -68,6 +85,26 @@ def _at_hand(model: str, color: str, dry_run: bool) -> tuple[Path, str]:
             )
     with progress("fetching", color) as update:
         return fetch_checkpoint(ref, hub, update), name
+
+
+def _restore(args: argparse.Namespace, model: Path) -> int:
+    """A GGUF file's weights as a checkpoint."""
+    from qtransformers.convert import restore
+    from qtransformers.load.files import size_text
+
+    for flag in ("tensor_type", "keep", "name", "pre", "force", "dry_run"):
+        if getattr(args, flag):
+            raise ConfigError(f"--{flag.replace('_', '-')} is not for .safetensors.")
+    output = Path(args.output)
+    with progress(f"writing {output.name}", args.color) as update:
+        paths = restore(
+            model, output, args.type or "F16", model_path=args.config, max_bytes=args.shard_size,
+            overwrite=args.overwrite, progress=update,
+        )  # fmt: skip
+    note(
+        f"{paths[0]}{f' and {len(paths) - 1} more' * (len(paths) > 1)}: {size_text(sum(p.stat().st_size for p in paths))}"
+    )
+    return 0
 
 
 def _overrides(given: list[str] | tuple[()]) -> list[tuple[str, str]]:

@@ -176,9 +176,10 @@ _ROWS = (
     # what to print and write
     Flag(("--json",), "print JSON", env=False),
     Flag(("--full",), "print whole arrays and texts", env=False),
-    Flag(("-t", "--type"), "file type: F16, Q8_0, Q4_K_M, IQ4_XS, ... (default: Q8_0)", str, "TYPE", default="Q8_0", env=False),
+    Flag(("-t", "--type"), "file type: F16, Q8_0, Q4_K_M, IQ4_XS, ... (default: Q8_0)", str, "TYPE", env=False),
     Flag(("--tensor-type",), "the type of tensors whose name a regular expression finds; may be given several times, the first that finds it decides", str, "PATTERN=TYPE", env=False, repeats=True),
     Flag(("--keep",), "tensors that stay in the type they are stored in; may be given several times", str, "PATTERN", env=False, repeats=True),
+    Flag(("--config",), "folder of the original model, whose config and tokenizer are copied beside .safetensors", str, "FOLDER", env=False),
     Flag(("--shard-size",), "write several files of at most this size", memory, "SIZE", env=False),
     Flag(("--overwrite",), "replace the file where it exists", env=False),
     Flag(("-o", "--output"), "the file to write", str, "FILE", env=False),

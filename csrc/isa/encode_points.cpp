@@ -14,20 +14,20 @@ static void pack_scales(const Chosen<K>& c, uint8_t* to) {
 }
 template <class K>
 static void pack_low(const Chosen<K>& c, uint8_t* to) {
-    for (int i = 0; i < 256 / K::values; i++) to[i] = uint8_t(c.points.of[i].id);
+    for (int i = 0; i < 256 / K::values; i++) to[i] = uint8_t(c.id[i]);
 }
 
 static void pack(const Chosen<BookOf<block::IQ2_XXS>>& c, block::IQ2_XXS& b) {
     b.d = narrow(c.d);
     for (int g = 0; g < 8; g++) {
         uint32_t words[2] = {0, signs_and_scale(c, g)};
-        for (int k = 0; k < 4; k++) words[0] |= uint32_t(c.points.of[4 * g + k].id) << 8 * k;
+        for (int k = 0; k < 4; k++) words[0] |= uint32_t(c.id[4 * g + k]) << 8 * k;
         __builtin_memcpy(b.qs + 4 * g, words, 8);
     }
 }
 static void pack(const Chosen<BookOf<block::IQ2_XS>>& c, block::IQ2_XS& b) {
     b.d = narrow(c.d);
-    for (int i = 0; i < 32; i++) b.qs[i] = uint16_t(c.points.of[i].id | (c.signs[i] & 127) << 9);
+    for (int i = 0; i < 32; i++) b.qs[i] = uint16_t(c.id[i] | (c.signs[i] & 127) << 9);
     pack_scales(c, b.scales);
 }
 static void pack(const Chosen<BookOf<block::IQ2_S>>& c, block::IQ2_S& b) {
@@ -36,7 +36,7 @@ static void pack(const Chosen<BookOf<block::IQ2_S>>& c, block::IQ2_S& b) {
     __builtin_memcpy(b.signs, c.signs, 32);
     for (int k = 0; k < 8; k++) {
         int byte = 0;
-        for (int i = 0; i < 4; i++) byte |= c.points.of[4 * k + i].id >> 8 << 2 * i;
+        for (int i = 0; i < 4; i++) byte |= c.id[4 * k + i] >> 8 << 2 * i;
         b.qh[k] = uint8_t(byte);
     }
 }
@@ -54,7 +54,7 @@ static void pack(const Chosen<BookOf<block::IQ3_S>>& c, block::IQ3_S& b) {
     __builtin_memcpy(b.signs, c.signs, 32);
     for (int k = 0; k < 8; k++) {
         int byte = 0;
-        for (int i = 0; i < 8; i++) byte |= c.points.of[8 * k + i].id >> 8 << i;
+        for (int i = 0; i < 8; i++) byte |= c.id[8 * k + i] >> 8 << i;
         b.qh[k] = uint8_t(byte);
     }
 }
@@ -62,8 +62,8 @@ static void pack(const Chosen<BookOf<block::IQ1_S>>& c, block::IQ1_S& b) {
     b.d = narrow(c.d);
     pack_low(c, b.qs);
     for (int g = 0; g < 8; g++) {
-        int word = c.scale[g] << 12 | c.points.of[4 * g].down << 15;
-        for (int k = 0; k < 4; k++) word |= c.points.of[4 * g + k].id >> 8 << 3 * k;
+        int word = c.scale[g] << 12 | c.down[4 * g] << 15;
+        for (int k = 0; k < 4; k++) word |= c.id[4 * g + k] >> 8 << 3 * k;
         b.qh[g] = uint16_t(word);
     }
 }
@@ -71,7 +71,7 @@ static void pack(const Chosen<BookOf<block::IQ1_M>>& c, block::IQ1_M& b) {
     pack_low(c, b.qs);
     for (int i = 0; i < 16; i++) {
         int byte = 0;
-        for (int k = 0; k < 2; k++) byte |= (c.points.of[2 * i + k].id >> 8 | c.points.of[2 * i + k].down << 3) << 4 * k;
+        for (int k = 0; k < 2; k++) byte |= (c.id[2 * i + k] >> 8 | c.down[2 * i + k] << 3) << 4 * k;
         b.qh[i] = uint8_t(byte);
     }
     const f16 d = narrow(c.d);

@@ -4,13 +4,8 @@
 #include "isa/search.h"
 
 namespace qt::QT_ISA {
-// E2M1 of a magnitude in units of the halved scale.
-QT_INLINE V magnitude_of(V v) {
-    V value{};
-    QT_UNROLL
-    for (int k = 1; k < 8; k++) value += v > (codebook::fp4[0][k - 1] + codebook::fp4[0][k]) / 2.0f ? all(float(codebook::fp4[0][k] - codebook::fp4[0][k - 1])) : V{};
-    return value;
-}
+// The values of E2M1 that are not below zero, doubled.
+static constexpr int8_t magnitudes[8] = {0, 1, 2, 3, 4, 6, 8, 12};
 
 template <class F>
 QT_INLINE V halved(I stored, F of) {
@@ -21,7 +16,7 @@ QT_INLINE V halved(I stored, F of) {
 
 // Of the scales `middle` and some steps from it the one whose codes err least over a group; its codes.
 template <int group, int n, class F>
-static inline I least_error(const V* x, const V* w, I middle, const int (&steps)[n], int most, F of, uint8_t (*codes)[64]) {
+static inline I least_error(const V* x, const V* w, I middle, const int (&steps)[n], int most, F of, uint8_t (*rows)[64]) {
     V error = all(__builtin_inff());
     I best{};
     for (int step : steps) {
@@ -31,21 +26,19 @@ static inline I least_error(const V* x, const V* w, I middle, const int (&steps)
         const V scale = halved(stored, of), per_value = inverse(scale);
         V e{};
         for (int i = 0; i < group; i++) {
-            const V v = x[i] * per_value, q = magnitude_of(magnitude(v)), off = scale * (v < 0 ? -q : q) - x[i];
+            const V v = x[i] * per_value, q = nearest_of(magnitudes, magnitude(v)), off = scale * (v < 0 ? -q : q) - x[i];
             e += w[i] * off * off;
         }
         const I better = e < error;
         error = better ? e : error, best = better ? stored : best;
     }
     const V per_value = inverse(halved(best, of));
+    Codes<group> codes;
     for (int i = 0; i < group; i++) {
-        const V v = x[i] * per_value, q = magnitude_of(magnitude(v));
-        for (int lane = 0; lane < VL; lane++) {
-            int place = 0;
-            while (codebook::fp4[0][place] != int(q[lane])) place++;
-            codes[lane][i] = uint8_t(place | (v[lane] < 0) << 3);
-        }
+        const V v = x[i] * per_value;
+        codes.set(i, place_of(magnitudes, magnitude(v)) | ((v < 0) & 8));
     }
+    codes.to_rows(rows);
     return best;
 }
 

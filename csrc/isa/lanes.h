@@ -51,30 +51,59 @@ struct Weighting {
     bool rows;
 };
 
-// Values and weights of up to VL blocks from `first` on; lanes past the last are zero. Whether all can be held, else how many before the first that cannot.
+// Rows become columns.
+template <int h = VL / 2>
+QT_INLINE void transpose(V* t) {
+    constexpr auto lanes = [] {
+        I v{};
+        for (int i = 0; i < VL; i++) v[i] = i & h ? -1 : 0;
+        return v;
+    };
+    const I other = lanes();
+    QT_UNROLL
+    for (int i = 0; i < VL; i++)
+        if (!(i & h)) {
+            const V a = t[i], b = t[i | h];
+            t[i] = other ? swap_lanes<h>(b) : a;
+            t[i | h] = other ? b : swap_lanes<h>(a);
+        }
+    if constexpr (h > 1) transpose<h / 2>(t);
+}
+
+// Values and weights of up to VL blocks from `first` on; lanes past the last are zero. Returns n, or how many come before the first
+// that holds what no half can.
 template <int size>
 QT_INLINE int load_lanes(const EncodeJob& job, size_t first, int n, V* x, V* w) {
-    auto* to = reinterpret_cast<float*>(x);
-    auto* weight = reinterpret_cast<float*>(w);
-    for (int lane = 0; lane < VL; lane++) {
-        if (lane >= n) {
-            for (int i = 0; i < size; i++) to[i * VL + lane] = weight[i * VL + lane] = 0;
-            continue;
+    auto column = [&](auto from, V* to) {
+        for (int i = 0; i < size; i += VL) {
+            for (int lane = 0; lane < VL; lane++) to[i + lane] = lane < n ? load(from(lane) + i) : V{};
+            transpose(to + i);
         }
-        const float* from = job.x + (first + lane) * size;
-        uint32_t most = 0;  // magnitudes order like their bits, NaN above all
-        for (int i = 0; i < size; i++) {
-            const uint32_t a = bits<uint32_t>(from[i]) & 0x7fffffff;
-            most = a > most ? a : most;
-        }
-        if (most > bits<uint32_t>(largest_half)) return lane;
-        for (int i = 0; i < size; i++) to[i * VL + lane] = from[i];
-        if (!job.importance) continue;
-        const float* importance = job.importance + (first + lane) % job.per_row * size;
-        for (int i = 0; i < size; i++) weight[i * VL + lane] = importance[i];
+    };
+    column([&](int lane) { return job.x + (first + lane) * size; }, x);
+    I most{};  // magnitudes order like their bits, NaN above all
+    for (int i = 0; i < size; i++) {
+        const I bits = (I)magnitude(x[i]);
+        most = bits > most ? bits : most;
     }
+    for (int lane = 0; lane < n; lane++)
+        if (most[lane] > bits<int>(largest_half)) return lane;
+    if (job.importance) column([&](int lane) { return job.importance + (first + lane) % job.per_row * size; }, w);
     return n;
 }
+
+// Codes of blocks in lanes on their way to bytes in a row for each block.
+template <int size>
+struct Codes {
+    V words[(size / 4 + VL - 1) / VL * VL]{};
+    QT_INLINE void set(int i, I code) { words[i / 4] = (V)((I)words[i / 4] | code << 8 * (i % 4)); }
+    QT_INLINE void to_rows(uint8_t (*rows)[size < 64 ? 64 : size]) {
+        for (int i = 0; i < size / 4; i += VL) {
+            transpose(words + i);
+            for (int lane = 0; lane < VL; lane++) put(rows[lane] + 4 * i, words[i + lane]);
+        }
+    }
+};
 
 // Weights of the values, where w holds the importance before.
 template <int size>

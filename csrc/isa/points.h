@@ -31,14 +31,27 @@ QT_BOOK(IQ1_M, 8, 16, none, 1, 15, 0.5f, 0.15f, 12, cell, -1, 0, 1)
 #undef QT_BOOK
 inline constexpr float shift_up = 0.125f;
 
-struct Point {
-    uint16_t id;
-    bool down;
-    float qq, qx;  // weighted sums of its squared values, and of its values times x
+// Of the values of 16 / values cells in a row.
+template <class K>
+struct DigitValues {
+    int of[16];
 };
 template <class K>
-struct Points {
-    Point of[256 / K::values];
+consteval DigitValues<K> list_digits() {
+    DigitValues<K> d{};
+    for (int i = 0; i < 16; i++) {
+        d.of[i] = 1;
+        for (int k = 0; k < i % K::values; k++) d.of[i] *= K::n_levels;
+    }
+    return d;
+}
+template <class K>
+static constexpr DigitValues<K> digit_values = list_digits<K>();
+
+struct Point {
+    uint32_t at;  // among the near ones of all places
+    bool down;
+    float qq, qx;  // weighted sums of its squared values, and of its values times x
 };
 
 QT_INLINE float ratio(float a, float b) { return b > tiny ? a / b : 0; }
@@ -70,24 +83,42 @@ QT_INLINE int least_of(const V* v) {
 #endif
 }
 
+// Small whole numbers as floats.
+QT_INLINE V widened(const int8_t* p) {
+#if defined(__AVX512F__)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(__AVX2__)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+    return V{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+#endif
+}
+
+// Where the values of a group round to one by one: for each its level, as a digit of its cell's place.
+template <class K>
+QT_INLINE void digits_of(const float* x, float per_value, float shift, int* digits) {
+    for (int i = 0; i < K::group; i += VL) {
+        const V v = get<V>(x + i) * per_value - shift;
+        I level{};
+        QT_UNROLL
+        for (int k = 1; k < K::n_levels; k++) level -= v > (K::levels[k - 1] + K::levels[k]) / 2.0f;
+        put(digits + i, level * get<I>(digit_values<K>.of + i % K::values));
+    }
+}
+
 // The nearest point of a cell at a scale.
 template <class K>
-QT_INLINE Point point_at(const EncodeJob& job, const float* x, const float* w, float scale, float per_value, float shift) {
-    typedef int8_t Bytes __attribute__((vector_size(VL)));
+QT_INLINE Point point_at(const EncodeJob& job, const float* x, const float* w, const int* digits, float scale, float shift) {
     constexpr int parts = near_points / VL;
-    int place = 0, digit = 1;
-    for (int i = 0; i < K::values; i++, digit *= K::n_levels) {
-        const float v = x[i] * per_value - shift;
-        int level = 0;
-        QT_UNROLL
-        for (int k = 1; k < K::n_levels; k++) level += v > (K::levels[k - 1] + K::levels[k]) / 2.0f;
-        place += level * digit;
-    }
+    int place = 0;
+    QT_UNROLL
+    for (int i = 0; i < K::values; i++) place += digits[i];
     const int8_t* near = job.near_values + size_t(place) * K::values * near_points;
     V qq[parts]{}, qx[parts]{}, cost[parts];
+    QT_UNROLL
     for (int i = 0; i < K::values; i++)
         for (int p = 0; p < parts; p++) {
-            V q = __builtin_convertvector(get<Bytes>(near + i * near_points + p * VL), V);
+            V q = widened(near + i * near_points + p * VL);
             if (K::shifts != Shifts::none) q += shift;
             const V wq = w[i] * q;
             qq[p] += wq * q;
@@ -95,7 +126,7 @@ QT_INLINE Point point_at(const EncodeJob& job, const float* x, const float* w, f
         }
     for (int p = 0; p < parts; p++) cost[p] = scale * (scale * qq[p] - 2 * qx[p]);
     const int best = least_of(cost);
-    return {job.near_ids[size_t(place) * near_points + best], false, qq[best / VL][best % VL], qx[best / VL][best % VL]};
+    return {uint32_t(place * near_points + best), false, qq[best / VL][best % VL], qx[best / VL][best % VL]};
 }
 
 struct Pair {
@@ -107,33 +138,32 @@ template <class K>
 static Pair points_at(const EncodeJob& job, const float* x, const float* w, float scale, Point* to) {
     const float per_value = inverse(scale);
     auto cost = [&](float qq, float qx) { return scale * (scale * qq - 2 * qx); };
-    if constexpr (K::shifts == Shifts::group) {
-        Point down[K::cells];
-        Pair up_sum{}, down_sum{};
+    auto at = [&](float shift, Point* points) {
+        int digits[K::group];
+        digits_of<K>(x, per_value, shift, digits);
+        Pair sum{};
+#pragma GCC unroll 1
         for (int c = 0; c < K::cells; c++) {
-            to[c] = point_at<K>(job, x + c * K::values, w + c * K::values, scale, per_value, shift_up);
-            down[c] = point_at<K>(job, x + c * K::values, w + c * K::values, scale, per_value, -shift_up);
-            down[c].down = true;
-            up_sum.qq += to[c].qq, up_sum.qx += to[c].qx;
-            down_sum.qq += down[c].qq, down_sum.qx += down[c].qx;
+            points[c] = point_at<K>(job, x + c * K::values, w + c * K::values, digits + c * K::values, scale, shift);
+            points[c].down = shift < 0;
+            sum.qq += points[c].qq, sum.qx += points[c].qx;
         }
+        return sum;
+    };
+    if constexpr (K::shifts == Shifts::none) return at(0, to);
+    Point down[K::cells];
+    const Pair up_sum = at(shift_up, to), down_sum = at(-shift_up, down);
+    if constexpr (K::shifts == Shifts::group) {
         if (!(cost(down_sum.qq, down_sum.qx) < cost(up_sum.qq, up_sum.qx))) return up_sum;
         for (int c = 0; c < K::cells; c++) to[c] = down[c];
         return down_sum;
-    } else {
-        Pair sum{};
-        for (int c = 0; c < K::cells; c++) {
-            constexpr bool shifted = K::shifts == Shifts::cell;
-            to[c] = point_at<K>(job, x + c * K::values, w + c * K::values, scale, per_value, shifted ? shift_up : 0);
-            if constexpr (shifted) {
-                Point down = point_at<K>(job, x + c * K::values, w + c * K::values, scale, per_value, -shift_up);
-                down.down = true;
-                if (cost(down.qq, down.qx) < cost(to[c].qq, to[c].qx)) to[c] = down;
-            }
-            sum.qq += to[c].qq, sum.qx += to[c].qx;
-        }
-        return sum;
     }
+    Pair sum{};
+    for (int c = 0; c < K::cells; c++) {
+        if (cost(down[c].qq, down[c].qx) < cost(to[c].qq, to[c].qx)) to[c] = down[c];
+        sum.qq += to[c].qq, sum.qx += to[c].qx;
+    }
+    return sum;
 }
 
 // The scale of a group on its own.
@@ -156,10 +186,8 @@ static float group_scale(const EncodeJob& job, const float* x, const float* w) {
 template <class K>
 QT_INLINE float odd_of(float v) {
     v = (v - 1) * 0.5f;
-    v = v > -1 ? v : -1;
-    v = whole(v < 1000 ? v : 1000);
     v = v > 0 ? v : 0;
-    return 2 * (v < (K::odd - 1) / 2 ? v : (K::odd - 1) / 2) + 1;
+    return 2 * whole(v < (K::odd - 1) / 2 ? v : (K::odd - 1) / 2) + 1;
 }
 
 template <class K>
@@ -167,7 +195,8 @@ struct Chosen {
     float d;
     int scale[K::groups];  // from 0
     uint8_t signs[32];
-    Points<K> points;
+    uint16_t id[256 / K::values];
+    bool down[256 / K::values];
 };
 
 // Takes the signs off, where they stand apart.
@@ -208,10 +237,11 @@ static float round_scales(const float* scale, const float* curvature) {
 template <class K>
 static void choose(const EncodeJob& job, float* x, const float* w, Chosen<K>& to) {
     float scale[K::groups], curvature[K::groups], sc[K::groups];
+    Point points[K::cells];
     take_signs<K>(x, w, to.signs);
     for (int g = 0; g < K::groups; g++) {
         scale[g] = group_scale<K>(job, x + g * K::group, w + g * K::group);
-        curvature[g] = points_at<K>(job, x + g * K::group, w + g * K::group, scale[g], to.points.of).qq;
+        curvature[g] = points_at<K>(job, x + g * K::group, w + g * K::group, scale[g], points).qq;
     }
     float d = round_scales<K>(scale, curvature);
     for (int g = 0; g < K::groups; g++) sc[g] = odd_of<K>(scale[g] * inverse(d * K::unit));
@@ -226,7 +256,7 @@ static void choose(const EncodeJob& job, float* x, const float* w, Chosen<K>& to
                 trial = trial > 1 ? trial : 1;
                 trial = trial < K::odd ? trial : K::odd;
                 const float s = trial * (d * K::unit);
-                const Pair found = points_at<K>(job, x + g * K::group, w + g * K::group, s, to.points.of);
+                const Pair found = points_at<K>(job, x + g * K::group, w + g * K::group, s, points);
                 const float e = s * (s * found.qq - 2 * found.qx);
                 if (e < error) error = e, sc[g] = trial, qq = found.qq, qx = found.qx;
             }
@@ -238,7 +268,8 @@ static void choose(const EncodeJob& job, float* x, const float* w, Chosen<K>& to
     }
     to.d = d;
     for (int g = 0; g < K::groups; g++) {
-        points_at<K>(job, x + g * K::group, w + g * K::group, sc[g] * (d * K::unit), to.points.of + g * K::cells);
+        points_at<K>(job, x + g * K::group, w + g * K::group, sc[g] * (d * K::unit), points);
+        for (int c = 0; c < K::cells; c++) to.id[g * K::cells + c] = job.near_ids[points[c].at], to.down[g * K::cells + c] = points[c].down;
         to.scale[g] = int((sc[g] - 1) / 2);
     }
 }

@@ -37,10 +37,7 @@ QT_GRID(Q2_K, Scaled, 16, 0, 3, true, -0.5f, 0.1f, 16)
     static constexpr float bottom = 0, top = 15, spread_step = 0.5f;
     static constexpr int spreads = 23, near[] = {0, -3, -2, -1, 1, 2, 3};
 };
-QT_GRID(Q3_K, Scaled, 16, -4, 3, false, -1.5f, 0.25f, 13)
-    static constexpr float bottom = -32, top = 31;
-    static constexpr int near[] = {0, -2, -1, 1, 2};
-};
+QT_GRID(Q3_K, Scaled, 16, -4, 3, false, -2, 0.5f, 8) static constexpr float bottom = -32, top = 31; };
 QT_GRID(Q4_K, Scaled, 32, 0, 15, true, -1, 0.15f, 14) static constexpr float bottom = 0, top = 63; };
 QT_GRID(Q5_K, Scaled, 32, 0, 31, true, -3, 0.35f, 14) static constexpr float bottom = 0, top = 63; };
 QT_GRID(Q6_K, Scaled, 16, -32, 31, false, -4, 0.5f, 11) static constexpr float bottom = -128, top = 127; };
@@ -83,11 +80,19 @@ QT_INLINE V nearest_of(const int8_t (&book)[n], V v) {
     return value;
 }
 
+template <int n>
+QT_INLINE I place_of(const int8_t (&book)[n], V v) {
+    I place{};
+    QT_UNROLL
+    for (int k = 1; k < n; k++) place -= v > (book[k - 1] + book[k]) / 2.0f;
+    return place;
+}
+
 // The nearest code of a value in units of the scale.
 template <class G>
 QT_INLINE V nearest(V v) {
     if constexpr (G::book) return nearest_of(codebook::iq4[0], v);
-    else return clip(whole(clip(v, -0x1p20f, 0x1p20f)), G::low, G::high);
+    else return whole(clip(v, G::low, G::high));
 }
 
 template <class G>
@@ -113,7 +118,7 @@ QT_INLINE Group affine_group(const V* x, const V* w, V& sw, V& sx) {
     V scale = reach / all(G::high), least = low, error = all(__builtin_inff());
     auto attempt = [&](V per_value) {
         const V from = least;
-        const Sums s = sums_of<G>(x, w, [&](V v) { return clip(whole((v - from) * per_value), 0, G::high); });
+        const Sums s = sums_of<G>(x, w, [&](V v) { return whole(clip((v - from) * per_value, 0, G::high)); });
         const V det = sw * s.qq - s.q * s.q;
         V fit = ratio(sw * s.qx - sx * s.q, det), b = ratio(s.qq * sx - s.q * s.qx, det);
         if (G::scaled) fit = b > 0 ? ratio(s.qx, s.qq) : fit, b = smaller(b, V{});
@@ -161,7 +166,7 @@ QT_INLINE V rounding(const V* v, const V* curvature) {
         const V per_value = all(end + (positive ? more : -more)) * per_extreme;
         V a{}, p{};
         for (int g = 0; g < G::groups; g++) {
-            const V q = clip(whole(v[g] * per_value), G::bottom, G::top), cq = curvature[g] * q;
+            const V q = whole(clip(v[g] * per_value, G::bottom, G::top)), cq = curvature[g] * q;
             a += cq * q, p += cq * v[g];
         }
         const V d = ratio(p, a), won = d * p;
@@ -173,7 +178,7 @@ QT_INLINE V rounding(const V* v, const V* curvature) {
 
 template <class G>
 QT_INLINE V to_scale(V v, V per_d) {
-    return clip(whole(clip(v * per_d, -0x1p20f, 0x1p20f)), G::bottom, G::top);
+    return whole(clip(v * per_d, G::bottom, G::top));
 }
 
 // The best factors for codes, scales and minima that stay, where they are better; dmin is not below `least`.

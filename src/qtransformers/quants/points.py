@@ -168,7 +168,7 @@ def _groups(x: F32, w: F32, book: Book) -> F32:
 
 
 def _odd(v: F32, book: Book) -> F32:
-    return 2 * clip(whole(clip((v - 1) * np.float32(0.5), -1, 1000)), 0, (book.odd - 1) / 2) + 1
+    return 2 * whole(clip((v - 1) * np.float32(0.5), 0, (book.odd - 1) / 2)) + 1
 
 
 def search(x: F32, w: F32, book: Book) -> tuple[F32, F32, Nearest]:

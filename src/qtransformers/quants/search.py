@@ -51,7 +51,7 @@ GRIDS = {
     "TQ1_0": Grid(256, -1, 1, False, None, (0, 0.8, 10), polish=4),
     "TQ2_0": Grid(256, -1, 1, False, None, (0, 0.8, 10), polish=4),
     "Q2_K": Grid(16, 0, 3, True, (0, 15), (-0.5, 0.1, 16), (0, -3, -2, -1, 1, 2, 3), (-4, 0.5, 23)),
-    "Q3_K": Grid(16, -4, 3, False, (-32, 31), (-1.5, 0.25, 13), (0, -2, -1, 1, 2)),
+    "Q3_K": Grid(16, -4, 3, False, (-32, 31), (-2, 0.5, 8)),
     "Q4_K": Grid(32, 0, 15, True, (0, 63), (-1, 0.15, 14)),
     "Q5_K": Grid(32, 0, 31, True, (0, 63), (-3, 0.35, 14)),
     "Q6_K": Grid(16, -32, 31, False, (-128, 127), (-4, 0.5, 11)),
@@ -107,7 +107,7 @@ def steps(first: float, step: float, n: int) -> Iterable[np.float32]:
 def nearest(v: F32, grid: Grid) -> F32:
     """The nearest codes of values in units of the scale."""
     if not grid.book:
-        return clip(whole(clip(v, -(2.0**20), 2.0**20)), grid.low, grid.high)
+        return whole(clip(v, grid.low, grid.high))
     book = codebook(grid.book)[0].astype(np.float32)
     found: F32 = book[np.searchsorted((book[1:] + book[:-1]) / 2, v)]
     return found
@@ -143,7 +143,7 @@ def _affine_groups(x: F32, w: F32, grid: Grid) -> tuple[F32, F32]:
 
     def attempt(per_value: F32) -> None:
         nonlocal scale, least, error
-        q = clip(whole((x - least) * per_value), 0, grid.high)
+        q = whole(clip((x - least) * per_value, 0, grid.high))
         wq = w * q
         sq, sqq, sqx = total(wq), total(wq * q), total(wq * x)
         det = sw * sqq - sq * sq
@@ -193,7 +193,7 @@ def _rounding(v: F32, curvature: F32, grid: Grid) -> F32:
     end = np.float32(top if bottom == 0 else bottom)
     best, gain = extreme / end, np.zeros_like(extreme)
     for more in steps(*grid.spread):
-        q = clip(whole(v * ((end + (more if bottom == 0 else -more)) * inverse(extreme))), bottom, top)
+        q = whole(clip(v * ((end + (more if bottom == 0 else -more)) * inverse(extreme)), bottom, top))
         cq = curvature * q
         a, p = total(cq * q), total(cq * v)
         d = ratio(p, a)
@@ -204,7 +204,7 @@ def _rounding(v: F32, curvature: F32, grid: Grid) -> F32:
 
 def _to_scales(v: F32, d: F32, grid: Grid) -> F32:
     assert grid.scales
-    return clip(whole(clip(v * inverse(d), -(2.0**20), 2.0**20)), *grid.scales)
+    return whole(clip(v * inverse(d), *grid.scales))
 
 
 def _affine_blocks(x: F32, w: F32, grid: Grid, scale: F32, minimum: F32) -> Found:

@@ -21,13 +21,13 @@ struct BookOf;
         static constexpr int odd = odd_, tries = tries_;                                                           \
         static constexpr int levels[] = {__VA_ARGS__}, n_levels = sizeof levels / sizeof *levels;                  \
     };
-QT_BOOK(IQ2_XXS, 8, 32, even, 0.125f, 31, 0.6f, 0.07f, 11, none, 8, 25, 43)
-QT_BOOK(IQ2_XS, 8, 16, even, 0.125f, 31, 0.6f, 0.07f, 11, none, 8, 25, 43)
-QT_BOOK(IQ2_S, 8, 16, free, 0.125f, 31, 0.6f, 0.07f, 11, none, 8, 25, 43)
-QT_BOOK(IQ3_XXS, 4, 32, even, 0.25f, 31, 0.6f, 0.06f, 11, none, 4, 12, 20, 28, 36, 44, 52, 62)
-QT_BOOK(IQ3_S, 4, 32, free, 1, 31, 0.6f, 0.06f, 11, none, 1, 3, 5, 7, 9, 11, 13, 15)
-QT_BOOK(IQ1_S, 8, 32, none, 1, 15, 0.5f, 0.15f, 12, group, -1, 0, 1)
-QT_BOOK(IQ1_M, 8, 16, none, 1, 15, 0.5f, 0.15f, 12, cell, -1, 0, 1)
+QT_BOOK(IQ2_XXS, 8, 32, even, 0.125f, 31, 0.6f, 0.12f, 7, none, 8, 25, 43)
+QT_BOOK(IQ2_XS, 8, 16, even, 0.125f, 31, 0.6f, 0.12f, 7, none, 8, 25, 43)
+QT_BOOK(IQ2_S, 8, 16, free, 0.125f, 31, 0.6f, 0.12f, 7, none, 8, 25, 43)
+QT_BOOK(IQ3_XXS, 4, 32, even, 0.25f, 31, 0.6f, 0.12f, 7, none, 4, 12, 20, 28, 36, 44, 52, 62)
+QT_BOOK(IQ3_S, 4, 32, free, 1, 31, 0.6f, 0.12f, 7, none, 1, 3, 5, 7, 9, 11, 13, 15)
+QT_BOOK(IQ1_S, 8, 32, none, 1, 15, 0.5f, 0.25f, 6, group, -1, 0, 1)
+QT_BOOK(IQ1_M, 8, 16, none, 1, 15, 0.5f, 0.25f, 6, cell, -1, 0, 1)
 #undef QT_BOOK
 inline constexpr float shift_up = 0.125f;
 

@@ -36,13 +36,13 @@ class Book:
 
 
 BOOKS = {
-    "IQ2_XXS": Book("iq2_xxs", 32, "even", 1 / 8, 31, (0.6, 0.07, 11)),
-    "IQ2_XS": Book("iq2_xs", 16, "even", 1 / 8, 31, (0.6, 0.07, 11)),
-    "IQ2_S": Book("iq2_s", 16, "free", 1 / 8, 31, (0.6, 0.07, 11)),
-    "IQ3_XXS": Book("iq3_xxs", 32, "even", 1 / 4, 31, (0.6, 0.06, 11)),
-    "IQ3_S": Book("iq3_s", 32, "free", 1, 31, (0.6, 0.06, 11)),
-    "IQ1_S": Book("iq1", 32, "none", 1, 15, (0.5, 0.15, 12), "group"),
-    "IQ1_M": Book("iq1", 16, "none", 1, 15, (0.5, 0.15, 12), "cell"),
+    "IQ2_XXS": Book("iq2_xxs", 32, "even", 1 / 8, 31, (0.6, 0.12, 7)),
+    "IQ2_XS": Book("iq2_xs", 16, "even", 1 / 8, 31, (0.6, 0.12, 7)),
+    "IQ2_S": Book("iq2_s", 16, "free", 1 / 8, 31, (0.6, 0.12, 7)),
+    "IQ3_XXS": Book("iq3_xxs", 32, "even", 1 / 4, 31, (0.6, 0.12, 7)),
+    "IQ3_S": Book("iq3_s", 32, "free", 1, 31, (0.6, 0.12, 7)),
+    "IQ1_S": Book("iq1", 32, "none", 1, 15, (0.5, 0.25, 6), "group"),
+    "IQ1_M": Book("iq1", 16, "none", 1, 15, (0.5, 0.25, 6), "cell"),
 }
 ROUNDS = 2
 SHIFT = np.float32(0.125)

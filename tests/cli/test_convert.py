@@ -1,10 +1,13 @@
 import threading
 
+import numpy as np
 import pytest
 
 from hub_server import HubServer
 from qtransformers.cli import main
 from qtransformers.gguf import GGUFFile
+from qtransformers.quants import quantize
+from qtransformers.types import BY_NAME
 
 
 @pytest.fixture
@@ -101,3 +104,22 @@ def test_back_to_safetensors(data, demo, tmp_path, capsys):
     assert main(["convert", demo, "-o", str(tmp_path / "y.gguf"), "--config", demo]) == 2
     assert main(["convert", str(data / "demo-Q8_0.gguf"), "-o", str(tmp_path / "y.safetensors"), "--dry-run"]) == 2
     assert "--dry-run is not for .safetensors" in capsys.readouterr().err
+
+
+def test_an_importance_matrix(data, tmp_path):
+    from qtransformers.quantize.imatrix import Imatrix, Sums, write
+
+    name, rng = "blk.0.ffn_up.weight", np.random.default_rng(0)
+    squares = rng.uniform(0.001, 1, (1, 256)) ** 4
+    write(Imatrix({name: Sums(squares * 10, np.array([10]))}), tmp_path / "i.gguf")
+    demo = str(data / "demo-Q8_0.gguf")
+    assert (
+        main(["convert", demo, "-t", "Q4_0", "--imatrix", str(tmp_path / "i.gguf"), "-o", str(tmp_path / "x.gguf")])
+        == 0
+    )
+    with GGUFFile(tmp_path / "x.gguf") as ours, GGUFFile(demo) as before:
+        expected = quantize(
+            before.tensors[name].dequantize(), BY_NAME["Q4_0"], importance=squares[0].astype(np.float32)
+        )
+        np.testing.assert_array_equal(ours.tensors[name].data, expected)
+    assert main(["convert", demo, "--imatrix", demo, "-o", str(tmp_path / "y.gguf")]) == 4

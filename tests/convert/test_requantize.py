@@ -67,6 +67,7 @@ def test_what_is_quantised_already_is_said(data):
     [
         ({"type": "IQ2_XS"}, r"IQ2_XS is of no use without an importance matrix, which \d+ tensors lack"),
         ({"importance": {"blk.0.ffn_up.weight": np.ones(7, np.float32)}}, "has 7 values for blk.0.ffn_up.weight; expected 256"),
+        ({"importance": {"other": np.ones(7, np.float32)}}, "has no tensor of this model"),
         ({"keep": ["nothing"]}, "no tensor's name matches 'nothing'"),
         ({"overrides": [("(", "F16")]}, "no regular expression"),
         ({"pre": "gpt-2"}, "leave out pre"),

@@ -15,6 +15,7 @@ from qtransformers.errors import ConfigError
 
 if TYPE_CHECKING:
     from qtransformers.convert import ConversionPlan
+    from qtransformers.convert.plan import Importance
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "output",
         "tensor-type",
         "keep",
+        "imatrix",
         "shard-size",
         "config",
         "name",
@@ -49,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     with plain_warnings(args.color):
         plan = plan_conversion(
             model, args.type or DEFAULT_TYPE, name=args.name or (name if model.is_dir() else None), pre=args.pre,
-            overrides=_overrides(args.tensor_type or ()), keep=args.keep or (), force=args.force,
+            overrides=_overrides(args.tensor_type or ()), keep=args.keep or (),
+            importance=_importance(args.imatrix), force=args.force,
         )  # fmt: skip
     output = Path(args.output or f"{name}-{plan.file_type}.gguf")
     if args.dry_run:
@@ -92,7 +95,7 @@ def _restore(args: argparse.Namespace, model: Path) -> int:
     from qtransformers.convert import restore
     from qtransformers.load.files import size_text
 
-    for flag in ("tensor_type", "keep", "name", "pre", "force", "dry_run"):
+    for flag in ("tensor_type", "keep", "imatrix", "name", "pre", "force", "dry_run"):
         if getattr(args, flag):
             raise ConfigError(f"--{flag.replace('_', '-')} is not for .safetensors.")
     output = Path(args.output)
@@ -105,6 +108,15 @@ def _restore(args: argparse.Namespace, model: Path) -> int:
         f"{paths[0]}{f' and {len(paths) - 1} more' * (len(paths) > 1)}: {size_text(sum(p.stat().st_size for p in paths))}"
     )
     return 0
+
+
+def _importance(path: str | None) -> Importance | None:
+    """An importance matrix as means by tensor."""
+    if path is None:
+        return None
+    from qtransformers.quantize import imatrix
+
+    return {name: sums.mean() for name, sums in imatrix.read(path).sums.items()}
 
 
 def _overrides(given: list[str] | tuple[()]) -> list[tuple[str, str]]:

@@ -179,6 +179,7 @@ _ROWS = (
     Flag(("-t", "--type"), "file type: F16, Q8_0, Q4_K_M, IQ4_XS, ... (default: Q8_0)", str, "TYPE", env=False),
     Flag(("--tensor-type",), "the type of tensors whose name a regular expression finds; may be given several times, the first that finds it decides", str, "PATTERN=TYPE", env=False, repeats=True),
     Flag(("--keep",), "tensors that stay in the type they are stored in; may be given several times", str, "PATTERN", env=False, repeats=True),
+    Flag(("--imatrix",), "importance matrix: how much each column of a weight counts (qtransformers imatrix)", str, "FILE", env=False),
     Flag(("--config",), "folder of the original model, whose config and tokenizer are copied beside .safetensors", str, "FOLDER", env=False),
     Flag(("--shard-size",), "write several files of at most this size", memory, "SIZE", env=False),
     Flag(("--overwrite",), "replace the file where it exists", env=False),

@@ -126,6 +126,10 @@ def typed(
     shapes = {t.name: t.shape for t in targets}
     overrides, keep = list(overrides), list(keep)
     _check_patterns([pattern for pattern, _ in overrides] + keep, shapes)
+    if importance is not None and not shapes.keys() & importance.keys():
+        raise ConfigError(
+            f"the importance matrix has no tensor of this model ({shown(next(iter(importance), 'it is empty'))}, ...). It is of another model."
+        )
     found = types_for(name, shapes, metadata, importance=importance is not None, overrides=overrides)
     done = []
     for t in targets:

@@ -107,7 +107,7 @@ def test_back_to_safetensors(data, demo, tmp_path, capsys):
 
 
 def test_an_importance_matrix(data, tmp_path):
-    from qtransformers.quantize.imatrix import Imatrix, Sums, write
+    from qtransformers.quantize.imatrix import Imatrix, Sums, read, write
 
     name, rng = "blk.0.ffn_up.weight", np.random.default_rng(0)
     squares = rng.uniform(0.001, 1, (1, 256)) ** 4
@@ -118,8 +118,10 @@ def test_an_importance_matrix(data, tmp_path):
         == 0
     )
     with GGUFFile(tmp_path / "x.gguf") as ours, GGUFFile(demo) as before:
-        expected = quantize(
-            before.tensors[name].dequantize(), BY_NAME["Q4_0"], importance=squares[0].astype(np.float32)
-        )
-        np.testing.assert_array_equal(ours.tensors[name].data, expected)
+        x = before.tensors[name].dequantize()
+        weights = read(tmp_path / "i.gguf").sums[name].mean()[0]
+        np.testing.assert_allclose(weights, squares[0], rtol=1e-6)
+        found = ours.tensors[name].data
+        np.testing.assert_array_equal(found, quantize(x, BY_NAME["Q4_0"], importance=weights))
+        assert (found != quantize(x, BY_NAME["Q4_0"])).mean() > 0.1
     assert main(["convert", demo, "--imatrix", demo, "-o", str(tmp_path / "y.gguf")]) == 4

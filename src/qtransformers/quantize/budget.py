@@ -69,7 +69,9 @@ def survey(model: Loaded, rows: Ints, *, progress: Callable[[int, int], None] | 
     moved: dict[str, float] = {}
     for i, site in enumerate(probed):
         type = BY_NAME[next(name for name in PROBE if name in errors[site.name])]
-        loss = _divergence_with(model, site, type, rows[:TEXTS])
+        values = site.tensor.dequantize()
+        back = dequantize(quantize(values.reshape(-1, values.shape[-1]), type), type).reshape(values.shape)
+        loss = divergence_with(model, site, as_weight(back, site.name), rows[:TEXTS])
         moved[site.name] = loss / max(errors[site.name][type.name], 1e-30)
         if progress:
             progress(i + 1, len(probed))
@@ -152,11 +154,8 @@ def _between(name: str, moved: Mapping[str, float]) -> float:
     return float(np.interp(int(number.findall(name)[0]), layers, [known[i] for i in layers]))
 
 
-def _divergence_with(model: Loaded, site: Site, type: QuantType, rows: Ints) -> float:
-    """Mean divergence of the model with one weight encoded from the model as it is, over all tokens."""
-    values = site.tensor.dequantize()
-    back = dequantize(quantize(values.reshape(-1, values.shape[-1]), type), type).reshape(values.shape)
-    other = as_weight(back, site.name)
+def divergence_with(model: Loaded, site: Site, other: Any, rows: Ints) -> float:
+    """Mean divergence of the model with another weight at one site from the model as it is, over all tokens of `rows [n, chunk]`."""
     changed = watched(model, lambda s, x, which: other if s.place == site.place else s.weight)
     cache = one_layer_cache(model, 1, rows.shape[1])
     pool = Pool(Settings.from_env().threads or usable_cores(), Settings.from_env().isa or "")

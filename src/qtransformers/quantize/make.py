@@ -1,0 +1,123 @@
+"""From a conversion plan to a GGUF file whose weights learned from texts: what `convert --awq --refine --budget` does.
+
+The plan says which type each tensor gets; the original is run in floats, weight by weight (relay.py), and the file is written when all
+is known. A checkpoint is first written as a GGUF file in the type it has, beside the output, and that is removed afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtransformers.convert import ConversionPlan, plan_conversion, write
+from qtransformers.errors import ConfigError
+from qtransformers.gguf import GGUFWriter
+from qtransformers.load import load
+from qtransformers.quantize.budget import allot, survey
+from qtransformers.quantize.improve import Improved, improve
+from qtransformers.quantize.passes import CHUNK, calibration_text, text_chunks
+from qtransformers.types import QuantType
+
+if TYPE_CHECKING:
+    from qtransformers.load import Loaded
+
+Progress = Callable[[str, int, int], None]  # (what is done, how much, of how much)
+FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class How:
+    """What is to be done beside rounding."""
+
+    fold: bool = False  # scales that move to where rounding hurts less (AWQ)
+    compensate: bool = False  # rounding that takes up its own errors
+    bits_per_weight: float | None = None  # of all tensors together: types by budget
+    nbytes: int | None = None  # of tensor data: the same
+    text: str | None = None  # to learn from; None: the package's
+    chunk: int = CHUNK  # tokens
+    n_chunks: int | None = None  # at most
+    encode_special: bool = False  # whether texts of control tokens are those
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A file that was written."""
+
+    path: Path
+    types: Mapping[str, QuantType]
+    errors: Mapping[str, tuple[float, float]] = field(repr=False)  # of each weight's product, absolute and relative
+
+    @property
+    def worst(self) -> list[str]:
+        """Names of weights, those with the largest relative error of their product first."""
+        return sorted(self.errors, key=lambda name: -self.errors[name][1])
+
+
+def make(
+    plan: ConversionPlan, output: Path, how: How, *, overwrite: bool = False, progress: Progress | None = None
+) -> Made:
+    """Write what `plan` says, its weights improved as `how` says. Nothing is left behind by an error.
+
+    ConfigError where there is no budget for even the smallest types, the text is too short, or the original's architecture cannot
+    be run; what `plan_conversion`, `load` and `GGUFWriter` raise.
+    """
+    if output.exists() and not overwrite:
+        raise ConfigError(f"{output} exists. Choose another name, or replace it with overwrite.")
+
+    def told(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(what, done, total) if progress else None
+
+    with _original(plan, output, told("preparing")) as path:
+        model = load(path, context_length=how.chunk, logits_rows=4 * how.chunk, cache="f32", accuracy="exact")
+        text = calibration_text() if how.text is None else how.text
+        rows = text_chunks(model.tokenizer, text, how.chunk, how.encode_special, least=1)[: how.n_chunks]
+        types = {t.name: t.type for t in plan.tensors}
+        if how.bits_per_weight is not None or how.nbytes is not None:
+            types |= _by_budget(model, rows, plan, how, told("measuring"))
+        made = improve(model, rows, types, fold=how.fold, compensate=how.compensate, progress=told("quantising"))
+        _write(plan, made, output, overwrite, told("writing"))
+        assert model.sources.gguf is not None
+        model.settle()
+        model.sources.gguf.close()
+    return Made(output, types, made.errors)
+
+
+def _by_budget(
+    model: Loaded, rows: Any, plan: ConversionPlan, how: How, progress: Callable[[int, int], None]
+) -> dict[str, QuantType]:
+    found = survey(model, rows, progress=progress)
+    fixed = sum(t.nbytes for t in plan.tensors if t.name not in found.choices)
+    total = how.nbytes if how.nbytes is not None else int(plan.n_parameters * (how.bits_per_weight or 0) / 8)
+    return allot(found.choices, total - fixed)
+
+
+def _write(plan: ConversionPlan, made: Improved, output: Path, overwrite: bool, progress: Callable[[int, int], None]) -> None:  # fmt: skip
+    specs = [(t.name, t.shape, made.types[t.name]) for t in plan.tensors]
+    with GGUFWriter(output, plan.metadata, specs, overwrite=overwrite) as writer:
+        for i, (name, _, _) in enumerate(specs):
+            writer.write(name, made.tensor(name))
+            progress(i + 1, len(specs))
+
+
+@contextmanager
+def _original(plan: ConversionPlan, output: Path, progress: Callable[[int, int], None]) -> Iterator[Path]:
+    """The model as a GGUF file in floats: itself, or written for the time being."""
+    if plan.model.is_file():
+        yield plan.model
+        return
+    temporary = output.with_name(f".{output.name[:40]}.{os.urandom(4).hex()}.gguf")
+    try:
+        write(plan_conversion(plan.model, _stored_type(plan)), temporary, progress=progress)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _stored_type(plan: ConversionPlan) -> str:
+    """The plain type that holds what a checkpoint holds."""
+    stored = {t.stored.name for t in plan.tensors if t.stored is not None and len(t.shape) > 1}
+    return stored.pop() if len(stored) == 1 and stored <= set(FLOATS) else "F32"

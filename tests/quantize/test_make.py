@@ -1,0 +1,67 @@
+"""Files made from a checkpoint and from a GGUF file: types as planned or by budget, nothing left behind; the gate that judges them."""
+
+import numpy as np
+import pytest
+
+from qtransformers.convert import convert, plan_conversion
+from qtransformers.errors import ConfigError
+from qtransformers.gguf import GGUFFile
+from qtransformers.load import load
+from qtransformers.quantize.gate import judge
+from qtransformers.quantize.make import How, make
+
+FEW = {"chunk": 64, "n_chunks": 2, "text": "A fox and a bear went to the river and met an owl. " * 40}
+
+
+@pytest.fixture(scope="module")
+def original(data, tmp_path_factory):
+    return convert(data / "demo_model", tmp_path_factory.mktemp("o") / "f.gguf", "BF16")
+
+
+def test_from_a_checkpoint_as_from_a_file(data, original, tmp_path):
+    how = How(fold=True, **FEW)
+    for source, name in ((data / "demo_model", "a"), (original, "b")):
+        plan = plan_conversion(source, "Q4_K_M", name="demo")
+        made = make(plan, tmp_path / f"{name}.gguf", how)
+        assert made.types == {t.name: t.type for t in plan.tensors} and len(made.worst) == 29
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+    a, b = (GGUFFile(tmp_path / f"{name}.gguf") for name in "ab")
+    assert all(np.array_equal(a.tensors[n].data, b.tensors[n].data) for n in a.tensors)
+    assert a.metadata["general.file_type"] == 15
+    plain = GGUFFile(convert(original, tmp_path / "c.gguf", "Q4_K_M"))
+    assert not np.array_equal(a.tensors["blk.0.attn_norm.weight"].data, plain.tensors["blk.0.attn_norm.weight"].data)
+    with pytest.raises(ConfigError, match="exists"):
+        make(plan, tmp_path / "a.gguf", how)
+
+
+def test_types_by_budget_keep_within_it(original, tmp_path):
+    plan = plan_conversion(original, "Q4_K_M")
+    make(plan, tmp_path / "a.gguf", How(bits_per_weight=4.0, **FEW))
+    with GGUFFile(tmp_path / "a.gguf") as file:
+        nbytes = sum(t.nbytes for t in file.tensors.values())
+        assert 3.8 < 8 * nbytes / plan.n_parameters <= 4.0
+        assert len({t.type.name for t in file.tensors.values()}) > 3
+    with pytest.raises(ConfigError, match="smallest types"):
+        make(plan, tmp_path / "b.gguf", How(nbytes=100_000, **FEW))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_a_text_that_is_too_short(data, tmp_path):
+    with pytest.raises(ConfigError, match="tokens"):
+        make(plan_conversion(data / "demo_model", "Q4_K_M"), tmp_path / "a.gguf", How(text="short"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gate_names_what_hurts(original, tmp_path):
+    text = FEW["text"]
+    base = load(original, context_length=64, logits_rows=64)
+    good = load(convert(original, tmp_path / "g.gguf", "Q8_0"), context_length=64)
+    assert judge(base, good, text).grade == "good" and not judge(base, good, text).suspects
+    bad = convert(
+        original, tmp_path / "b.gguf", "Q8_0", overrides=[("blk.1.ffn_gate|blk.2.attn_v", "Q1_0")], force=True
+    )
+    verdict = judge(base, load(bad, context_length=64), text, n_chunks=4)
+    assert verdict.grade != "good" and verdict.found.mean > 0.05
+    assert {s.name for s in verdict.suspects[:2]} == {"blk.1.ffn_gate.weight", "blk.2.attn_v.weight"}
+    assert verdict.suspects[0].remedy.startswith("--tensor-type blk.")
+    assert len(verdict.lines()) == 1 + len(verdict.suspects)

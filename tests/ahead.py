@@ -1,10 +1,10 @@
 """Kernels compiled ahead of time, without a card: `python ahead.py FILE ARCH...` prints what became of FILE's `calls()`.
 
-`calls(arch)` yields names, functions without arguments, and what their kernels may take: at most `registers` a thread and bytes of
-`shared` memory, at most `spilled` bytes (0); where `exact`, no product and sum rounded as one; where `writes_wide`, only stores of 16 bytes a thread, where
-`reads_wide`, such loads among others. The functions call the library on tensors of torch's meta device; a driver in place of
-Triton's compiles what is launched for the card asked for, notes it, and runs nothing. This takes a process of its own, for in that
-of the tests kernels are interpreted.
+`calls(arch)` yields names, functions without arguments, and what their kernels may take: at most `registers` a thread, bytes of
+`shared` memory and bytes `spilled` (0); in the kernels named in `exact` no product and sum are rounded as one; where `writes_wide`,
+all stores are of 16 bytes a thread, where `reads_wide`, some loads are. The functions call the library on tensors of torch's meta
+device; a driver in place of Triton's compiles what is launched for the card asked for, notes it, and runs nothing. This takes a
+process of its own, for in that of the tests kernels are interpreted.
 """
 
 import importlib.util

@@ -13,7 +13,7 @@ CONTEXT = 8192
 
 def calls(arch):
     """Names, calls and limits."""
-    limits = {"registers": 255, "shared": SHARED[arch]}
+    limits = {"registers": 255, "shared": SHARED[arch], "exact": ["_store"]}
     yield "q8 answer", step("q8", 8, 8, 32, 8, 128, 128), limits
     if arch == 90:
         yield "q8 prompt", step("q8", 1, 2048, 32, 8, 128, 128), limits

@@ -19,7 +19,7 @@ def calls(arch):
         limits = {
             "registers": 64,
             "shared": 16 << 10,
-            "exact": True,
+            "exact": ["dequantise_kernel"],
             "writes_wide": True,
             "reads_wide": name in ALIGNED,
         }

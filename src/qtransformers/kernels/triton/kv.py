@@ -10,6 +10,7 @@ import triton.language as tl
 
 from qtransformers.kernels import kv
 from qtransformers.kernels.kv import PAGE_TOKENS
+from qtransformers.kernels.triton.words import times_less
 
 BLOCK = 64  # groups that a program rotates and rounds
 
@@ -101,7 +102,7 @@ def _put(values, head, slot, at, ok, D: tl.constexpr, G: tl.constexpr, BITS: tl.
         scale = (tl.div_rn(tl.where(-low >= high, low, high), -1.0 * HALF) + 0.0).to(tl.float16)
         wide = scale.to(tl.float32)
         inverse = tl.where(wide == 0, 0.0, tl.div_rn(1.0, tl.where(wide == 0, 1.0, wide)))
-        scaled = x * inverse[:, None] + 12582912.0  # rounds to even
+        scaled = times_less(x, inverse[:, None], -12582912.0)  # rounds to even
         code = tl.minimum(tl.maximum(scaled - 12582912.0 + HALF, 0.0), 2.0 * HALF - 1)
         bad = tl.sum((tl.abs(x) <= 3.4028234663852886e38).to(tl.int32), 1) < G
         code = tl.where(bad[:, None], 0.0, code).to(tl.int32)

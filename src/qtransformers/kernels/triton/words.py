@@ -8,9 +8,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from qtransformers.kernels.triton.device import interpreted
 from qtransformers.quants.codebooks import codebook
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(interpreted())
 TOPS = tl.constexpr(-0x7F7F7F80)  # the top bit of each byte
 ONES = tl.constexpr(0x01010101)
 NIBBLES = tl.constexpr(0x0F0F0F0F)
@@ -114,7 +115,10 @@ def half_of(bits):
 
 @triton.jit
 def times_less(x, scale, minimum):
-    """`scale x - minimum`, the product rounded. Said so to ptxas, which on sm_100 makes one instruction of pairs of both."""
+    """`scale x - minimum`, the product rounded first.
+
+    Of a pair of them ptxas makes one instruction on sm_100, whatever flags say; written as PTX, it does not.
+    """
     if INTERPRETED:
         y = x * scale - minimum
     else:

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -292,3 +294,61 @@ def test_gpt_oss_as_it_is_published(tmp_path):
         for name in experts:
             assert str(two.tensors[name].type) == "MXFP4"
             np.testing.assert_array_equal(two.tensors[name].dequantize(), one.tensors[name].dequantize())
+
+
+@pytest.mark.parametrize("name, experts", [("mixtral", 9), ("deepseek-v3", 6), ("qwen3next", 18)])
+@pytest.mark.filterwarnings("ignore:.*are quantised anew")
+def test_stacks_of_experts_and_split_matrices(name, experts, tmp_path):
+    """GPTQ of everything: integers survive where conversion moves whole rows, and values are right everywhere."""
+    pytest.importorskip("torch")
+    import json
+
+    from safetensors.numpy import load_file, save_file
+
+    from archs.cases import CASES as ALL
+    from archs.models import checkpoint, reference
+
+    plain = checkpoint(reference(ALL[name], name), tmp_path / "plain")
+    file = next(plain.glob("*.safetensors"))
+    tensors = load_file(file)
+    packed, rounded = dict(tensors), dict(tensors)
+    for key, x in tensors.items():
+        if (
+            x.ndim == 2
+            and x.shape[1] % 32 == 0
+            and x.shape[0] % 8 == 0
+            and not any(p in key for p in ("embed", "lm_head", "gate.weight", "router"))
+        ):
+            codes, zeros, scales, rounded[key], _ = layouts.rounded(x, 32, symmetric=True)
+            rounded[key] = rounded[key].astype(np.float32)
+            del packed[key]
+            packed |= {
+                key.removesuffix("weight") + n: np.ascontiguousarray(t)
+                for n, t in layouts.gptq(codes, zeros, scales).items()
+            }
+    other = tmp_path / "packed"
+    shutil.copytree(plain, other)
+    save_file(rounded, file)
+    save_file(packed, other / file.name)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"quantization_config": {**GPTQ, "group_size": 32}}))
+    with (
+        GGUFFile(convert(plain, tmp_path / "p.gguf", "F32")) as one,
+        GGUFFile(convert(other, tmp_path / "q.gguf", "Q8_0")) as two,
+    ):
+        kinds = {key: str(t.type) for key, t in two.tensors.items()}
+        assert sum("_exps" in key for key in kinds) >= experts and set(kinds.values()) <= {"Q4_0", "Q8_0", "F32", "F16"}
+        for key, t in one.tensors.items():
+            if kinds[key] == "Q4_0":
+                np.testing.assert_allclose(two.tensors[key].dequantize(), t.dequantize(), rtol=1e-6)
+            else:
+                np.testing.assert_allclose(
+                    two.tensors[key].dequantize(), t.dequantize(), atol=0.02 * np.abs(t.dequantize()).max()
+                )
+        assert all(kinds[key] == "Q4_0" for key in kinds if "_exps" in key)
+        moved = {
+            "qwen3next": "blk.0.attn_qkv.weight",
+            "deepseek-v3": "blk.1.attn_v_b.weight",
+            "mixtral": "blk.0.attn_q.weight",
+        }
+        assert kinds[moved[name]] == "Q4_0"

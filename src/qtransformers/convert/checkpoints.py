@@ -24,9 +24,9 @@ from qtransformers.convert.plan import (
 from qtransformers.convert.pooling import pooling
 from qtransformers.convert.pre import check_round_trip
 from qtransformers.convert.recipes import recipe_of
-from qtransformers.convert.sources import Changed, Picked, Source
+from qtransformers.convert.sources import Changed, Lying, Picked, Source
 from qtransformers.convert.vocabulary import tokenizer_metadata
-from qtransformers.errors import LoadError, ModelNotFoundError, UnsupportedError
+from qtransformers.errors import LoadError, ModelNotFoundError, QTransformersError, UnsupportedError
 from qtransformers.load.checkpoint import interleave, open_checkpoint
 from qtransformers.load.config import (
     generation_from_json,
@@ -93,9 +93,19 @@ def _spec_for(config: Mapping[str, Any], folder: Path) -> ArchSpec:
     known = {hf: spec for spec in SPECS.values() for hf in spec.hf_model_types}
     if model_type not in known:
         raise UnsupportedError(
-            f"{folder / 'config.json'}: model_type is {model_type!r}; convert knows {', '.join(sorted(known))}."
+            f"{folder / 'config.json'}: model_type is {model_type!r}; convert knows {', '.join(sorted(known))}.{_needed(folder)}"
         )
     return known[model_type]
+
+
+def _needed(folder: Path) -> str:
+    """What a spec for a checkpoint would have to place, as far as its weights can be read."""
+    try:
+        kinds = sorted({re.sub(r"\.\d+\.", ".{i}.", name) for name in open_checkpoint(folder)})
+    except QTransformersError:
+        return ""
+    shown = ", ".join(kinds[:6]) + (", ..." if len(kinds) > 6 else "")
+    return f" It would need an ArchSpec (docs/architecture.md) with places for {len(kinds)} kinds of tensors: {shown}"
 
 
 def _hparam_metadata(spec: ArchSpec, hparams: Hyperparameters) -> dict[str, Any]:
@@ -182,6 +192,11 @@ def _changed(source: Source, slot: Slot, hparams: Hyperparameters) -> Source:
         return Picked(source, (np.arange(n)[:, None] * n_rows + rows).reshape(-1), (n, len(rows), width))
     try:
         shape = tuple(change(np.broadcast_to(np.float32(0), source.shape)).shape)
+        if not isinstance(source, Lying) and len(source.shape) == 2:
+            numbers = np.arange(source.shape[0], dtype=np.int32)[:, None]
+            taken = np.asarray(change(np.broadcast_to(numbers, source.shape)))
+            if (taken == taken[..., :1]).all():  # whole rows: what is quantised stays so
+                return Picked(source, taken[..., 0].reshape(-1).astype(np.intp), shape)
     except ValueError:
         shape = ()
     return Changed(source, change, shape)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qtransformers.checks import shown
 from qtransformers.convert.recipes import RECIPES, needs_importance, recipe_of, types_for
-from qtransformers.convert.sources import Lying, Source, Values
+from qtransformers.convert.sources import Changed, Lying, Source, Values
 from qtransformers.errors import ConfigError, UnsupportedError
 from qtransformers.types import BY_NAME, QuantType
 
@@ -145,7 +145,20 @@ def typed(
             type_ = stored
         done.append(replace(t, type=type_, importance=_importance_of(t, type_, importance)))
     _check_encodable(done, name, force)
+    anew = [t.name for t in done if t.type.is_quantized and not t.packed and _was_packed(t)]
+    if anew:
+        warnings.warn(
+            f"{len(anew)} tensors ({anew[0]}, ...) are quantised anew: their rows are mixed in the checkpoint",
+            stacklevel=3,
+        )
     return tuple(done)
+
+
+def _was_packed(target: Target) -> bool:
+    """Whether it comes from what a checkpoint has quantised, by a change that its integers do not survive."""
+    return not isinstance(target.source, np.ndarray) and any(
+        isinstance(s, Changed) and s.source.type is not None and s.source.type.is_quantized for s in target.source
+    )
 
 
 def file_type_of(targets: Sequence[Target], file_type: str) -> int:

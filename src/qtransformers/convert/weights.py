@@ -38,7 +38,7 @@ def encoded(
             stop = min(start + step, (part + 1) * each)
             rows: Rows = slice(start, stop) if order is None else order[start:stop]
             raw = source.blocks(rows, to)
-            if raw is None or not to.is_quantized:  # blocks are as good as their file; plain floats are looked at
+            if raw is None or to.family == "float":  # blocks are as good as their file; plain floats are looked at
                 values = source.rows(rows)
                 bad = not_finite(values, source, start, force)
                 zeroed += bad

@@ -16,7 +16,7 @@ from qtransformers.errors import ConfigError
 from qtransformers.kernels.table import FUNCTIONS
 
 Tensor = torch.Tensor
-TAU = tl.constexpr(6.283185307179586)
+RIGHT, TURNS = tl.constexpr(1.5707963267948966), tl.constexpr(0.6366197723675814)  # a right angle, and one over it
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -95,6 +95,20 @@ def _frequencies(freqs: bytes, device: torch.device) -> Tensor:
 
 
 @triton.jit
+def turn(angle):
+    """Cosine and sine of angles in double, to the last bits of a float: the library's take memory of their own for large ones."""
+    quarter = tl.floor(angle * TURNS + 0.5)
+    x = (angle - quarter * RIGHT).to(tl.float32)  # within an eighth of a turn
+    q = quarter.to(tl.int64) & 3
+    z = x * x
+    sin = x * (1 + z * (-0.16666667 + z * (0.008333334 + z * (-0.00019841270 + z * 2.7557319e-6))))
+    cos = 1 + z * (-0.5 + z * (0.041666667 + z * (-0.0013888889 + z * (2.4801587e-5 - z * 2.7557319e-7))))
+    odd = (q & 1) == 1
+    s, c = tl.where(odd, cos, sin), tl.where(odd, sin, cos)
+    return tl.where((q == 1) | (q == 2), -c, c), tl.where(q >= 2, -s, s)
+
+
+@triton.jit
 def _rope_kernel(
     x, y, positions, freqs, heads, d, magnitude,
     HALF: tl.constexpr, INTERLEAVED: tl.constexpr, REST: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
@@ -103,8 +117,8 @@ def _rope_kernel(
     i = tl.arange(0, BLOCK)
     # In double: in float a position of 100,000 would leave the angle three digits.
     angle = tl.load(positions + t).to(tl.float64) * tl.load(freqs + i, i < HALF, 0.0)
-    angle = (angle - tl.floor(angle / TAU) * TAU).to(tl.float32)
-    cos, sin = tl.cos(angle) * magnitude, tl.sin(angle) * magnitude
+    cos, sin = turn(angle)
+    cos, sin = cos * magnitude, sin * magnitude
     for j in range(HEADS):
         head = tl.program_id(1) * HEADS + j
         row = (t * heads + head) * d

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qtransformers.archs.spec import REMAKE, ArchSpec, Slot
 from qtransformers.errors import InsufficientMemoryError, LoadError
 from qtransformers.kernels import cpu
-from qtransformers.kernels.table import ACCURACY
+from qtransformers.kernels.table import ACCURACIES, ACCURACY
 from qtransformers.load.plan import DECODED_ROLES, LoadPlan
 from qtransformers.tensor import QTensor
 
@@ -95,7 +95,12 @@ def _bound(slot: Slot, tensor: QTensor, accuracy: str, device: str, main: str, u
             raise LoadError(f"{tensor.file}: {tensor.name} has factors from {values.min():g} to {values.max():g}; expected finite numbers above 0. {REMAKE}.")  # fmt: skip
         if slot.part == "bias" and slot.spec.role not in BESIDE_X:
             main = device  # it goes where its matrix is
-        return values if main == "cpu" or slot.spec.role == "rope" else _on(main, values)
+        if main == "cpu" or slot.spec.role == "rope":
+            return values
+        there = _on(main, values)
+        if slot.spec.role == "norm":
+            there.planes = ACCURACIES[accuracy]  # what is normed enters products packed: one kernel does both
+        return there
     if device == "cpu":
         return cpu.bind(tensor, accuracy)
     from qtransformers.kernels.triton import bind

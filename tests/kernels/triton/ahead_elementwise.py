@@ -5,9 +5,9 @@ from functools import partial
 import numpy as np
 import torch
 
+from qtransformers.kernels.table import FUNCTIONS
 from qtransformers.kernels.triton import elementwise
 from qtransformers.kernels.triton.candidates import best
-from qtransformers.kernels.table import FUNCTIONS
 
 LIMITS = {"registers": 96, "shared": 8 << 10}
 

@@ -25,7 +25,9 @@ LIMITS = {"registers": 255, "shared": 200 << 10}
 def weight(name, shape):
     """A matrix of a type that Q4_K_M has there, or a vector."""
     if len(shape) == 1:
-        return torch.empty(shape, dtype=torch.float32, device="meta")
+        vector = torch.empty(shape, dtype=torch.float32, device="meta")
+        vector.planes = 1
+        return vector
     kind = BY_NAME[TYPES.get(name, "Q4_K")]
     data = torch.empty(shape[0] * kind.row_bytes(shape[1]), dtype=torch.uint8, device="meta")
     return Weight(data, shape, kind, name, "fast")
@@ -36,13 +38,18 @@ def weights(spec, h):
     found, layer = SimpleNamespace(), SimpleNamespace()
     for slot in spec.slots(h):
         home = found if slot.layer is None else layer
-        setattr(home, slot.attr, weight(slot.attr, slot.shape(h)) if slot.part == "weight" and slot.spec.role != "rope" else None)
+        setattr(
+            home,
+            slot.attr,
+            weight(slot.attr, slot.shape(h)) if slot.part == "weight" and slot.spec.role != "rope" else None,
+        )
     found.layers = (layer,)
     return found
 
 
 def batch(tokens, sequences):
     """Of so many tokens, in as many sequences."""
+
     def ints(*shape):
         return torch.empty(shape, dtype=torch.int32, device="meta")
 
@@ -55,7 +62,9 @@ def forward(tokens, sequences=1, codec="f16"):
     spec = spec_of("llama", "")
     h = Hyperparameters(SIZES)
     pages = torch.empty(1, 8, 8, kv.head_bytes(codec, 128, 128), dtype=torch.uint8, device="meta")
-    return spec.forward(weights(spec, h), h, batch(tokens, sequences), PagedCache(pages, codec, [], head_dims=(128, 128)))
+    return spec.forward(
+        weights(spec, h), h, batch(tokens, sequences), PagedCache(pages, codec, [], head_dims=(128, 128))
+    )
 
 
 def calls(arch):

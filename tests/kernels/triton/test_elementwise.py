@@ -11,6 +11,7 @@ import torch
 from qtransformers.errors import ConfigError
 from qtransformers.kernels import kernels_for, reference, triton
 from qtransformers.kernels.table import FUNCTIONS
+from qtransformers.kernels.triton.products import pack, packed
 
 rng = np.random.default_rng
 
@@ -47,6 +48,26 @@ def test_norms(shape):
     close(triton.layer_norm(there(x), there(w), there(b), 1e-5), reference.layer_norm(x, w, b, 1e-5), 1e-5)
     ones = np.ones(shape[-1], np.float32)
     close(triton.layer_norm(there(x), None, None, 1e-5), reference.layer_norm(x, ones, None, 1e-5), 1e-5)
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 64), (3, 352), (8, 96)])
+def test_norms_that_products_read_come_packed(planes, shape):
+    """With the bits that packing them afterwards gives."""
+    x, w = there(floats(*shape)), there(floats(shape[-1], seed=1))
+    x[-1, 5] = torch.nan if planes == 2 else 0.0
+    w.planes = planes
+    y = triton.rms_norm(x, w, 1e-5)
+    rows = 1 << (shape[0] - 1).bit_length()
+    expected = pack(y.clone(), planes, rows)
+    found = packed(y, planes, rows)
+    assert found is y.packed and (found.planes, found.rows) == (planes, rows)
+    for part in ("codes", "scales", "sums"):
+        a, b = (getattr(p, part).view(planes, rows, -1)[:, : shape[0]].cpu().numpy() for p in (found, expected))
+        np.testing.assert_array_equal(a, b)
+    y += 1
+    assert packed(y, planes, rows) is not y.packed
+    assert not hasattr(triton.rms_norm(there(floats(9, 64)), there(floats(64)), 1e-5), "packed")
 
 
 def test_norm_of_what_has_nothing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,8 +15,11 @@ from numpy.typing import NDArray
 
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.table import FUNCTIONS
+from qtransformers.kernels.triton.few import put_packed
+from qtransformers.kernels.triton.products import room_for_packed, version
 
 Tensor = torch.Tensor
+FEW = 8  # tokens that enter products packed
 RIGHT, TURNS = tl.constexpr(1.5707963267948966), tl.constexpr(0.6366197723675814)  # a right angle, and one over it
 
 
@@ -39,11 +43,17 @@ def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, cen
     rows = x.numel() // max(n, 1)
     if rows:
         block = triton.next_power_of_2(n)
-        nothing = x if weight is None else weight  # never read
+        few = x.dim() == 2 and rows <= FEW and n % 32 == 0
+        planes = getattr(weight, "planes", 0) if few else 0  # `load.place` says what products of it want
+        found = room_for_packed(triton.next_power_of_2(rows), n, planes, x.device) if planes else None
+        codes, scales, sums = (y, y, y) if found is None else (found.codes, found.scales, found.sums)
         _norm_kernel[rows,](
-            x, nothing if weight is None else weight, nothing if bias is None else bias, y, n, eps,
+            x, x if weight is None else weight, x if bias is None else bias, y, codes, scales, sums, n, eps,
+            0 if found is None else found.rows, PLANES=planes,
             BLOCK=block, CENTRED=centred, WEIGHT=weight is not None, BIAS=bias is not None, num_warps=_warps(block),
         )  # fmt: skip
+        if found is not None:
+            y.packed = replace(found, version=version(y))  # type: ignore[attr-defined]  # products look for it
     return y
 
 
@@ -54,7 +64,7 @@ def _warps(block: int) -> int:
 
 @triton.jit
 def _norm_kernel(
-    x, weight, bias, y, n, eps, BLOCK: tl.constexpr, CENTRED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr
+    x, weight, bias, y, codes, scales, sums, n, eps, tokens, PLANES: tl.constexpr, BLOCK: tl.constexpr, CENTRED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * n
     at = tl.arange(0, BLOCK)
@@ -68,6 +78,9 @@ def _norm_kernel(
     if BIAS:
         v += tl.load(bias + at, inside, 0.0)
     tl.store(y + row + at, v, inside)
+    if PLANES:
+        pieces = tl.reshape(tl.where(inside, v, 0.0), [BLOCK // 32, 32])
+        put_packed(pieces, codes, scales, sums, tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK // 32), n, tokens, PLANES, BLOCK // 32)  # fmt: skip
 
 
 def rope(x: Tensor, positions: Tensor, freqs: NDArray[np.float64], interleaved: bool, magnitude: float = 1.0) -> Tensor:

@@ -46,6 +46,14 @@ def pack_kernel(x, codes, scales, sums, columns, stride, tokens, PLANES: tl.cons
     here = (piece * 32 < columns)[:, None]
     at = piece[:, None] * 32 + tl.arange(0, 32)[None, :]
     rest = tl.load(x + t * stride + at, mask=here, other=0.0).to(tl.float32)
+    put_packed(rest, codes, scales, sums, t, piece, columns, tokens, PLANES, N)
+
+
+@triton.jit
+def put_packed(rest, codes, scales, sums, t, piece, columns, tokens, PLANES: tl.constexpr, N: tl.constexpr):
+    """Columns `rest [N, 32]` of token t, which are its pieces `piece [N]`, into what `pack_kernel` makes."""
+    here = (piece * 32 < columns)[:, None]
+    at = piece[:, None] * 32 + tl.arange(0, 32)[None, :]
     for plane in tl.static_range(PLANES):
         row = plane * tokens + t
         most = tl.max(tl.abs(rest), 1)

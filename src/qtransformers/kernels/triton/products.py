@@ -31,6 +31,12 @@ class Packed:
     sums: Tensor  # [planes * rows, columns / 16] f32, of what the codes stand for
     planes: int  # 0: f32
     rows: int  # n, or more
+    version: int = 0  # of x, which may have been changed since
+
+
+def version(x: Tensor) -> int:
+    """How often a tensor was changed in place, where torch counts."""
+    return 0 if x.is_inference() else x._version
 
 
 def pack(x: Tensor, planes: int, rows: int | None = None) -> Packed:
@@ -40,18 +46,24 @@ def pack(x: Tensor, planes: int, rows: int | None = None) -> Packed:
     if planes == 0:
         x = torch.nn.functional.pad(x.float(), (0, 0, 0, rows - n)).contiguous()
         return Packed(x, x, x, 0, rows)
-    sizes = ((columns, torch.int8), (columns // 32, torch.float32), (columns // 16, torch.float32))
-    codes, scales, sums = (torch.empty(planes * rows, size, dtype=kind, device=x.device) for size, kind in sizes)
+    y = room_for_packed(rows, columns, planes, x.device)
     few.pack_kernel[(n, triton.cdiv(columns, 1024))](
-        x, codes, scales, sums, columns, x.stride(0), rows, PLANES=planes, N=32
+        x, y.codes, y.scales, y.sums, columns, x.stride(0), rows, PLANES=planes, N=32
     )
+    return y
+
+
+def room_for_packed(rows: int, columns: int, planes: int, device: torch.device) -> Packed:
+    """Memory for so many rows in `planes` of int8."""
+    sizes = ((columns, torch.int8), (columns // 32, torch.float32), (columns // 16, torch.float32))
+    codes, scales, sums = (torch.empty(planes * rows, size, dtype=kind, device=device) for size, kind in sizes)
     return Packed(codes, scales, sums, planes, rows)
 
 
 def packed(x: Tensor, planes: int, rows: int) -> Packed:
     """What the kernel that made x has attached as `x.packed`, or `pack` of it."""
     found = getattr(x, "packed", None)
-    if found is not None and found.planes == planes and found.rows >= rows:
+    if found is not None and found.planes == planes and found.rows >= rows and found.version == version(x):
         return found
     return pack(x, planes, rows)
 

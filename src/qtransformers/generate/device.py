@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class DeviceForward:
         pinned = torch.zeros(room(shapes), dtype=torch.int32, pin_memory=True)
         flat = torch.empty_like(pinned, device=self._device)
         host = Batch.over(pinned.numpy(), shapes, most)
-        there = replace(Batch.over(flat, shapes, most), host=host)
+        there = Batch.over(flat, shapes, most)
         host.output_rows[:] = np.arange(tokens)
         known = {x.data_ptr(): here for x, here in zip(there.arrays, host.arrays, strict=True)}
         recording = Recording(self._device, self._pool, known)

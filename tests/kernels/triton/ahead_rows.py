@@ -7,6 +7,7 @@ import torch
 
 from qtransformers.kernels.triton import elementwise as rows
 from qtransformers.kernels.triton import recurrent
+from qtransformers.kernels.triton.candidates import best
 
 LIMITS = {"registers": 128, "shared": 16 << 10}
 
@@ -18,11 +19,11 @@ def calls(arch):
     freqs = np.linspace(1, 0.01, 64)
     yield "norm", partial(rows.rms_norm, floats(8, 4096), floats(4096), 1e-5), LIMITS
     yield "centred norm", partial(rows.layer_norm, floats(8, 768), floats(768), floats(768), 1e-5), LIMITS
-    sines = LIMITS | {"spilled": 32}  # of huge angles, which do not come
     for interleaved in (True, False):
-        yield "rotation", partial(rows.rope, floats(8, 32, 128), numbers(8), freqs, interleaved), sines
+        yield "rotation", partial(rows.rope, floats(8, 32, 128), numbers(8), freqs, interleaved), LIMITS
     for act in rows.FUNCTIONS if arch == 90 else ("silu",):
         yield act, partial(rows.activate, floats(8, 14336), act, floats(8, 14336)), LIMITS
+    yield "best", partial(best, floats(4, 151936), 151669, torch.empty(151936, dtype=torch.bool, device="meta")), LIMITS
     yield "routes", partial(rows.route, floats(8, 128), 8), LIMITS
     yield "grouped routes", partial(rows.route, floats(8, 256), 8, "sigmoid", floats(256), 8, 4, 2, True), LIMITS
     if arch == 90:

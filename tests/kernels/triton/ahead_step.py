@@ -19,7 +19,7 @@ SIZES = {
     "n_experts_used": 0, "vocab_size": 128256,
 }  # fmt: skip
 TYPES = {"attn_v": "Q6_K", "ffn_down": "Q6_K", "output": "Q6_K"}  # of Q4_K_M; all others are Q4_K
-LIMITS = {"registers": 255, "shared": 200 << 10}
+LIMITS = {"registers": 255, "shared": 160 << 10}
 
 
 def weight(name, shape):

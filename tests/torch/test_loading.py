@@ -1,6 +1,8 @@
 """GGUF weights in classes of transformers: the numbers of their decoded twins, the same tokens, and every refusal."""
 
+import copy
 import json
+import pickle
 import shutil
 import sys
 
@@ -18,6 +20,7 @@ from archs.models import error
 from qtransformers.convert import convert
 from qtransformers.errors import ConfigError, LoadError, MissingExtraError, ModelNotFoundError, UnsupportedError
 from qtransformers.gguf import GGUFFile, GGUFWriter
+from qtransformers.gguf.split import split
 from qtransformers.torch import QuantEmbedding, QuantExperts, QuantLinear, dequantized, load_transformers
 from torch_models import decoded, ids, in_type, make, outputs, wide
 
@@ -140,6 +143,51 @@ def test_tied_embeddings_share_their_blocks(tmp_path):
     model = load_transformers(folder, path)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert isinstance(model.get_input_embeddings(), QuantEmbedding)
+    twin = dequantized(model)
+    assert twin.lm_head.weight is twin.model.embed_tokens.weight and all(p.requires_grad for p in twin.parameters())
+
+
+def test_methods_that_would_take_blocks_for_floats_are_refused(llama, tmp_path):
+    model = load_transformers(*llama)
+    with pytest.raises(UnsupportedError, match="save_gguf"):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match="cannot add rows"):
+        model.resize_token_embeddings(999)
+    assert not list(tmp_path.iterdir())
+    model.tie_weights()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert np.array_equal(outputs(other, ids()), outputs(model, ids()))
+        with pytest.raises(UnsupportedError, match="save_gguf"):
+            other.save_pretrained(tmp_path)
+
+
+def test_an_output_of_its_own_beside_a_config_that_ties(tmp_path):
+    """Converters may write both: the file's own counts."""
+    folder, path = make("gemma3", tmp_path)
+    with GGUFFile(path) as file:
+        metadata = {key: file.metadata.encoded(key) for key in file.metadata}
+        tensors = list(file.tensors.values())
+        own = next(t for t in tensors if t.name == "token_embd.weight")
+        other = type(own)("output.weight", own.type, own.shape, own.data[::-1].reshape(-1, 34)[:, ::-1].reshape(-1))
+        write(tmp_path / "both.gguf", metadata, [*tensors, other])
+    model = load_transformers(folder, tmp_path / "both.gguf")
+    assert model.lm_head.weight.name == "output.weight"
+    assert not torch.equal(model.lm_head.weight.blocks, model.model.embed_tokens.weight.blocks)
+
+
+def test_shards_and_the_other_byte_order(llama, tmp_path):
+    folder, path = llama
+    expected = outputs(load_transformers(folder, path), ids())
+    first, *_ = split(path, tmp_path / "parts", max_tensors=9)
+    assert np.array_equal(outputs(load_transformers(folder, first), ids()), expected)
+    with GGUFFile(path) as file:
+        metadata = {key: file.metadata[key] for key in file.metadata}
+        tensors = list(file.tensors.values())
+        specs = [(t.name, t.shape, t.type) for t in tensors]
+        with GGUFWriter(tmp_path / "big.gguf", metadata, specs, big_endian=True) as writer:
+            for t in tensors:
+                writer.write(t.name, t)
+    assert np.array_equal(outputs(load_transformers(folder, tmp_path / "big.gguf"), ids()), expected)
 
 
 def test_dtype(llama):

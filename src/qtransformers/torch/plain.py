@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from qtransformers.errors import ConfigError
+from qtransformers.torch.loading import compute_buffers, set_tensor
 from qtransformers.torch.modules import QuantEmbedding, QuantExperts, QuantJoined, QuantLinear, QuantTransposed
 from qtransformers.torch.places import is_conv1d
 
@@ -23,29 +25,29 @@ def dequantized(model: Any) -> Any:
     layers = {path: m for path, m in found.items() if path.partition(".parts.")[0] not in found.keys() - {path}}
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no quantised layers; expected a model of load_transformers.")
-    bare = any("pooler" in path for path, _ in model.named_modules())
-    options = {} if bare or not hasattr(model, "pooler") else {"add_pooling_layer": False}
-    with torch.no_grad():
+    options = {} if getattr(model, "pooler", True) else {"add_pooling_layer": False}
+    with torch.device("meta"):
         twin = type(model)._from_config(model.config, dtype=model.dtype, **options)
-        for path, layer in layers.items():
-            _fill(twin.get_submodule(path), layer)
-        own = dict(twin.state_dict(keep_vars=True))
-        for name, values in model.state_dict().items():
-            if name in own and not any(name.startswith(f"{path}.") for path in layers):
-                own[name].copy_(values)
-    return twin.to(model.device).eval()
+    shared: dict[int, nn.Parameter] = {}
+    for path, layer in layers.items():
+        for name, values in _values(layer, twin.get_submodule(path)):
+            parameter = nn.Parameter(values)
+            if name == "weight" and isinstance(layer, (QuantLinear, QuantEmbedding)):
+                parameter = shared.setdefault(id(layer.weight), parameter)
+            set_tensor(twin, f"{path}.{name}", parameter)
+    for name, values in model.state_dict().items():
+        if not any(name.startswith(f"{path}.") for path in layers):
+            set_tensor(twin, name, values.clone())
+    compute_buffers(twin)
+    return twin.requires_grad_(True).to(model.device).eval()
 
 
-def _fill(module: Any, layer: Any) -> None:
-    """The decoded weights of a quantised layer in the module whose place it took."""
+def _values(layer: Any, module: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters of the module whose place a quantised layer took, by their names there."""
     if isinstance(layer, QuantExperts):
-        for name, values in layer.dequantize().items():
-            getattr(module, name).copy_(values)
+        yield from layer.dequantize().items()
         return
     values = layer.dequantize()
-    module.weight.copy_(values.T if is_conv1d(module) else values)
-    bias = getattr(layer, "bias", None)
-    if bias is not None:
-        if module.bias is None:
-            module.bias = nn.Parameter(torch.empty_like(bias))
-        module.bias.copy_(bias)
+    yield "weight", values.T.contiguous() if is_conv1d(module) else values
+    if getattr(layer, "bias", None) is not None:
+        yield "bias", layer.bias.detach().clone()

@@ -47,6 +47,7 @@ QT_GRID(IQ4_XS, Scaled, 32, -127, 113, false, -20, 6, 9)
     static constexpr float bottom = -32, top = 31;
 };
 #undef QT_GRID
+inline constexpr float shifts[] = {0, -0.5f, -0.25f, 0.25f, 0.5f, 0};  // of the minimum, in steps of the best scale so far
 inline constexpr int turns[] = {0, -1, 1};  // steps that are tried when scales are rounded again
 
 template <class G>
@@ -116,8 +117,7 @@ QT_INLINE Group affine_group(const V* x, const V* w, V& sw, V& sx) {
     if (G::scaled) low = smaller(low, V{});
     const V reach = larger(high - low, V{});
     V scale = reach / all(G::high), least = low, error = all(__builtin_inff());
-    auto attempt = [&](V per_value) {
-        const V from = least;
+    auto attempt = [&](V per_value, V from) {
         const Sums s = sums_of<G>(x, w, [&](V v) { return whole(clip((v - from) * per_value, 0, G::high)); });
         const V det = sw * s.qq - s.q * s.q;
         V fit = ratio(sw * s.qx - sx * s.q, det), b = ratio(s.qq * sx - s.q * s.qx, det);
@@ -126,8 +126,11 @@ QT_INLINE Group affine_group(const V* x, const V* w, V& sw, V& sx) {
         const I better = (det > tiny) & (fit > 0) & (e < error);
         scale = better ? fit : scale, least = better ? b : least, error = better ? e : error;
     };
-    for (int t = 0; t < G::tries; t++) attempt((all(G::high) + (G::first + G::step * float(t))) * inverse(reach));
-    attempt(inverse(scale));
+    for (int t = 0; t < G::tries; t++) attempt((all(G::high) + (G::first + G::step * float(t))) * inverse(reach), least);
+    for (float shift : shifts) {
+        const V moved = least + shift * scale;
+        attempt(inverse(scale), G::scaled ? smaller(moved, V{}) : moved);
+    }
     return {scale, -least};
 }
 

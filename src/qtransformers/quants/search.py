@@ -58,6 +58,7 @@ GRIDS = {
     "IQ4_NL": Grid(32, -127, 113, False, None, (-20, 6, 9), book="iq4"),
     "IQ4_XS": Grid(32, -127, 113, False, (-32, 31), (-20, 6, 9), book="iq4"),
 }
+SHIFTS = (0, -0.5, -0.25, 0.25, 0.5, 0)  # of the minimum, in steps of the best scale so far
 ROUNDS = 2  # of rounding the scales of a block together
 
 
@@ -141,9 +142,9 @@ def _affine_groups(x: F32, w: F32, grid: Grid) -> tuple[F32, F32]:
     top = np.float32(grid.high)
     scale, least, error = reach / top, low, np.full_like(low, np.inf)
 
-    def attempt(per_value: F32) -> None:
+    def attempt(per_value: F32, start: F32) -> None:
         nonlocal scale, least, error
-        q = whole(clip((x - least) * per_value, 0, grid.high))
+        q = whole(clip((x - start) * per_value, 0, grid.high))
         wq = w * q
         sq, sqq, sqx = total(wq), total(wq * q), total(wq * x)
         det = sw * sqq - sq * sq
@@ -155,8 +156,10 @@ def _affine_groups(x: F32, w: F32, grid: Grid) -> tuple[F32, F32]:
         scale, least, error = _choose(better, (s, b, e), (scale, least, error))
 
     for more in steps(*grid.tries):
-        attempt((top + more) * inverse(reach))
-    attempt(inverse(scale))
+        attempt((top + more) * inverse(reach), least)
+    for shift in SHIFTS:
+        moved = least + np.float32(shift) * scale
+        attempt(inverse(scale), np.minimum(moved, ZERO) if grid.scales else moved)
     return scale, -least
 
 

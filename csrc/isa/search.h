@@ -10,12 +10,12 @@ namespace qt::QT_ISA {
 struct Plain {
     static constexpr bool scaled = false, book = false;
     static constexpr float bottom = 0, top = 0, spread_first = 0, spread_step = 0;
-    static constexpr int spreads = 0, near[] = {0}, polish = 1;
+    static constexpr int spreads = 0, near[] = {0}, polish = 1, rounds = 2;
 };
 struct Scaled {
     static constexpr bool scaled = true, book = false;
     static constexpr float spread_first = -4, spread_step = 1;
-    static constexpr int spreads = 9, near[] = {0, -1, 1}, polish = 1;
+    static constexpr int spreads = 9, near[] = {0, -1, 1}, polish = 1, rounds = 2;
 };
 template <class Block>
 struct GridOf;
@@ -37,7 +37,10 @@ QT_GRID(Q2_K, Scaled, 16, 0, 3, true, -0.5f, 0.1f, 16)
     static constexpr float bottom = 0, top = 15, spread_step = 0.5f;
     static constexpr int spreads = 23, near[] = {0, -3, -2, -1, 1, 2, 3};
 };
-QT_GRID(Q3_K, Scaled, 16, -4, 3, false, -2, 0.5f, 8) static constexpr float bottom = -32, top = 31; };
+QT_GRID(Q3_K, Scaled, 16, -4, 3, false, -2, 0.5f, 8)
+    static constexpr float bottom = -32, top = 31;
+    static constexpr int rounds = 1;
+};
 QT_GRID(Q4_K, Scaled, 32, 0, 15, true, -1, 0.15f, 14) static constexpr float bottom = 0, top = 63; };
 QT_GRID(Q5_K, Scaled, 32, 0, 31, true, -3, 0.35f, 14) static constexpr float bottom = 0, top = 63; };
 QT_GRID(Q6_K, Scaled, 16, -32, 31, false, -4, 0.5f, 11) static constexpr float bottom = -128, top = 127; };
@@ -45,6 +48,7 @@ QT_GRID(IQ4_NL, Plain, 32, -127, 113, false, -20, 6, 9) static constexpr bool bo
 QT_GRID(IQ4_XS, Scaled, 32, -127, 113, false, -20, 6, 9)
     static constexpr bool book = true;
     static constexpr float bottom = -32, top = 31;
+    static constexpr int rounds = 1;
 };
 #undef QT_GRID
 inline constexpr float shifts[] = {0, -0.5f, -0.25f, 0.25f, 0.5f, 0};  // of the minimum, in steps of the best scale so far
@@ -207,8 +211,6 @@ QT_INLINE void mend_symmetric(V a, V p, V& d) {
     d = better ? now : d;
 }
 
-inline constexpr int rounds = 2;
-
 template <class G>
 QT_INLINE void fit_affine(const V* x, const V* w, Fit<G>& f) {
     V sw[G::groups], sx[G::groups];
@@ -217,7 +219,7 @@ QT_INLINE void fit_affine(const V* x, const V* w, Fit<G>& f) {
     if constexpr (!G::scaled) {
         f.d = to_half(found[0].scale), f.dmin = to_half(found[0].minimum);
         f.sc[0] = f.m[0] = all(1);
-        for (int r = 0; r < rounds; r++) {
+        for (int r = 0; r < G::rounds; r++) {
             Factors factors;
             factors.add(all(1), all(1), sw[0], sx[0], sums_at<G>(x, w, f.d, f.dmin));
             factors.mend(f.d, f.dmin, -__builtin_inff());
@@ -233,7 +235,7 @@ QT_INLINE void fit_affine(const V* x, const V* w, Fit<G>& f) {
             f.sc[g] = to_scale<G>(scale[g], inverse(f.d));
             f.m[g] = to_scale<G>(minimum[g], inverse(f.dmin));
         }
-        for (int r = 0; r < rounds; r++) {
+        for (int r = 0; r < G::rounds; r++) {
             Factors factors;
             const V per_dmin = inverse(f.dmin);
             for (int g = 0; g < G::groups; g++) {
@@ -268,7 +270,7 @@ QT_INLINE void fit_symmetric(const V* x, const V* w, Fit<G>& f) {
     f.dmin = V{};
     if constexpr (!G::scaled) {
         f.d = to_half(scale[0]), f.sc[0] = all(1), f.m[0] = V{};
-        for (int r = 0; r < rounds; r++) {
+        for (int r = 0; r < G::rounds; r++) {
             const Sums s = sums_at<G>(x, w, f.d, V{});
             mend_symmetric(s.qq, s.qx, f.d);
         }
@@ -277,7 +279,7 @@ QT_INLINE void fit_symmetric(const V* x, const V* w, Fit<G>& f) {
         for (int g = 0; g < G::groups; g++) curvature[g] = sums_at<G>(x + g * G::group, w + g * G::group, scale[g], V{}).qq;
         f.d = rounding<G>(scale, curvature);
         for (int g = 0; g < G::groups; g++) f.sc[g] = to_scale<G>(scale[g], inverse(f.d)), f.m[g] = V{};
-        for (int r = 0; r < rounds; r++) {
+        for (int r = 0; r < G::rounds; r++) {
             V a{}, p{};
             for (int g = 0; g < G::groups; g++) {
                 const V old = f.sc[g];

@@ -38,6 +38,7 @@ class Grid:
     near: tuple[int, ...] = (0, -1, 1)  # steps from a rounded scale that are tried first
     spread: tuple[float, float, int] = (-4, 1, 9)  # as `tries`, for the scales of a block
     polish: int = 1  # fits of the best scale's own codes
+    rounds: int = 2  # of fitting the factors of a block
     book: str = ""  # the codebook of codes that are not evenly spaced
 
 
@@ -51,15 +52,14 @@ GRIDS = {
     "TQ1_0": Grid(256, -1, 1, False, None, (0, 0.8, 10), polish=4),
     "TQ2_0": Grid(256, -1, 1, False, None, (0, 0.8, 10), polish=4),
     "Q2_K": Grid(16, 0, 3, True, (0, 15), (-0.5, 0.1, 16), (0, -3, -2, -1, 1, 2, 3), (-4, 0.5, 23)),
-    "Q3_K": Grid(16, -4, 3, False, (-32, 31), (-2, 0.5, 8)),
+    "Q3_K": Grid(16, -4, 3, False, (-32, 31), (-2, 0.5, 8), rounds=1),
     "Q4_K": Grid(32, 0, 15, True, (0, 63), (-1, 0.15, 14)),
     "Q5_K": Grid(32, 0, 31, True, (0, 63), (-3, 0.35, 14)),
     "Q6_K": Grid(16, -32, 31, False, (-128, 127), (-4, 0.5, 11)),
     "IQ4_NL": Grid(32, -127, 113, False, None, (-20, 6, 9), book="iq4"),
-    "IQ4_XS": Grid(32, -127, 113, False, (-32, 31), (-20, 6, 9), book="iq4"),
+    "IQ4_XS": Grid(32, -127, 113, False, (-32, 31), (-20, 6, 9), rounds=1, book="iq4"),
 }
 SHIFTS = (0, -0.5, -0.25, 0.25, 0.5, 0)  # of the minimum, in steps of the best scale so far
-ROUNDS = 2  # of rounding the scales of a block together
 
 
 def whole(v: F32) -> F32:
@@ -217,7 +217,7 @@ def _affine_blocks(x: F32, w: F32, grid: Grid, scale: F32, minimum: F32) -> Foun
     q = codes(x, grid, scale, minimum)
     d, dmin = _rounding(scale, total(w * q * q), grid), _rounding(minimum, sw, grid)
     sc, m = _to_scales(scale, d, grid), _to_scales(minimum, dmin, grid)
-    for turn in range(ROUNDS):
+    for turn in range(grid.rounds):
         error, old = np.full_like(sw, np.inf), sc
         sums = [sw, sw, sw]
         trial_m = m
@@ -261,7 +261,7 @@ def _symmetric_blocks(x: F32, w: F32, grid: Grid, scale: F32) -> Found:
     q = codes(x, grid, scale)
     d = _rounding(scale, total(w * q * q), grid)
     sc = _to_scales(scale, d, grid)
-    for turn in range(ROUNDS):
+    for turn in range(grid.rounds):
         error, old = np.full_like(scale, np.inf), sc
         sums = [scale, scale]
         for step in grid.near if turn == 0 else (0, -1, 1):
@@ -284,7 +284,7 @@ def _affine_alone(x: F32, w: F32, grid: Grid, scale: F32, minimum: F32) -> Found
     sw, sx = total(w), total(w * x)
     d, dmin = to_half(scale), to_half(minimum)
     one = np.ones_like(d)
-    for _ in range(ROUNDS):
+    for _ in range(grid.rounds):
         q = codes(x, grid, d, dmin)
         wq = w * q
         sums = sw, sx, total(wq), total(wq * q), total(wq * x)
@@ -295,7 +295,7 @@ def _affine_alone(x: F32, w: F32, grid: Grid, scale: F32, minimum: F32) -> Found
 def _symmetric_alone(x: F32, w: F32, grid: Grid, scale: F32) -> Found:
     """A block that is one group: its scale as a half."""
     d = to_half(scale)
-    for _ in range(ROUNDS):
+    for _ in range(grid.rounds):
         q = codes(x, grid, d)
         wq = w * q
         a, p = total(wq * q), total(wq * x)

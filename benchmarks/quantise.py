@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--library", required=True)
     parser.add_argument("--types", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))
     parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     peer = Peer(args.library, usable_cores())
     x = samples(args.rows)["tails"]

@@ -18,7 +18,7 @@ import results
 from qtransformers.gguf import GGUFFile, GGUFWriter
 from qtransformers.load import load
 from qtransformers.quantize import budget, imatrix
-from qtransformers.quantize.evaluate import divergence
+from qtransformers.quantize.evaluate import divergences
 from qtransformers.quantize.improve import Improved, improve
 from qtransformers.quantize.passes import text_chunks
 
@@ -70,12 +70,11 @@ def steps(model, rows, theirs: Path, importance, survey, folder: Path):
         types = {name: file.tensors[name].type for name in source.tensors}
         allowed = sum(file.tensors[name].nbytes for name in survey.choices)
     yield "rounded alone", encoded(model, types, None, folder / "rtn.gguf")
-    yield "importance", encoded(model, types, importance, folder / "imatrix.gguf")
-    yield "folded", written(improve(model, rows, types, compensate=False), folder / "fold.gguf")
-    yield "refined", written(improve(model, rows, types, fold=False), folder / "refine.gguf")
-    yield "folded, refined", written(improve(model, rows, types), folder / "both.gguf")
+    yield "+ importance of columns", encoded(model, types, importance, folder / "imatrix.gguf")
+    yield "+ folded scales", written(improve(model, rows, types, compensate=False), folder / "fold.gguf")
+    yield "+ compensated rounding", written(improve(model, rows, types), folder / "both.gguf")
     types = types | budget.allot(survey.choices, allowed)
-    yield "folded, refined, types by budget", written(improve(model, rows, types), folder / "budget.gguf")
+    yield "+ types by budget", written(improve(model, rows, types), folder / "budget.gguf")
 
 
 def main() -> None:
@@ -107,21 +106,22 @@ def main() -> None:
         subprocess.run([args.llama / "llama-imatrix", *llama], check=True, capture_output=True)
         for type_ in args.types.split(","):
             theirs = folder / f"{type_}.gguf"
-            words = [args.llama / "llama-quantize", "--imatrix", folder / "l.gguf", args.original, theirs, type_]
+            words = [args.llama / "llama-quantize", "--imatrix", folder / "l.gguf", args.original, theirs, type_, "1"]
             subprocess.run(words, check=True, capture_output=True)
             here = folder / type_
             here.mkdir()
+            files = {
+                "llama-quantize, llama-imatrix": theirs,
+                **dict(steps(model, rows, theirs, importance, survey, here)),
+            }
+            models = [load(path, accuracy="high", **CONTEXT) for path in files.values()]
             lines, first = [], None
-            for step, path in (
-                ("llama-quantize, llama-imatrix", theirs),
-                *steps(model, rows, theirs, importance, survey, here),
+            for step, made, found in zip(
+                files, models, divergences(models, model, judged, encode_special=True), strict=True
             ):
-                found = divergence(load(path, accuracy="high", **CONTEXT), model, judged, encode_special=True)
                 first = first or found.mean
-                with GGUFFile(path) as file:
-                    nbytes = sum(t.nbytes for t in file.tensors.values())
+                nbytes = sum(t.nbytes for t in made.sources.gguf.tensors.values())
                 lines.append([step, f"{nbytes:,}", f"{found.mean:.6f}", f"{found.error:.6f}", f"{found.mean / first - 1:+.0%}", f"{found.median:.1e}", f"{found.p99_9:.3f}", f"{found.same_top:.2%}", f"{found.model.value:.4f}"])  # fmt: skip
-                print(type_, lines[-1], file=sys.stderr, flush=True)
             head = ["", "bytes of tensors", "KL, nats a token", "standard error", "against llama.cpp", "median", "99.9%", "same favourite", "perplexity"]  # fmt: skip
             body = f"The demo model; original: perplexity {found.base.value:.4f}. Learned from {rows.size:,} tokens, judged on {found.model.n_tokens:,} others.\n\n"
             results.publish(__file__, f"Quality of {type_}", body + results.table(head, lines))

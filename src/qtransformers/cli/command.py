@@ -19,6 +19,7 @@ VERBS = {
     "run": "chat with a model, or get one answer",
     "show": "what is in a GGUF file",
     "plan": "whether a model fits, and what would make it fit",
+    "advise": "which type and method a model should have here",
     "pull": "fetch a model from the Hub",
     "list": "the models at hand",
     "rm": "remove a fetched model",

@@ -5,7 +5,7 @@ Perplexity is computed as llama-perplexity does: disjoint chunks of 512 tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,18 +78,30 @@ def divergence(model: Loaded, base: Loaded, text: str, *, chunk: int = CHUNK, en
 
     ConfigError where they have different vocabularies.
     """
-    rows = _rows(model, text, chunk, encode_special, n_chunks)
-    if not np.array_equal(rows, _rows(base, text, chunk, encode_special, n_chunks)):
-        raise ConfigError(f"{model.plan.file} and {base.plan.file} make different tokens of the text: they are no two forms of one model.")  # fmt: skip
-    parts: list[tuple[F64, ...]] = []
-    for (q, targets), (p, _) in zip(_scored(model, rows, progress), _scored(base, rows), strict=True):
-        if p.shape != q.shape:
-            raise ConfigError(f"{model.plan.file} has {q.shape[-1]} logits, {base.plan.file} {p.shape[-1]}: they are no two forms of one model.")  # fmt: skip
-        weight = np.exp(p)
-        kl = np.einsum("tv,tv->t", weight, p - q, dtype=np.float64)
-        of_q, of_p = _own(q, targets), _own(p, targets)
-        parts.append((kl, of_q, of_p, (p.argmax(1) == q.argmax(1)).astype(np.float64)))
-    kl, of_q, of_p, same = (np.concatenate(column) for column in zip(*parts, strict=True))
+    (found,) = divergences(
+        [model], base, text, chunk=chunk, encode_special=encode_special, n_chunks=n_chunks, progress=progress
+    )
+    return found
+
+
+def divergences(models: Sequence[Loaded], base: Loaded, text: str, *, chunk: int = CHUNK, encode_special: bool = False, n_chunks: int | None = None, progress: Progress | None = None) -> list[Divergence]:  # fmt: skip
+    """As `divergence`, of several models from one base, which runs once."""
+    rows = _rows(base, text, chunk, encode_special, n_chunks)
+    for model in models:
+        if not np.array_equal(rows, _rows(model, text, chunk, encode_special, n_chunks)):
+            raise ConfigError(f"{model.plan.file} and {base.plan.file} make different tokens of the text: they are no two forms of one model.")  # fmt: skip
+    parts: list[list[tuple[F64, ...]]] = [[] for _ in models]
+    for (p, targets), *others in zip(_scored(base, rows, progress), *(_scored(m, rows) for m in models), strict=True):
+        weight, of_p, favourite = np.exp(p), _own(p, targets), p.argmax(1)
+        for model, mine, (q, _) in zip(models, parts, others, strict=True):
+            if p.shape != q.shape:
+                raise ConfigError(f"{model.plan.file} has {q.shape[-1]} logits, {base.plan.file} {p.shape[-1]}: they are no two forms of one model.")  # fmt: skip
+            kl = np.einsum("tv,tv->t", weight, p - q, dtype=np.float64)
+            mine.append((kl, _own(q, targets), of_p, (favourite == q.argmax(1)).astype(np.float64)))
+    return [_divergence(*map(np.concatenate, zip(*mine, strict=True))) for mine in parts]
+
+
+def _divergence(kl: F64, of_q: F64, of_p: F64, same: F64) -> Divergence:
     ratio = of_p - of_q
     return Divergence(
         mean=float(kl.mean()), error=_error(kl), median=float(np.median(kl)), p99_9=float(np.quantile(kl, 0.999)),

@@ -1,0 +1,63 @@
+"""Which type and method a model should have on this machine, or on one with other memory, and why. Only headers are read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from qtransformers.cli.flags import add_flags
+from qtransformers.cli.terminal import painter, plain_warnings, printable, table
+
+if TYPE_CHECKING:
+    from qtransformers.quantize.advise import Advice
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL and the machine."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="a GGUF file, user/repo:QUANT, or the folder of a Hugging Face model"
+    )
+    add_flags(parser, "ram", "vram", "ctx-size", "cache", "json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the options and the advice; 5 where nothing fits."""
+    from qtransformers import machine
+    from qtransformers.load.fit import Budget
+    from qtransformers.quantize.advise import advise
+
+    budget = Budget.of(machine.memory(), args.ram, args.vram)
+    with plain_warnings(args.color):
+        found = advise(args.model, budget, context_length=args.ctx_size, cache=args.cache or "f16")
+    if args.json:
+        json.dump(asdict(found) | {"command": found.command}, sys.stdout, indent=2)
+        print()
+    else:
+        print("\n".join(map(printable, _text(found, args.color))))
+    return 0 if found.best else 5
+
+
+def _text(found: Advice, color: str) -> list[str]:
+    from qtransformers.load.files import memory_text
+
+    paint = painter(color, sys.stdout)
+    head = ("type", "weights", "a token reads", "KL of an 8B", "on the GPU", "here")
+    rows = [
+        (o.file_type, memory_text(o.nbytes), memory_text(o.per_token), f"{o.loss:.4f}", f"{o.on_gpu:.0%}", o.verdict)
+        for o in found.options
+    ]
+    lines = [
+        f"{found.model}, {found.context_length:,} tokens of context",
+        *table([head, *rows], right=(1, 2, 3, 4)),
+        "",
+    ]
+    if found.best is None:
+        return [*lines, paint("red", found.why[0].upper() + found.why[1:] + ".")]
+    return [
+        *lines,
+        f"{paint('green', 'Take ' + found.best.file_type)}: {found.why}.",
+        f"  {paint('bold', found.command)}",
+    ]

@@ -138,6 +138,33 @@ def test_a_bias_that_the_class_does_not_expect_is_installed(llama, tmp_path):
     assert error(outputs(model, ids()), outputs(twin, ids())) < TOLERANCE
 
 
+def test_the_text_part_of_a_multimodal_config(tmp_path):
+    folder, path = make("gemma3", tmp_path)
+    text = json.loads((folder / "config.json").read_text())
+    config = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text, "vision_config": {"num_hidden_layers": 1}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = load_transformers(tmp_path, path)
+    assert type(model) is transformers.Gemma3ForCausalLM
+    assert np.array_equal(outputs(model, ids()), outputs(load_transformers(folder, path), ids()))
+
+
+def test_what_nothing_reads_is_said(llama, tmp_path):
+    folder, path = llama
+    with GGUFFile(path) as file:
+        metadata = {**{key: file.metadata.encoded(key) for key in file.metadata}, "llama.new_setting": 3}
+        odd = write(tmp_path / "odd.gguf", metadata, list(file.tensors.values()))
+    with pytest.warns(UserWarning, match=r"llama\.new_setting = 3 is not read"):
+        load_transformers(folder, odd)
+
+
+def test_code_of_a_repository_is_not_run(llama, tmp_path):
+    config = json.loads((llama[0] / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text("raise SystemExit('run')")
+    assert type(load_transformers(tmp_path, llama[1])) is transformers.LlamaForCausalLM
+
+
 def test_tied_embeddings_share_their_blocks(tmp_path):
     folder, path = make("gemma3", tmp_path)
     model = load_transformers(folder, path)

@@ -12,7 +12,7 @@ from qtransformers.archs import Hyperparameters, Slot
 from qtransformers.load.place import vector
 from qtransformers.tensor import QTensor
 from qtransformers.torch.modules import QuantEmbedding, QuantExperts, QuantJoined, QuantLinear, QuantTransposed
-from qtransformers.torch.places import Outline, Place, is_conv1d, places, rows_of, stack_of, to_class
+from qtransformers.torch.places import Outline, Place, Rows, is_conv1d, places, rows_of, stack_of, to_class
 from qtransformers.torch.weight import QuantWeight
 
 
@@ -26,6 +26,7 @@ class Filler:
         self.plain: dict[str, torch.Tensor] = {}
         self.origins: dict[str, str] = {}  # name of a plain parameter -> tensor of the file
         self._groups: dict[tuple[str, str], list[tuple[Place, QTensor]]] = {}
+        self._rows: dict[tuple[str, int, int], Rows | None] = {}  # layers are alike, and asking takes time
 
     def add(self, slot: Slot, tensor: QTensor) -> None:
         """A tensor of the file."""
@@ -91,7 +92,7 @@ class Filler:
                 continue
             if place.slot.spec.role == "output":
                 tensor = _first(tensor, out)
-            rows = rows_of(place.slot, out, width, columns, self.hparams)
+            rows = self._rows_of(place.slot, out, width, columns)
             if rows is None or tensor.n_values != len(rows.order) * width:
                 self._misfit(tensor, f"does not fit {place.full} {list(module.weight.shape)}")
                 continue
@@ -132,6 +133,12 @@ class Filler:
         self.origins |= {f"{path}.biases.{i}": tensor.name for i, tensor in enumerate(owned)}
         gate, up, down = (self._weight(found[name]) for name in names)
         return QuantExperts(gate, up, down, stack.act, biases, stack.interleaved, stack.transposed)
+
+    def _rows_of(self, slot: Slot, out: int, width: int, columns: bool) -> Rows | None:
+        key = slot.attr, out, width
+        if key not in self._rows:
+            self._rows[key] = rows_of(slot, out, width, columns, self.hparams)
+        return self._rows[key]
 
     def _tensor(self, values: Any) -> torch.Tensor:
         return torch.tensor(np.ascontiguousarray(values)).to(self.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def load_transformers(
     `model_class` is built instead of the one that transformers chooses; `options` go to its `from_config`, such as
     `attn_implementation`. Parameters do not require gradients, which reach inputs.
 
-    LoadError or UnsupportedError with everything that is wrong with file, config or class; errors of `load.resolve`;
+    Warns of what a file says and nothing reads. LoadError or UnsupportedError with everything that is wrong with file, config or class; errors of `load.resolve`;
     MissingExtraError without transformers.
     """
     transformers = _transformers()
@@ -87,6 +88,8 @@ def load_transformers(
     kind = _dtype(dtype, device)
     sources = resolve(gguf_path, model_path, settings, hub)
     prepared = prepare(sources)
+    for text in prepared.plan.warnings:
+        warnings.warn(text, stacklevel=2)
     model = _on_meta(transformers, sources, prepared, kind, model_class, options)
     fill(model, prepared, sources, kind, accuracy)
     if "generation_config.json" in sources.files and model.can_generate():
@@ -162,7 +165,7 @@ def _on_meta(
     if encoder and model_class is None and prepared.spec.id == "bert":
         options = {"add_pooling_layer": False, **options}  # a GGUF file has none
     try:
-        config = transformers.AutoConfig.from_pretrained(file.parent).get_text_config()
+        config = transformers.AutoConfig.from_pretrained(file.parent, trust_remote_code=False).get_text_config()
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # of the weights that stay where they are
         build = auto._from_config if hasattr(auto, "_from_config") else auto.from_config

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -18,6 +18,7 @@ from qtransformers.checks import flag, shown, text
 from qtransformers.checks import path as checked
 from qtransformers.errors import ConfigError
 from qtransformers.generate import Completion, Engine, Stream, Usage
+from qtransformers.generate.device import forward_of
 from qtransformers.generate.drafting import draft_of
 from qtransformers.generate.embed import check_pooling, embed, normalized
 from qtransformers.generate.prepare import Preparer
@@ -30,7 +31,6 @@ from qtransformers.load.chat.formats import prompt_format as named_format
 from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK
 from qtransformers.load.start import doubts, encode_prompt
 from qtransformers.machine import usable_cores
-from qtransformers.nn.adapted import adapted
 from qtransformers.options import MAX_TOKENS, LoadOptions, ModelConfig, Options, PromptOptions
 from qtransformers.sampling import Sampling
 from qtransformers.settings import Settings
@@ -81,7 +81,7 @@ class Model:
         self._kind = loaded.spec.kind
         self._spec = loaded.spec
         self._engine = Engine(
-            _forward_of(loaded),
+            forward_of(loaded),
             cache,
             n_tokens=min(loaded.tokenizer.n_tokens, h.vocab_size),
             context_length=plan.context_length,
@@ -174,6 +174,7 @@ class Model:
                 config.draft,
                 context_length=loaded.plan.context_length,
                 cache=config.cache,
+                placement="auto" if loaded.plan.devices else "cpu",
                 accuracy=config.accuracy,
                 prefill_chunk=config.prefill_chunk,
                 cache_tokens=loaded.plan.cache_tokens,
@@ -536,24 +537,3 @@ class Model:
 def _warn(messages: Sequence[str]) -> None:
     for message in messages:
         warnings.warn(message, stacklevel=4)
-
-
-def _forward_of(loaded: Loaded) -> Callable[..., Any]:
-    """The model's forward as the engine calls it, wherever its weights are."""
-    plan = loaded.plan
-    if not plan.devices:
-        return partial(_forward, loaded.spec.forward, loaded.weights, loaded.hparams)
-    from qtransformers.generate.device import DeviceForward
-
-    return DeviceForward(
-        loaded.spec.forward, loaded.weights, loaded.hparams, plan.main_device,
-        n_tokens=min(loaded.tokenizer.n_tokens, loaded.hparams.vocab_size), unused=loaded.tokenizer.unused_ids,
-        exact=not plan.only_on(plan.main_device), captures=len(plan.devices) == 1,
-    )  # fmt: skip
-
-
-def _forward(
-    forward: Callable[..., Any], weights: Any, h: Any, batch: Any, cache: Any, adapters: Sequence[Any] = ()
-) -> Any:
-    """A forward in which some rows have adapters: (first row, end, updates, scale)."""
-    return forward(adapted(weights, adapters, batch.output_rows) if adapters else weights, h, batch, cache)

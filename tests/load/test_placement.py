@@ -103,9 +103,24 @@ def test_auto_gives_a_gpu_what_is_read_most(giant):
 def test_without_room_for_all_attention_layers_stay_whole(giant):
     table = resolve(giant, "auto", Budget(512 * GIB, 512 * GIB, {"cuda:0": 6 * GIB}))
     for i in range(61):
-        homes = {device for (role, layer), device in table.items() if layer == i and role != "experts"}
+        homes = {
+            device for (role, layer), device in table.items() if layer == i and role not in ("experts", "dense_ffn")
+        }
         assert len(homes) == 1, i
     assert table["attn", 0] == "cuda:0" and table["attn", 60] == "cpu"
+
+
+def test_a_dense_model_keeps_feed_forward_layers_in_main_memory_first(demo):
+    """What is not enough for all: attention and the output come before them, embeddings go where all else is."""
+    roles = {
+        role: sum(t.nbytes for t in demo.tensors if t.role == role) for role in ("attn", "norm", "embed", "dense_ffn")
+    }
+    small = roles["attn"] + roles["norm"] + demo.cache_bytes + demo.activations_bytes + CONTEXT_BYTES
+    room = small + roles["embed"] + roles["dense_ffn"] // 2  # the output is the embedding
+    table = resolve(demo, "auto", Budget(GIB, GIB, {"cuda:0": room}))
+    assert {d for (role, _), d in table.items() if role in ("attn", "kv")} == {"cuda:0"}
+    assert {d for (role, _), d in table.items() if role == "dense_ffn"} == {"cuda:0", "cpu"}
+    assert set(resolve(demo, "auto", Budget(GIB, GIB, {"cuda:0": GIB})).values()) == {"cuda:0"}
 
 
 def test_what_is_said_is_kept_and_auto_fills_the_rest(giant):

@@ -98,6 +98,21 @@ def _memory(threads: int | None) -> Iterator[Finding]:
         yield Finding("huge pages", mode or "none on this system")
 
 
+def _gpus(threads: int | None) -> Iterator[Finding]:
+    from qtransformers.load.devices import Devices
+    from qtransformers.load.files import memory_text
+
+    found = machine.gpus()
+    reasons = Devices.of(found).reasons
+    for i, gpu in enumerate(found):
+        version = ".".join(map(str, gpu.capability))
+        text = f"{gpu.name}, compute capability {version}, {memory_text(gpu.free)} free of {memory_text(gpu.total)}"
+        reason = reasons.get(f"cuda:{i}")
+        yield Finding(f"cuda:{i}", f"not used: {reason}" if reason else text, "warning" if reason else "ok")
+    if not found:
+        yield Finding("gpu", "none that CUDA shows")
+
+
 def _extension(threads: int | None) -> Iterator[Finding]:
     from qtransformers.native import lib
 
@@ -151,4 +166,4 @@ def _answer(threads: int | None) -> Iterator[Finding]:
         yield Finding("demo model", text, "failed")
 
 
-CHECKS = (_versions, _processor, _memory, _extension, _extras, _hub, _answer)
+CHECKS = (_versions, _processor, _memory, _gpus, _extension, _extras, _hub, _answer)

@@ -152,7 +152,7 @@ _ROWS = (
     Flag(("--pre",), "name of the pre-tokenizer, where the file's own is unknown or wrong", str, "NAME"),
     # the machine to plan for
     Flag(("--ram",), "main memory to plan for (default: what is available here)", memory, "SIZE"),
-    Flag(("--vram",), "memory of the GPU to plan for, of several separated by commas (default: none)", memories, "SIZE[,SIZE...]"),
+    Flag(("--vram",), "memory of the GPU to plan for, of several separated by commas (default: those of this machine)", memories, "SIZE[,SIZE...]"),
     Flag(("--placement",), "what goes where: auto, cpu, entries such as experts=cpu,layers[0-15]=cuda:0, or a saved .json (default: auto)", str, "PLACES"),
     Flag(("--mlock",), "keep the weights in main memory, whatever else wants it"),
     Flag(("--preload",), "read all weights into memory before the first token, with a bar"),

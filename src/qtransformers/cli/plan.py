@@ -32,10 +32,13 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan on stdout."""
     from qtransformers import machine
     from qtransformers.load import placement
+    from qtransformers.load.devices import Devices
     from qtransformers.load.fit import Budget, fit
     from qtransformers.load.survey import find_sources, survey
 
-    budget = Budget.of(machine.memory(), args.ram, args.vram)
+    budget, devices = Budget.of(machine.memory(), args.ram, args.vram), Devices.of(machine.gpus())
+    if args.vram is None and args.ram is None:  # this machine, and not one on paper
+        budget = replace(budget, devices=devices.free)
     sources, others = find_sources(args.model, args.model_path)
     found = survey(sources, others, context_length=args.ctx_size, cache=args.cache or "f16")
     wanted = args.placement or "auto"
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print()
     else:
         shown = ["", "placement: " + ", ".join(places)] if budget.devices or args.placement else []
-        lines = as_text(found, result, args.color)
+        lines = as_text(found, result, args.color) + ([] if args.vram or args.ram else list(devices.reasons.values()))
         if args.verbose:
             lines += _in_memory(sources)
         print("\n".join(map(printable, [lines[0], *shown, *lines[1:]])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from qtransformers.nn.adapted import adapted
 
 if TYPE_CHECKING:
     import torch
+
+    from qtransformers.load import Loaded
 
 F32 = NDArray[np.float32]
 FEWEST_PAGES = 8  # of a captured page table: contexts grow, and each width is a capture
@@ -219,3 +222,22 @@ class Row:
     def values(self) -> F32:
         """All of it."""
         return self.rows.values(self.i)
+
+
+def forward_of(loaded: Loaded) -> Callable[..., Any]:
+    """The model's forward as the engine calls it, wherever its weights are."""
+    plan = loaded.plan
+    if not plan.devices:
+        return partial(_forward, loaded.spec.forward, loaded.weights, loaded.hparams)
+    return DeviceForward(
+        loaded.spec.forward, loaded.weights, loaded.hparams, plan.main_device,
+        n_tokens=min(loaded.tokenizer.n_tokens, loaded.hparams.vocab_size), unused=loaded.tokenizer.unused_ids,
+        exact=not plan.only_on(plan.main_device), captures=len(plan.devices) == 1,
+    )  # fmt: skip
+
+
+def _forward(
+    forward: Callable[..., Any], weights: Any, h: Any, batch: Any, cache: Any, adapters: Sequence[Any] = ()
+) -> Any:
+    """A forward in which some rows have adapters: (first row, end, updates, scale)."""
+    return forward(adapted(weights, adapters, batch.output_rows) if adapters else weights, h, batch, cache)

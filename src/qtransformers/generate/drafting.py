@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from qtransformers.cache import Batch, PagedCache
 from qtransformers.errors import ConfigError, InsufficientMemoryError
 from qtransformers.generate.costs import Costs
+from qtransformers.generate.device import forward_of
 from qtransformers.generate.pages import PagePool, Table
 from qtransformers.generate.sequence import Sequence as Answer
 from qtransformers.load import Loaded
@@ -117,7 +117,7 @@ class Draft:
         batch = Batch.join(
             [Batch.single(tokens, len(f.tokens), f.table.numbers, outputs=int(wanted)) for f, tokens, wanted in held]
         )
-        logits = self._forward(batch, self._cache)[:, : self._n_tokens]
+        logits = np.asarray(self._forward(batch, self._cache))[:, : self._n_tokens]
         for (f, tokens, _), s in zip(held, parts, strict=True):
             f.tokens += tokens
             if len(f.tokens) <= len(s.tokens):
@@ -151,7 +151,7 @@ def draft_of(small: Loaded, model: Loaded, chunk: int) -> Draft:
         file,
     )
     return Draft(
-        partial(small.spec.forward, small.weights, small.hparams),
+        forward_of(small),
         small.new_cache(),
         n_tokens=min(t.n_tokens, small.hparams.vocab_size),
         context_length=min(small.plan.context_length, small.hparams.context_length),  # it was trained for no more

@@ -89,7 +89,7 @@ def load(
     *,
     context_length: int | None = None,
     cache: str = "f16",
-    placement: str = "auto",
+    placement: str = "cpu",
     accuracy: str = ACCURACY,
     prefill_chunk: int = PREFILL_CHUNK,
     logits_rows: int = LOGITS_ROWS,
@@ -106,7 +106,7 @@ def load(
 ) -> Loaded:
     """Load a model: structure and weights from `gguf_path`, tokenizer, templates and defaults from `model_path` if given.
 
-    `accuracy` is that of products with quantised weights (kernels.cpu.bind); `pre` overrides the GGUF's pre-tokenizer. Weights are read
+    `placement` says which device holds what: only the CPU unless it says more. `accuracy` is that of products with quantised weights (kernels.cpu.bind); `pre` overrides the GGUF's pre-tokenizer. Weights are read
     ahead in the background; `preload` waits until they are in memory, `mlock` keeps them there. Raises LoadError or UnsupportedError with everything that is wrong,
     and what `resolve` raises.
     """

@@ -21,6 +21,8 @@ from qtransformers.load.fit import Budget
 from qtransformers.load.plan import LoadPlan, PlannedTensor
 
 LAYERS, CACHE = "layers", "kv"  # a cache is keys and values, or the state of a recurrent layer
+EMBED = ("embed", None)
+LARGE = ("dense_ffn", "experts")  # of a layer's roles, what may stay in main memory while the rest is on a GPU
 SAVED = ".json"
 _ENTRY = re.compile(r"(?P<what>[a-z_]+)(?:\[(?P<layers>[\d\s,-]*)\])?\s*=\s*(?P<device>\S+)")
 _BARE = re.compile(r"auto|cpu|cuda:\d{1,3}")
@@ -190,8 +192,8 @@ def _spelled(parts: Sequence[Part]) -> str:
 def automatic(plan: LoadPlan, budget: Budget, fixed: Mapping[Part, str]) -> dict[Part, str]:
     """Devices for what `fixed` leaves open: GPUs are filled with what is read most often for its bytes.
 
-    First layer by layer what every token reads: attention, dense and shared parts, with the layer's cache; then the output
-    matrix; then experts, of which a token reads few. Embeddings, of which it reads a row, stay in main memory.
+    First layer by layer keys and values, attention and shared experts; then the output matrix; then dense feed-forward layers,
+    and experts, of which a token reads few. Embeddings, of which it reads a row, come last, where all else is on GPUs.
     """
     weights = _weights(plan)
     parts = parts_of(plan)
@@ -213,11 +215,14 @@ def automatic(plan: LoadPlan, budget: Budget, fixed: Mapping[Part, str]) -> dict
             table.update(dict.fromkeys(parts, device))
 
     for i in layers:
-        put([p for p in bytes_of if p[1] == i and p[0] not in ("experts", "embed")])
+        put([p for p in bytes_of if p[1] == i and p[0] not in LARGE])
     tied = "output" in plan.ties
     put([p for p in bytes_of if p[1] is None and (p[0] != "embed" or tied)])
-    for i in layers:
-        put([("experts", i)] if ("experts", i) in bytes_of else [], {**table, **fixed}.get(("attn", i)))
+    for role in LARGE:
+        for i in layers:
+            put([(role, i)] if (role, i) in bytes_of else [], {**table, **fixed}.get(("attn", i)))
+    if {device for part, device in {**table, **fixed}.items() if part != EMBED} <= set(room):
+        put([EMBED] if EMBED in bytes_of else [])
     return table
 
 

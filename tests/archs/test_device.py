@@ -11,8 +11,11 @@ pytest.importorskip("triton")
 import interpreter  # noqa: F401
 from archs.cases import CASES
 from archs.models import Ours, error, gguf, prompt, reference
+from qtransformers import Model, machine
 from qtransformers.cache import Batch
+from qtransformers.kernels import cpu
 from qtransformers.kernels.triton.device import torch_device
+from qtransformers.kernels.triton.weights import Weight
 from qtransformers.load.place import place
 from qtransformers.load.placement import parts_of, placed
 
@@ -35,10 +38,60 @@ def test_logits_as_on_the_cpu(name, tmp_path):
     assert error(logits(on_a_card(ours.loaded), ids), expected) < TOLERANCE
 
 
-def on_a_card(loaded):
-    """The model with all weights and its cache on a device."""
-    plan = placed(loaded.plan, dict.fromkeys(parts_of(loaded.plan), "cuda:0"))
-    assert plan.only_on("cuda:0")
+def test_experts_and_a_layer_on_the_cpu(tmp_path):
+    """What is in main memory is computed by the CPU's kernels, and the rest does not notice."""
+    name, case = "qwen2moe", CASES["qwen2moe"]
+    ours = Ours.load(gguf(reference(case, name), tmp_path, name, case), case)
+    ids = prompt(LENGTH)
+    at = {
+        part: "cpu" if part[0] in ("experts", "embed") or part[1] == 1 else "cuda:0"
+        for part in parts_of(ours.loaded.plan)
+    }
+    hybrid = on_a_card(ours.loaded, at)
+    assert not hybrid.plan.only_on("cuda:0") and hybrid.plan.cache_devices == ("cuda:0", "cpu", "cuda:0")
+    assert isinstance(hybrid.weights.layers[0].ffn_up_exps, cpu.Experts) and isinstance(
+        hybrid.weights.layers[1].attn_q, cpu.Weight
+    )
+    assert isinstance(hybrid.weights.layers[0].attn_q, Weight) and hybrid.weights.layers[
+        1
+    ].attn_norm.device == torch_device("cuda:0")
+    assert error(logits(hybrid, ids), ours.logits(ids)) < TOLERANCE
+
+
+def test_answers(tmp_path, monkeypatch):
+    """The whole engine over a card: answers side by side, drawn, guided, looked at, with an adapter."""
+    case = CASES["qwen2"]
+    path = gguf(reference(case, "qwen2"), tmp_path, "qwen2", case)
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((4, 64), np.float32), rng.standard_normal((64, 4), np.float32)
+
+    def answers(placement):
+        with Model.load(path, placement=placement, cache="f32", accuracy="exact", context_length=64) as model:
+            update = Update.of(a, b, "blk.0.attn_q")
+            adapter = Adapter("a test's", {(0, "attn_q"): update})
+            asked = (
+                {"temperature": 0, "logprobs": 2, "lora": adapter},
+                {"temperature": 0.9, "top_k": 20, "seed": 1, "regex": "[a-f]+"},
+                {"temperature": 0},
+            )
+            streams = [model.stream([5, 6, 7], add_bos=False, max_tokens=2, **options) for options in asked]
+            for stream in streams:
+                stream.start(run_ahead=9)
+            return model.plan.devices, [stream.read() for stream in streams]
+
+    _, expected = answers("cpu")
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("a card", 8 << 30, 8 << 30, (9, 0))])
+    devices, found = answers("auto")
+    assert devices == ("cuda:0",) and [f.tokens for f in found] == [e.tokens for e in expected]
+    assert found[0].tokens != found[2].tokens, "the adapter changes nothing"
+    for mine, theirs in zip(found[0].logprobs, expected[0].logprobs, strict=True):
+        assert abs(mine.logprob - theirs.logprob) < 1e-3
+
+
+def on_a_card(loaded, table=None):
+    """The model with all weights and its cache on a device, or where `table` says."""
+    plan = placed(loaded.plan, table or dict.fromkeys(parts_of(loaded.plan), "cuda:0"))
+    assert table or plan.only_on("cuda:0")
     weights = place(loaded.spec, plan, loaded.sources.gguf.tensors, loaded.hparams.n_layers, "exact")
     return replace(loaded, plan=plan, weights=weights)
 

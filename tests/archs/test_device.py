@@ -16,8 +16,10 @@ from qtransformers.cache import Batch
 from qtransformers.kernels import cpu
 from qtransformers.kernels.triton.device import torch_device
 from qtransformers.kernels.triton.weights import Weight
+from qtransformers.load.adapters import Adapter
 from qtransformers.load.place import place
 from qtransformers.load.placement import parts_of, placed
+from qtransformers.nn.adapted import Update
 
 TOLERANCE = 1e-3  # of logits, relative to the largest: keys meet queries in f32, sums are taken in another order
 LENGTH, FIRST = 3, 2  # tokens, and how many of them in the first forward
@@ -68,7 +70,7 @@ def test_answers(tmp_path, monkeypatch):
     def answers(placement):
         with Model.load(path, placement=placement, cache="f32", accuracy="exact", context_length=64) as model:
             update = Update.of(a, b, "blk.0.attn_q")
-            adapter = Adapter("a test's", {(0, "attn_q"): update})
+            adapter = Adapter(path, model.hparams, {(0, "attn_q"): update})
             asked = (
                 {"temperature": 0, "logprobs": 2, "lora": adapter},
                 {"temperature": 0.9, "top_k": 20, "seed": 1, "regex": "[a-f]+"},

@@ -48,6 +48,12 @@ def byte_at(at):
 
 
 @triton.jit
+def one_of_two(at, k):
+    """The `k`-th byte after even addresses, read with its neighbour: lone bytes in a row are read wide, for other threads."""
+    return (short_at(at + (k & -2)) >> (8 * (k & 1))) & 255
+
+
+@triton.jit
 def word_at(at, k, ALIGN: tl.constexpr, RUN: tl.constexpr = True):
     """The `k`-th word after `at`, where only a multiple of `ALIGN` bytes is sure; from 4 on, neighbours come by wide loads.
 
@@ -93,6 +99,12 @@ def turned(word, n):
     """A word rotated to the left by `n` bits, to the right where `n` is negative: one instruction, as a shift is."""
     bits, n = word.to(tl.uint32, bitcast=True), n & 31
     return ((bits << n) | (bits >> ((32 - n) & 31))).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def in_turn(first, second):
+    """Words `[R, B, G, W]` and those that follow each: `[R, B, G, 2 W]`."""
+    return tl.reshape(tl.join(first, second), [first.shape[0], first.shape[1], first.shape[2], 2 * first.shape[3]])
 
 
 @triton.jit

@@ -24,17 +24,20 @@ def bound(blocks: Tensor, shape: tuple[int, ...], type_id: int, name: str, accur
 
 def multiply(x: Tensor, w: Any) -> Tensor:
     """`x [T, in] @ w [out, in].T`: `[T, out]` f32."""
-    return kernels.linear(_floats(x), w, None)
+    with _device_of(x):
+        return kernels.linear(_floats(x), w, None)
 
 
 def pick(ids: Tensor, w: Any) -> Tensor:
     """Rows `ids [T]`: `[T, n]` f32; NaN for an id that has no row, as nothing here waits for the device."""
-    return kernels.embedding(_numbers(ids), w)
+    with _device_of(ids):
+        return kernels.embedding(_numbers(ids), w)
 
 
 def mix(x: Tensor, ids: Tensor, weights: Tensor, stacks: Sequence[Any], act: str, biases: Sequence[Tensor]) -> Tensor:
     """Each token through its experts; see ops.mix. There must be such experts."""
-    return kernels.moe(_floats(x), _numbers(ids), _floats(weights), *stacks, act, *[_floats(b) for b in biases])
+    with _device_of(x):
+        return kernels.moe(_floats(x), _numbers(ids), _floats(weights), *stacks, act, *[_floats(b) for b in biases])
 
 
 def dequantize(blocks: Tensor, type: QuantType) -> Tensor:
@@ -49,3 +52,8 @@ def _floats(x: Tensor) -> Tensor:
 
 def _numbers(ids: Tensor) -> Tensor:
     return ids.clamp(-1, 2**31 - 1).to(torch.int32)
+
+
+def _device_of(x: Tensor) -> Any:
+    """Triton launches where torch's current device is."""
+    return torch.cuda.device_of(x)  # type: ignore[no-untyped-call]

@@ -352,3 +352,45 @@ def test_stacks_of_experts_and_split_matrices(name, experts, tmp_path):
             "mixtral": "blk.0.attn_q.weight",
         }
         assert kinds[moved[name]] == "Q4_0"
+
+
+STRANGE = (0, -1, 3, 8, 64, 100, 2**40, "4", "x", None, True, 1.5, [128, 128], [0, 0], [1], {}, "gemv", "gptq_v2")
+SETTINGS = ("bits", "group_size", "version", "checkpoint_format", "weight_block_size", "quant_method")
+
+
+def test_damaged_layers_are_read_or_refused():
+    """Parts left out, of other shapes and types, with values that cannot be, under settings that are none."""
+    rng = np.random.default_rng(0)
+    seen = {"read": 0, "refused": 0}
+    for case in [c for c in CASES for _ in range(20)]:
+        layout, said, how, _ = CASES[case]
+        parts, said = dict(layout(*a_grid(**how))), dict(said)
+        name = list(parts)[rng.integers(len(parts))]
+        part = parts[name].reshape(-1)
+        shapes = [part.shape, (1, part.size), (part.size, 1), (), (0,), (0, 5), parts[name].shape[::-1]]
+        shape = shapes[rng.integers(len(shapes))]
+        other = part.reshape(shape) if np.prod(shape) == part.size else np.zeros(shape, part.dtype)
+        damage = rng.integers(5)
+        if damage == 0:
+            said[SETTINGS[rng.integers(len(SETTINGS))]] = STRANGE[rng.integers(len(STRANGE))]
+        elif damage == 1:
+            del parts[name]
+        elif damage == 2:
+            parts[name] = other
+        elif damage == 3:
+            with np.errstate(over="ignore", invalid="ignore"):
+                parts[name] = parts[name].astype(("i1", "u1", "i4", "i8", "f2", "f4")[rng.integers(6)])
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                parts[name] = np.where(rng.random(parts[name].shape) < 0.1, -1, parts[name]).astype(part.dtype)
+        try:
+            tensors = {f"x.{n}": stored(f"x.{n}", array) for n, array in parts.items()}
+            for found in sources_of(tensors, said, "config.json").values():
+                type_ = found.type
+                found.rows(slice(0, 4))
+                if type_ is not None:
+                    found.blocks(slice(0, 4), type_)
+            seen["read"] += 1
+        except (LoadError, UnsupportedError):
+            seen["refused"] += 1
+    assert min(seen.values()) > 50, seen

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.checks import shown
 from qtransformers.convert.packed import Parts, awq, compressed, gptq
 from qtransformers.convert.sources import Lying, Rows, Source, Values
-from qtransformers.errors import LoadError, UnsupportedError
+from qtransformers.errors import LoadError, QTransformersError, UnsupportedError
 from qtransformers.load.checkpoint import Stored
 from qtransformers.quants import dequantize
 from qtransformers.types import BY_NAME, QuantType
@@ -200,6 +201,10 @@ def sources_of(stored: Mapping[str, Stored], said: Mapping[str, Any] | None, fil
     `said` is quantization_config of `file`. UnsupportedError for a method or a setting that is not read, LoadError for
     tensors that do not fit together.
     """
+    if said is not None and not isinstance(said, Mapping):
+        raise UnsupportedError(
+            f"{file}: quantization_config is {shown(said)}; expected a mapping. Convert the original model."
+        )
     if not said:
         return {name: Lying(tensor) for name, tensor in stored.items()}
     name = str(said.get("quant_method", said.get("quant_algo", "unnamed"))).lower()
@@ -218,4 +223,15 @@ def sources_of(stored: Mapping[str, Stored], said: Mapping[str, Any] | None, fil
             parts.setdefault(prefix, {})[part] = tensor
         elif not n.endswith(_OF_ACTIVATIONS):
             found[n] = Lying(tensor)
-    return found | {prefix + method.weight: method.make(prefix, these, said) for prefix, these in parts.items()}
+    return found | {prefix + method.weight: _made(method, prefix, these, said, file) for prefix, these in parts.items()}
+
+
+def _made(method: Method, prefix: str, parts: Parts, said: Mapping[str, Any], file: str) -> Source:
+    try:
+        return method.make(prefix, parts, said)
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError, ArithmeticError) as e:
+        if isinstance(e, QTransformersError):
+            raise
+        raise LoadError(
+            f"{file}: quantization_config and the tensors of {prefix} are not as {said.get('quant_method')} has them ({type(e).__name__}: {e})."
+        ) from e

@@ -23,6 +23,13 @@ from qtransformers.types import QuantType
 
 Codes = NDArray[np.uint8]
 Parts = Mapping[str, Stored]  # the tensors of one linear layer, by the last part of their names
+# What each part may hold, and its dimensions
+_SCALES = ("F16", "BF16", "F32")
+_FORMS: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    "qweight": (("I32",), (2,)), "qzeros": (("I32",), (2,)), "scales": (_SCALES, (2,)), "g_idx": (("I32", "I64"), (1,)),
+    "weight_packed": (("I32",), (2,)), "weight_scale": (_SCALES, (0, 1, 2)), "weight_shape": (("I64", "I32"), (1,)),
+    "weight_g_idx": (("I32", "I64"), (1,)), "weight_zero_point": (("I32", "I8"), (2,)), "weight": (("I8",), (2,)),
+}  # fmt: skip
 # Columns in which AWQ's GEMM layout keeps the nibbles of a word, low and high of each byte
 _AWQ_LOW, _AWQ_HIGH = (0, 4, 1, 5), (2, 6, 3, 7)
 
@@ -153,7 +160,7 @@ def gptq(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Packed:
     shape = (qweight.shape[1], qweight.shape[0] * per)
     group, n_groups = _group(prefix, said, shape[1])
     _shapes(prefix, {qzeros: (n_groups, shape[0] // per), scales: (n_groups, shape[0])})
-    if (order := parts.get("g_idx")) is not None:
+    if (order := _perhaps(prefix, parts, "g_idx")) is not None:
         _refuse_act_order(prefix, order, group, shape[1])
     one = 0 if said.get("checkpoint_format") == "gptq_v2" else 1
     of_scales = _floats(scales)
@@ -175,11 +182,11 @@ def gptq(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Packed:
 
 def compressed(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Packed:
     """compressed-tensors: integers in words along a row with an offset, or as they are in bytes."""
-    if (order := parts.get("weight_g_idx")) is not None:
+    if (order := _perhaps(prefix, parts, "weight_g_idx")) is not None:
         _refuse_act_order(prefix, order, None, order.shape[0])
     scale = _part(prefix, parts, "weight_scale")
-    zero = parts.get("weight_zero_point")
-    words = parts.get("weight_packed")
+    zero = _perhaps(prefix, parts, "weight_zero_point")
+    words = _perhaps(prefix, parts, "weight_packed")
     if words is not None:
         n_in = int(_part(prefix, parts, "weight_shape").view()[-1])
         bits = _bits_of(words, n_in)
@@ -215,6 +222,10 @@ def compressed(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Packed:
         of_zeros = np.broadcast_to(
             (zero.view().astype(np.int16) + 128).astype(np.uint8).reshape(-1, n_groups), scales.shape
         )
+    if of_zeros.shape != scales.shape:
+        raise LoadError(
+            f"{scale.file}: zeros of {prefix} are {list(of_zeros.shape)}, its scales {list(scales.shape)}. The file is damaged."
+        )
     return Packed(
         f"{prefix}.weight", scale.file, shape, bits, shape[1] // n_groups, codes,
         lambda rows: np.ascontiguousarray(of_zeros[rows]), lambda rows: np.ascontiguousarray(scales[rows]),
@@ -239,17 +250,28 @@ def _bits_of(words: Stored, n_in: int) -> int:
 
 
 def _part(prefix: str, parts: Parts, name: str) -> Stored:
+    """A tensor that must be there, of values and dimensions that it may have."""
     if name not in parts:
         file = next(iter(parts.values())).file
         raise LoadError(f"{file}: {prefix}.{name} is missing beside {', '.join(parts)}. Download the checkpoint again.")
-    return parts[name]
+    tensor, (dtypes, n_dims) = parts[name], _FORMS[name]
+    if tensor.dtype not in dtypes or len(tensor.shape) not in n_dims or (0 in tensor.shape):
+        raise LoadError(
+            f"{tensor.file}: {tensor.name} is {tensor.dtype} {list(tensor.shape)}; expected {' or '.join(dtypes)} of "
+            f"{' or '.join(map(str, n_dims))} dimensions. The checkpoint is damaged, or of a method that is not read."
+        )
+    return tensor
+
+
+def _perhaps(prefix: str, parts: Parts, name: str) -> Stored | None:
+    return _part(prefix, parts, name) if name in parts else None
 
 
 def _group(prefix: str, said: Mapping[str, Any], n_in: int) -> tuple[int, int]:
     """Columns of a group, and groups of a row."""
     group = said.get("group_size", said.get("q_group_size", 128))
     group = n_in if group == -1 else group
-    if not isinstance(group, int) or group < 1 or n_in % group:
+    if type(group) is not int or group < 1 or n_in % group:
         raise UnsupportedError(
             f"{prefix}: group_size {group!r} does not divide its {n_in} columns. Convert the original model."
         )
@@ -263,7 +285,7 @@ def _shapes(prefix: str, expected: Mapping[Stored, tuple[int, ...]]) -> None:
 
 
 def _refuse_unless(prefix: str, what: str, found: Any, expected: tuple[Any, ...]) -> None:
-    if found not in expected:
+    if type(found) is bool or found not in expected:
         words = " or ".join(map(str, expected))
         raise UnsupportedError(
             f"{prefix}: quantization_config has {what} {found!r}; expected {words}. Convert the original model."

@@ -504,6 +504,10 @@ class Model:
         if self._gguf is not None:
             self._gguf.close()
             self._gguf = None
+        if self.plan.devices:
+            from qtransformers.kernels.triton.device import give_back
+
+            give_back()
 
     @property
     def closed(self) -> bool:

@@ -205,3 +205,23 @@ def test_a_batch_fills_a_wider_one():
     assert there.rows == 2 and all(x.data_ptr() % 16 == there.tokens.data_ptr() % 16 for x in there.arrays)
     assert [x.tolist() for x in there.arrays] == [x.tolist() for x in batch.arrays]
     assert Batch.join(parts).on("cpu").states is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("placement", ["cuda:0", "cuda:0,dense_ffn=cpu", "cuda:0,layers[1]=cpu"])
+def test_captured_steps_give_the_tokens_of_the_cpu(data, placement):
+    """On a card: graphs for one and several answers, parted where the CPU computes."""
+    texts, asked = ["One day a", "A dog", "The cat was very"], {"temperature": 0, "max_tokens": 24}
+
+    def answers(model):
+        return [model.generate(texts[0], **asked).tokens, *(a.tokens for a in model.generate_many(texts, **asked))]
+
+    with load(data, "cpu") as model:
+        expected = answers(model)
+    with load(data, placement) as model:
+        assert answers(model) == expected
+        captured = model._engine._parts.forward._captured
+        assert len(captured) >= 2 and all(
+            (c.recording.n_graphs > 1) == (placement != "cuda:0") for c in captured.values()
+        )

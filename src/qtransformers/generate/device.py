@@ -56,7 +56,9 @@ class DeviceForward:
 
     def __call__(self, batch: Batch, cache: PagedCache, adapters: Sequence[Any] = ()) -> Rows:
         """Logits of a batch's output rows; `adapters` are (first row, end, updates, scale)."""
-        with cache.states.placed(batch) as placed:
+        from qtransformers.kernels.triton.device import current
+
+        with current(self._device), cache.states.placed(batch) as placed:
             return self._computed(placed, cache, adapters)
 
     def _computed(self, batch: Batch, cache: PagedCache, adapters: Sequence[Any]) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,17 @@ def interpreted() -> bool:
 def torch_device(name: str) -> torch.device:
     """The device called `cuda:0` in a plan; in Triton's interpreter that is the CPU."""
     return torch.device("cpu") if interpreted() else torch.device(name)
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """The device that kernels are launched on while a block runs: Triton does not look where tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def give_back() -> None:
+    """Let other programs have what torch keeps of memory that is free again."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def zeros(n: int, device: str) -> torch.Tensor:

@@ -31,10 +31,9 @@ class Recording:
         self._stream = torch.cuda.Stream(device)
         self._steps: list[Callable[[], Any]] = []
         self._graph: Any = None  # under way
-        self._given: list[
-            tuple[bool, list[Tensor]]
-        ] = []  # what the CPU gives, in order: whether a list, and of which shapes
-        self._n = 0  # operations of the CPU captured
+        # Of the CPU's operations, in order: pinned memory of what they take and give, and whether that is a list.
+        self._rehearsed: list[tuple[list[Any], list[Tensor], bool]] = []
+        self._n = 0  # of them captured
 
     @contextmanager
     def rehearse(self) -> Iterator[None]:
@@ -74,20 +73,20 @@ class Recording:
         """An operation of the CPU on tensors among `args`; `run` does it at once. Its results are tensors of the device."""
         if self._graph is None:
             result = run()
-            self._given.append(
-                (isinstance(result, list), [torch.empty_like(x, device="meta") for x in _listed(result)])
-            )
+            pinned = [_mapped(a, self._room_for) for a in args]
+            self._rehearsed.append((pinned, [_pinned_like(x) for x in _listed(result)], isinstance(result, list)))
             return result
-        pinned = [_mapped(a, self._to_host) for a in args]
-        self._end()
-        several, like = self._given[self._n]
-        back = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in like]
+        pinned, back, several = self._rehearsed[self._n]
         self._n += 1
+        for target, x in zip(_tensors(pinned), _tensors(args), strict=True):
+            if x.data_ptr() not in self._known:
+                target.copy_(x, non_blocking=True)
+        self._end()
+        arrays = [_mapped(a, torch.Tensor.numpy) for a in pinned]
 
         def compute() -> None:
             torch.cuda.current_stream(self._device).synchronize()
-            found = operation(*pinned)
-            for target, values in zip(back, _listed(found), strict=True):
+            for target, values in zip(back, _listed(operation(*arrays)), strict=True):
                 target.numpy()[...] = values
 
         self._steps.append(compute)
@@ -95,15 +94,13 @@ class Recording:
         there = [torch.empty_like(x, device=self._device).copy_(x, non_blocking=True) for x in back]
         return there if several else there[0]
 
-    def _to_host(self, x: Tensor) -> Any:
+    def _room_for(self, x: Tensor) -> Tensor:
         known = self._known.get(x.data_ptr())
-        if known is not None and known.shape == x.shape:
-            return known
-        return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True).numpy()
+        return _pinned_like(x) if known is None else torch.from_numpy(known)
 
     def _begin(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        self._graph.capture_begin(pool=self._pool, capture_error_mode="relaxed")
 
     def _end(self) -> None:
         graph, self._graph = self._graph, None
@@ -116,6 +113,17 @@ def _mapped(x: Any, f: Callable[[Tensor], Any]) -> Any:
     if isinstance(x, Tensor):
         return f(x)
     return type(x)(_mapped(part, f) for part in x) if isinstance(x, (list, tuple)) else x
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    """Those in a list, in order."""
+    found: list[Tensor] = []
+    _mapped(x, found.append)
+    return found
+
+
+def _pinned_like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
 
 
 def _listed(x: Any) -> Sequence[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from qtransformers.kernels import cpu
+from qtransformers.kernels.triton.device import current
 from qtransformers.kernels.triton.graphs import RECORDING
 
 Tensor = torch.Tensor
@@ -27,7 +28,9 @@ def placed(name: str, kernel: Callable[[], Callable[..., Any]], which: int) -> C
             return kernel()(*args)
         if there is None:
             return on_host(getattr(cpu, name), device, args)
-        return moved(kernel()(*(moved(a, there) for a in args)), device)
+        with current(there):
+            found = kernel()(*(moved(a, there) for a in args))
+        return moved(found, device)
 
     run.__name__ = run.__qualname__ = name
     return run

@@ -181,3 +181,52 @@ def test_a_list_that_cannot_be_read_stops_nothing(text, tmp_path):
     write(tmp_path, "sys/devices/cpu_core/cpus", text)
     write(tmp_path, "sys/devices/system/cpu/cpu0/topology/core_cpus_list", text)
     assert 1 <= machine.usable_cores(tmp_path, range(4)) <= 4
+
+
+class Driver:
+    """libcuda and libnvidia-ml of a machine with one card, or with none that works."""
+
+    UUID = bytes(range(16))
+
+    def __init__(self, works=True):
+        self.works = works
+
+    def __call__(self, name):
+        if name not in ("libcuda.so.1", "libnvidia-ml.so.1"):
+            raise OSError(name)
+        return self
+
+    def __getattr__(self, name):
+        assert name.startswith(("cu", "nvml")), name
+        return lambda *args: self.answer(name, *(getattr(a, "_obj", a) for a in args))
+
+    def answer(self, name, *args):
+        if name == "cuInit":
+            return 0 if self.works else 100
+        if name in ("cuDeviceGetCount", "cuDeviceGet"):
+            args[0].value = 1 if name == "cuDeviceGetCount" else args[1]
+        elif name == "cuDeviceTotalMem_v2":
+            args[0].value = 24 << 30
+        elif name == "cuDeviceGetName":
+            args[0].value = b"A card"
+        elif name == "cuDeviceGetAttribute":
+            args[0].value = {75: 8, 76: 9}[args[1]]
+        elif name == "cuDeviceGetUuid":
+            args[0][:] = self.UUID
+        elif name == "nvmlDeviceGetHandleByUUID":
+            assert args[0] == b"GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+        elif name == "nvmlDeviceGetMemoryInfo":
+            args[1].total, args[1].free = 24 << 30, 20 << 30
+        return 0
+
+
+def test_cards_are_what_their_driver_says(monkeypatch):
+    monkeypatch.setattr(machine.ctypes, "CDLL", Driver())
+    assert machine.gpus() == [machine.Gpu("A card", 24 << 30, 20 << 30, (8, 9))]
+    monkeypatch.setattr(machine.ctypes, "CDLL", Driver(works=False))
+    assert machine.gpus() == []
+
+
+def test_without_a_driver_there_is_no_card(monkeypatch):
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(name)))
+    assert machine.gpus() == []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qtransformers.checks import flag, shown, text
 from qtransformers.checks import path as checked
-from qtransformers.errors import ConfigError
+from qtransformers.errors import ConfigError, UnsupportedError
 from qtransformers.generate import Completion, Engine, Stream, Usage
 from qtransformers.generate.device import forward_of
 from qtransformers.generate.drafting import draft_of
@@ -155,7 +155,7 @@ class Model:
             model_path,
             context_length=config.context_length,
             cache=config.cache,
-            placement=config.placement,
+            placement="cpu" if config.deterministic and config.placement == "auto" else config.placement,
             accuracy=config.accuracy,
             prefill_chunk=config.prefill_chunk,
             logits_rows=config.logits_rows,
@@ -168,6 +168,11 @@ class Model:
             mlock=config.mlock,
             preload=config.preload,
         )
+        if config.deterministic and loaded.plan.devices:
+            raise UnsupportedError(
+                f"deterministic=True, placement={shown(config.placement)}: on a GPU the last bits of an answer depend on how many are "
+                "computed with it. Use placement=cpu, or leave out deterministic."
+            )
         small = None
         if config.draft is not None:
             small = load(

@@ -77,6 +77,15 @@ def test_an_old_card(data, monkeypatch, recwarn):
         assert not model.plan.devices and "Tesla V100" in model.plan.warnings[0]
 
 
+def test_the_same_bits_in_any_company_are_not_promised_on_a_card(data, card):
+    with load(data, "auto", deterministic=True) as model:
+        assert not model.plan.devices
+    with pytest.raises(
+        UnsupportedError, match="deterministic=True, placement='cpu,norm=cuda:0': on a GPU the last bits"
+    ):
+        load(data, "cpu,norm=cuda:0", deterministic=True)
+
+
 def test_without_torch(data, card, monkeypatch):
     from qtransformers.load import devices
 

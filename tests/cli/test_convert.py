@@ -1,3 +1,4 @@
+import importlib
 import threading
 
 import numpy as np
@@ -125,3 +126,22 @@ def test_an_importance_matrix(data, tmp_path):
         np.testing.assert_array_equal(found, quantize(x, BY_NAME["Q4_0"], importance=weights))
         assert (found != quantize(x, BY_NAME["Q4_0"])).mean() > 0.1
     assert main(["convert", demo, "--imatrix", demo, "-o", str(tmp_path / "y.gguf")]) == 4
+
+
+def test_interrupted_it_says_how_to_go_on(demo, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module("qtransformers.convert.write")
+    encoded = module.encoded
+    out, count = tmp_path / "x.gguf", 0
+
+    def interrupted(*given):
+        nonlocal count
+        count += 1
+        if count == 20:
+            raise KeyboardInterrupt
+        return encoded(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "encoded", interrupted)
+        assert main(["convert", demo, "-o", str(out)]) == 130
+    assert "x.gguf: interrupted; the same command goes on where it was" in capsys.readouterr().err and not out.exists()
+    assert main(["convert", demo, "-o", str(out)]) == 0 and list(tmp_path.iterdir()) == [out]

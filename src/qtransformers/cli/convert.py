@@ -59,8 +59,12 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(_described(plan)))
         note(f"would write {output}, {_size(plan, plan.nbytes)}")
         return 0
-    with plain_warnings(args.color), progress(f"writing {output.name}", args.color) as update:
-        paths = write(plan, output, overwrite=args.overwrite, max_bytes=args.shard_size, progress=update)
+    try:
+        with plain_warnings(args.color), progress(f"writing {output.name}", args.color) as update:
+            paths = write(plan, output, overwrite=args.overwrite, max_bytes=args.shard_size, progress=update)
+    except KeyboardInterrupt:
+        note(f"{output}: interrupted; the same command goes on where it was")
+        raise
     written = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     note(f"{written}: {_size(plan, sum(path.stat().st_size for path in paths))}")
     return 0

@@ -62,6 +62,12 @@ def test_biases(tiny_model):
         plan_conversion(tiny_model({"attention_bias": True}, name="without"))
 
 
+def test_biases_of_zeros_are_left_out(tiny_model):
+    """AutoGPTQ writes them for layers that have none."""
+    zeros = {f"model.layers.{i}.{p}.bias": np.zeros(n, np.float32) for i in range(2) for p, n in (("self_attn.q_proj", 64), ("mlp.down_proj", 64), ("input_layernorm", 64))}  # fmt: skip
+    assert not [t for t in plan_conversion(tiny_model(tensors=zeros)).tensors if t.name.endswith(".bias")]
+
+
 def test_rope_factors_of_llama_3(tiny_model):
     pytest.importorskip("torch")
     from transformers import LlamaConfig

@@ -153,6 +153,8 @@ def _targets(
         if len(sources) < len(slot.hf_names(hparams)) or not sources:
             problems += _absent(slot, config, tied, folder)
             continue
+        if _adds_nothing(slot, sources, config):
+            continue
         if slot.presence == "never":
             problems.append(_misplaced(sources[0], spec))
             continue
@@ -169,6 +171,13 @@ def _targets(
         yield Target(slot.name, F32, shape, tuple(made), order)
     if problems:
         raise LoadError("\n  ".join((f"{folder}: weights and config.json do not fit together.", *problems)))
+
+
+def _adds_nothing(slot: Slot, sources: Iterable[Source], config: Mapping[str, Any]) -> bool:
+    """Whether it is a bias of zeros that nothing asks for: AutoGPTQ gives one to every layer."""
+    if slot.part != "bias" or slot.presence == "required" or config.get(slot.spec.hf_bias) is True:
+        return False
+    return not any(source.rows(slice(None)).any() for source in sources)
 
 
 def _predicts_ahead(name: str, hparams: Hyperparameters, config: Mapping[str, Any]) -> bool:

@@ -101,6 +101,8 @@ def main() -> None:
             folder / "l.gguf",
             "-c",
             "512",
+            "-t",
+            "1",
             "--parse-special",
         ]
         subprocess.run([args.llama / "llama-imatrix", *llama], check=True, capture_output=True)

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qtransformers.cli import learned
 from qtransformers.cli.flags import add_flags
 from qtransformers.cli.terminal import note, plain_warnings, progress, table
 from qtransformers.errors import ConfigError
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tensor-type",
         "keep",
         "imatrix",
+        *learned.FLAGS,
         "shard-size",
         "config",
         "name",
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from qtransformers.convert import plan_conversion, write
     from qtransformers.convert.write import DEFAULT_TYPE
 
+    learns = learned.wanted(args)
     model, name = _at_hand(args.model, args.color, args.dry_run)
     if (args.output or "").endswith(".safetensors"):
         return _restore(args, model)
@@ -58,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(_described(plan)))
         note(f"would write {output}, {_size(plan, plan.nbytes)}")
+        return 0
+    if learns:
+        with plain_warnings(args.color):
+            note(f"{output}: {learned.convert(args, plan, output)}")
         return 0
     try:
         with plain_warnings(args.color), progress(f"writing {output.name}", args.color) as update:
@@ -99,7 +106,7 @@ def _restore(args: argparse.Namespace, model: Path) -> int:
     from qtransformers.convert import restore
     from qtransformers.load.files import size_text
 
-    for flag in ("tensor_type", "keep", "imatrix", "name", "pre", "force", "dry_run"):
+    for flag in ("tensor_type", "keep", "imatrix", "awq", "refine", "budget", "fit", "name", "pre", "force", "dry_run"):
         if getattr(args, flag):
             raise ConfigError(f"--{flag.replace('_', '-')} is not for .safetensors.")
     output = Path(args.output)

@@ -56,6 +56,11 @@ def memory(text: str) -> int:
         ) from None
 
 
+def bits(text: str) -> float:
+    """A parser of bits per weight: 4.6 or 4.6bpw."""
+    return number(1, 32)(text.removesuffix("bpw"))
+
+
 def memories(text: str) -> tuple[int, ...]:
     """A parser of a list of amounts, separated by commas."""
     return tuple(memory(part) for part in text.split(","))
@@ -179,6 +184,10 @@ _ROWS = (
     Flag(("-t", "--type"), "file type: F16, Q8_0, Q4_K_M, IQ4_XS, ... (default: Q8_0)", str, "TYPE", env=False),
     Flag(("--tensor-type",), "the type of tensors whose name a regular expression finds; may be given several times, the first that finds it decides", str, "PATTERN=TYPE", env=False, repeats=True),
     Flag(("--keep",), "tensors that stay in the type they are stored in; may be given several times", str, "PATTERN", env=False, repeats=True),
+    Flag(("--awq",), "learn from texts where scales fold so that rounding hurts less; the model runs once, in floats", env=False),
+    Flag(("--refine",), "learn from texts how rounding takes up its own errors: the best quality in as many bytes, and the slowest", env=False),
+    Flag(("--budget",), "choose the type of each weight by what it costs the model: so many bits per weight on average, such as 4.6bpw", bits, "BITS", env=False),
+    Flag(("--fit",), "the same, such that all tensors take at most SIZE", memory, "SIZE", env=False),
     Flag(("--imatrix",), "importance matrix: how much each column of a weight counts (qtransformers imatrix)", str, "FILE", env=False),
     Flag(("--config",), "folder of the original model, whose config and tokenizer are copied beside .safetensors", str, "FOLDER", env=False),
     Flag(("--shard-size",), "write several files of at most this size", memory, "SIZE", env=False),

@@ -69,6 +69,11 @@ class Factors:
             values = values * (self.columns[..., None, :] if values.ndim > 1 else self.columns)
         return values
 
+    def undo(self, values: F32) -> F32:
+        """What `apply` was given, of what it gave."""
+        rows, columns = (None if side is None else np.float32(1) / side for side in (self.rows, self.columns))
+        return Factors(rows, columns).apply(values)
+
 
 @dataclass(eq=False)
 class Folded:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qtransformers.quantize.budget import divergence_with
 from qtransformers.quantize.evaluate import Divergence, divergence
+from qtransformers.quantize.folds import Folded
 from qtransformers.quantize.observe import as_weight, sites
 from qtransformers.quantize.passes import CHUNK, Ints, calibration_text, text_chunks
 
@@ -58,24 +58,31 @@ class Verdict:
         return said
 
 
-def judge(original: Loaded, made: Loaded, text: str | None = None, *, encode_special: bool = False, n_chunks: int = 16) -> Verdict:  # fmt: skip
-    """Compare a model with the one it was made of, on `text` (None: the package's); where it is not good, name the weights to blame."""
+def judge(
+    original: Loaded, made: Loaded, text: str | None = None, folded: Folded | None = None, *, encode_special: bool = False, n_chunks: int = 16
+) -> Verdict:  # fmt: skip
+    """Compare a model with the one it was made of, on `text` (None: the package's); where it is not good, name the weights to blame.
+
+    `folded` are the factors its weights have that the original's lack.
+    """
     text = calibration_text() if text is None else text
     chunk = min(CHUNK, original.plan.context_length, made.plan.context_length)
     found = divergence(made, original, text, chunk=chunk, encode_special=encode_special, n_chunks=n_chunks)
     if found.mean <= GOOD:
         return Verdict(found, ())
     rows = text_chunks(original.tokenizer, text, chunk, encode_special)[:TEXTS]
-    return Verdict(found, tuple(suspects(original, made, rows)[:BLAMED]))
+    return Verdict(found, tuple(suspects(original, made, rows, folded or Folded())[:BLAMED]))
 
 
-def suspects(original: Loaded, made: Loaded, rows: Ints) -> Sequence[Suspect]:
-    """Every weight of `made` that is quantised, put into the original alone, worst first. Folded scales would mislead: see `Made.worst`."""
+def suspects(original: Loaded, made: Loaded, rows: Ints, folded: Folded) -> list[Suspect]:
+    """Every weight of `made` that is quantised, put into the original alone, the worst first."""
     theirs = {site.place: site for site in sites(made)}
     found = []
     for site in sites(original):
         other = theirs[site.place].tensor
         if other.type.is_quantized and other.type is not site.tensor.type:
-            loss = divergence_with(original, site, as_weight(other.dequantize(), site.name), rows)
-            found.append(Suspect(site.name, other.type.name, loss))
+            values = folded.of(site.layer, site.attr).undo(other.dequantize())
+            found.append(
+                Suspect(site.name, other.type.name, divergence_with(original, site, as_weight(values, site.name), rows))
+            )
     return sorted(found, key=lambda s: -s.loss)

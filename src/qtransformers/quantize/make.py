@@ -18,6 +18,7 @@ from qtransformers.errors import ConfigError
 from qtransformers.gguf import GGUFWriter
 from qtransformers.load import load
 from qtransformers.quantize.budget import allot, survey
+from qtransformers.quantize.gate import Verdict, judge
 from qtransformers.quantize.improve import Improved, improve
 from qtransformers.quantize.passes import CHUNK, calibration_text, text_chunks
 from qtransformers.types import QuantType
@@ -41,6 +42,7 @@ class How:
     chunk: int = CHUNK  # tokens
     n_chunks: int | None = None  # at most
     encode_special: bool = False  # whether texts of control tokens are those
+    judged: bool = True  # whether the file is compared with the original
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,7 @@ class Made:
     path: Path
     types: Mapping[str, QuantType]
     errors: Mapping[str, tuple[float, float]] = field(repr=False)  # of each weight's product, absolute and relative
+    verdict: Verdict | None = None  # of the gate
 
     @property
     def worst(self) -> list[str]:
@@ -80,10 +83,25 @@ def make(
             types |= _by_budget(model, rows, plan, how, told("measuring"))
         made = improve(model, rows, types, fold=how.fold, compensate=how.compensate, progress=told("quantising"))
         _write(plan, made, output, overwrite, told("writing"))
+        verdict = _verdict(model, made, output, how) if how.judged else None
         assert model.sources.gguf is not None
         model.settle()
         model.sources.gguf.close()
-    return Made(output, types, made.errors)
+    return Made(output, types, made.errors, verdict)
+
+
+def _verdict(model: Loaded, made: Improved, output: Path, how: How) -> Verdict | None:
+    """None where the text is too short to tell."""
+    result = load(output, context_length=how.chunk, logits_rows=4 * how.chunk)
+    text = calibration_text() if how.text is None else how.text
+    if len(model.tokenizer.encode(text, encode_special=how.encode_special)) < 2 * how.chunk:
+        return None
+    try:
+        return judge(model, result, text, made.folded, encode_special=how.encode_special)
+    finally:
+        result.settle()
+        assert result.sources.gguf is not None
+        result.sources.gguf.close()
 
 
 def _by_budget(

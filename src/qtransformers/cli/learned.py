@@ -1,0 +1,55 @@
+"""`convert` where weights learn from texts: `--awq`, `--refine`, `--budget`, `--fit`; and the gate that judges what was made."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qtransformers.cli.terminal import note, progress
+from qtransformers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qtransformers.convert import ConversionPlan
+    from qtransformers.quantize.make import How
+
+FLAGS = ("awq", "refine", "budget", "fit", "file", "chunks", "parse-special")
+COLOURS = {"good": "green", "worse": "yellow", "ruined": "red"}
+
+
+def wanted(args: argparse.Namespace) -> bool:
+    """Whether anything of it was asked for; ConfigError for flags that mean nothing without it, or beside it."""
+    asked = args.awq or args.refine or args.budget is not None or args.fit is not None
+    for flag in () if asked else ("file", "chunks", "parse_special"):
+        if getattr(args, flag):
+            raise ConfigError(f"--{flag.replace('_', '-')} is for --awq, --refine, --budget and --fit.")
+    for flag in ("imatrix", "shard_size") if asked else ():
+        if getattr(args, flag) is not None:
+            raise ConfigError(f"--{flag.replace('_', '-')} has no use beside --awq, --refine, --budget or --fit, which learn from texts (-f) and write one file.")  # fmt: skip
+    if args.budget is not None and args.fit is not None:
+        raise ConfigError("--budget and --fit both say how large the file may be. Give one of them.")
+    return bool(asked)
+
+
+def convert(args: argparse.Namespace, plan: ConversionPlan, output: Path) -> str:
+    """Write the plan with what the texts tell, and say how good the result is; its size in words."""
+    from qtransformers.load.files import size_text
+    from qtransformers.quantize.make import make
+
+    with progress("quantising", args.color, "steps") as update:
+        made = make(plan, output, _how(args), overwrite=args.overwrite, progress=lambda what, *at: update(*at))
+    if made.verdict:
+        for line in made.verdict.lines():
+            note(line, COLOURS[made.verdict.grade], args.color)
+    nbytes = output.stat().st_size
+    return f"{len(plan.tensors)} tensors, {size_text(nbytes)}, {8 * nbytes / plan.n_parameters:.2f} bits per weight"
+
+
+def _how(args: argparse.Namespace) -> How:
+    from qtransformers.cli.perplexity import read_text
+    from qtransformers.quantize.make import How
+
+    text = "\n".join(map(read_text, args.file)) if args.file else None
+    return How(
+        args.awq, args.refine, args.budget, args.fit, text, n_chunks=args.chunks, encode_special=args.parse_special
+    )

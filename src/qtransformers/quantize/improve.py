@@ -140,9 +140,10 @@ def _decide(fold: Fold, out: Improved, moments: Moments, by_place: Mapping[tuple
             if values.ndim == 3:
                 values = values[e] if fold.copies > 1 else values.reshape(-1, values.shape[-1])
             readers.append(awq.Candidate(values, out.types[site.name], reader.index))
-        met = e if len(moments.counts) > 1 and fold.copies > 1 else 0
-        size = (moments.sizes[met] if fold.copies > 1 else moments.sizes.sum(0)) / max(1, moments.counts[met] if fold.copies > 1 else moments.counts.sum())  # fmt: skip
-        scales[e] = awq.search(readers, fold.n, moments.mean_product(met), size)
+        product, size = moments.of_all()
+        if fold.copies > 1:
+            product, size = moments.mean_product(e), moments.sizes[e] / max(1, moments.counts[e])
+        scales[e] = awq.search(readers, fold.n, product, size)
     if (scales != 1).any():
         out.folded.add(fold, scales.reshape(fold.shape), out.model.weights)
 

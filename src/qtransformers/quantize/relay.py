@@ -56,6 +56,11 @@ class Moments:
             self.sizes[e] += np.abs(own).sum(0, dtype=np.float64)
             self.counts[e] += len(own)
 
+    def of_all(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The mean of x x^T `[in, in]` and of |x| `[in]` over the inputs of all matrices."""
+        n = max(1, self.counts.sum())
+        return self.products.sum(0) / n, self.sizes.sum(0) / n
+
     def mean_product(self, e: int = 0, pull: float = 64.0) -> NDArray[np.float64]:
         """The mean of x x^T for matrix `e`; an expert that met few inputs is drawn to the mean of all, as by `pull` more."""
         everything = self.products.sum(0) / max(1, self.counts.sum())

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qtransformers.errors import ConfigError
 from qtransformers.quants import fit, quantize
 from qtransformers.quants.fitted import Scales, grid_of, pack, unpack
-from qtransformers.quants.search import GRIDS, Grid
+from qtransformers.quants.search import GRIDS, Grid, nearest
 from qtransformers.types import QuantType
 
 F32 = NDArray[np.float32]
@@ -85,7 +85,7 @@ def coded(blocks: NDArray[np.uint8], type: QuantType, n_rows: int) -> Coded:
 
 
 def can_refine(type: QuantType) -> bool:
-    """Whether the type has codes on even grids, few enough for refinement to show."""
+    """Whether the type has a grid of codes, few enough for refinement to show."""
     return type.name in GRIDS
 
 
@@ -142,7 +142,7 @@ def _compensated(target: F32, type: QuantType, h: NDArray[np.float64]) -> Coded:
         errors = np.empty((end - begin, n_out), np.float32)
         for j in range(begin, end):
             g = (j - begin) // grid.group
-            q[j] = np.clip(np.rint((w[j] + minima[g]) * inverse[g]), grid.low, grid.high)
+            q[j] = nearest((w[j] + minima[g]) * inverse[g], grid)
             errors[j - begin] = (w[j] - (q[j] * steps[g] - minima[g])) / upper[j, j]
             w[j + 1 : end] -= upper[j, j + 1 : end, None] * errors[j - begin]
         w[end:] -= upper[begin:end, end:].T @ errors
@@ -167,7 +167,7 @@ def _settle_codes(now: Coded, target: F32, h: F32) -> Coded:
         moved = np.zeros((end - begin, q.shape[1]), np.float32)
         for j in range(begin, end):
             g = j // grid.group
-            wish = np.clip(np.rint(q[j] - pull[j] / h[j, j] * inverse[g]), grid.low, grid.high)
+            wish = nearest(q[j] - pull[j] / h[j, j] * inverse[g], grid)
             if (wish != q[j]).any():
                 moved[j - begin] = (wish - q[j]) * steps[g]
                 q[j] = wish

@@ -1,4 +1,5 @@
-"""Kernels compiled ahead of time, without a card: `python ahead.py FILE ARCH...` prints what became of FILE's `calls()`.
+"""Kernels compiled ahead of time, without a card: `python ahead.py FILE [ARCH...]` prints what became of FILE's `calls()`.
+With N/OF among the arguments, of every OF-th call from the N-th.
 
 `calls(arch)` yields names, functions without arguments, and what their kernels may take: at most `registers` a thread, bytes of
 `shared` memory and bytes `spilled` (0); in the kernels named in `exact` no product and sum are rounded as one; where `writes_wide`,
@@ -8,25 +9,34 @@ process of its own, for in that of the tests kernels are interpreted.
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # Bytes of shared memory that one program may have, by compute capability.
-SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
+SHARED = {80: 166_912, 86: 101_376, 90: 232_448, 100: 232_448}
+ARCHS = (80, 90, 100)  # unless a file says ARCHS
 
 
 def compiled(file, *archs):
     """The kernels that the calls of a file launched: a list of dictionaries, as `_facts` makes them, with the call's name."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, __file__, str(file), *map(str, archs)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    n = min(4, os.cpu_count() or 1)
+
+    def share(i):
+        command = [sys.executable, __file__, str(file), *map(str, archs), f"{i}/{n}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    with ThreadPoolExecutor(n) as threads:
+        return list(itertools.chain.from_iterable(threads.map(share, range(n))))
 
 
 class Driver:
@@ -80,7 +90,7 @@ def _facts(name, paths):
     }  # fmt: skip
 
 
-def main(file, archs):
+def main(file, arguments):
     import triton
 
     driver = Driver()
@@ -89,12 +99,14 @@ def main(file, archs):
     spec = importlib.util.spec_from_file_location("calls", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for driver.arch in map(int, archs):
-        for name, call, limits in module.calls(driver.arch):
-            driver.loaded = []
-            call()
-            for facts in driver.loaded:
-                print(json.dumps({"call": name, "arch": driver.arch, "limits": limits, **facts}), flush=True)
+    archs = [int(x) for x in arguments if "/" not in x] or getattr(module, "ARCHS", ARCHS)
+    part, of = next((map(int, x.split("/")) for x in arguments if "/" in x), (0, 1))
+    calls = ((arch, *rest) for arch in archs for rest in module.calls(arch))
+    for driver.arch, name, call, limits in itertools.islice(calls, part, None, of):
+        driver.loaded = []
+        call()
+        for facts in driver.loaded:
+            print(json.dumps({"call": name, "arch": driver.arch, "limits": limits, **facts}), flush=True)
 
 
 if __name__ == "__main__":

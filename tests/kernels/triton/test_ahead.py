@@ -10,16 +10,15 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 FILES = sorted(Path(__file__).parent.glob("ahead_*.py"))
-ARCHS = (80, 90, 100)
 
 
 @pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
 def kernels(request):
-    return ahead.compiled(request.param, *ARCHS)
+    return ahead.compiled(request.param)
 
 
 def test_kernels_fit_and_do_not_spill(kernels):
-    assert {k["arch"] for k in kernels} == set(ARCHS)
+    assert {k["arch"] for k in kernels} >= set(ahead.ARCHS)
     for k in kernels:
         what = {key: k[key] for key in ("call", "kernel", "arch", "registers", "spilled", "shared", "limits")}
         allowed = k["limits"].get("spilled", 0)

@@ -6,7 +6,7 @@ for such caches), codes with their scales; products sum in f32. Parts of a conte
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -15,24 +15,11 @@ import triton.language as tl
 from qtransformers.errors import ConfigError
 from qtransformers.kernels import kv
 from qtransformers.kernels.kv import PAGE_TOKENS
+from qtransformers.kernels.triton.attend_plan import plan
+from qtransformers.kernels.triton.device import shared_bytes
 from qtransformers.kernels.triton.kv import rotate, sequence_of, store, turn_back
 
 LOG2E = tl.constexpr(1.4426950408889634)
-FEW = 8  # rows of a sequence up to which its context is cut in parts
-PROGRAMS = 2048  # that parts of contexts may make
-PARTS = 64  # of one context at most
-ANY = 1 << 30
-
-
-class Launch(NamedTuple):
-    """One launch of the kernel, for the sequences that have `least` to `most` rows."""
-
-    least: int
-    most: int
-    n_tiles: int
-    tiles: int  # of each sequence; 0: as many as its rows need
-    parts: int  # of a context
-    tile: dict[str, int]  # rows M and keys N of a tile, warps, stages
 
 
 def attention(
@@ -57,7 +44,7 @@ def attention(
     keys, values = kv.CODECS[codec]
     launches = plan(
         n_tokens, n_sequences, min(rows or n_tokens, n_tokens), n_kv_heads, n_heads // n_kv_heads,
-        page_tables.shape[1] * PAGE_TOKENS, d, dv, keys.bits,
+        page_tables.shape[1] * PAGE_TOKENS, d, dv, keys.bits, shared_bytes(q.device),
     )  # fmt: skip
     rotated = values.bits < 16
     merged = all(launch.parts > 1 for launch in launches)
@@ -87,48 +74,9 @@ def attention(
     return out
 
 
-def plan(
-    n_tokens: int, n_sequences: int, most: int, n_kv_heads: int, group: int, context: int, d: int, dv: int, bits: int
-) -> list[Launch]:
-    """What is launched for `n_tokens` rows of `n_sequences`, of which one has `most` at most, over `context` tokens at most."""
-    wide = max(d, dv)
-    few = min(FEW, most)
-    m = min(max(16, triton.next_power_of_2(few * group)), 16 if bits == 32 else 64)
-    tiles = triton.cdiv(few * group, m)
-    tile = tile_few(m, wide, bits)
-    parts = min(PARTS, _floor(PROGRAMS // (n_sequences * tiles * n_kv_heads)), _floor(context // tile["N"]))
-    launches = [Launch(1, few, n_sequences * tiles, tiles, max(parts, 1), tile)]
-    if most > FEW:
-        tile = tile_many(wide, bits)
-        n_tiles = n_tokens * group // tile["M"] + n_sequences
-        parts = min(16, _floor(512 // (n_tiles * n_kv_heads)), _floor(context // 512))
-        launches.append(Launch(FEW + 1, ANY, n_tiles, 0, max(parts, 1), tile))
-    return launches
-
-
-def tile_few(m: int, wide: int, bits: int) -> dict[str, int]:
-    """The tile for few rows, where the cache's bytes are what takes time."""
-    n = 64 if wide <= 128 else 32
-    return {"M": m, "N": n if bits < 32 else 16, "num_warps": 4 if wide <= 256 else 8, "num_stages": 3 if bits < 32 else 2}  # fmt: skip
-
-
-def tile_many(wide: int, bits: int) -> dict[str, int]:
-    """The tile for many rows, where products are."""
-    if bits == 32:
-        return {"M": 16 if wide > 256 else 32, "N": 16, "num_warps": 4, "num_stages": 1}
-    if wide > 256:
-        return {"M": 64, "N": 32, "num_warps": 8, "num_stages": 2}
-    return {"M": 128, "N": 64, "num_warps": 8, "num_stages": 2 if wide > 128 else 3}
-
-
-def _floor(n: int) -> int:
-    """The largest power of two that is not larger; 0 for 0."""
-    return 1 << n.bit_length() - 1 if n else 0
-
-
 def _first(d: int) -> int:
     """Heads are cut in two tiles of powers of two, of 16 at least, padded: the first's width."""
-    return max(16, _floor(d))
+    return max(16, 1 << d.bit_length() - 1)
 
 
 def _second(d: int) -> int:

@@ -75,3 +75,11 @@ def array(values: NDArray[np.float32], device: str) -> torch.Tensor:
         return torch.from_numpy(np.array(values)).to(torch_device(device))
     except torch.OutOfMemoryError as e:
         raise out_of_memory(values.nbytes, device) from e
+
+
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may have on a device; 0 in the interpreter."""
+    if interpreted():
+        return 0
+    found: int = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"]
+    return found

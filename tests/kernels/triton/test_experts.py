@@ -68,7 +68,7 @@ def test_no_tokens():
 @pytest.mark.parametrize("ids", [[[0, 1], [1, 2]], [[4, 4], [4, 4]], [[0, 1]] * 40, [[3, 0]] * 17 + [[1, 4]] * 33])
 def test_every_row_is_in_one_tile_of_its_expert(ids):
     ids = torch.tensor(ids, dtype=torch.int32)
-    found = experts.sort(ids, N)
+    found = experts.sort(ids, N, "fast")
     seen = []
     for e, begin, end in zip(found.experts.tolist(), found.begins.tolist(), found.ends.tolist(), strict=True):
         rows = found.order[begin:end].tolist() if begin < end else []

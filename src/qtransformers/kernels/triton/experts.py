@@ -9,7 +9,7 @@ import torch
 import triton
 
 from qtransformers.errors import ConfigError
-from qtransformers.kernels.table import ACCURACIES, FEW_ROWS
+from qtransformers.kernels.table import ACCURACIES
 from qtransformers.kernels.triton.multiply import check_act, linears
 from qtransformers.kernels.triton.products import (
     few_product,
@@ -18,11 +18,12 @@ from qtransformers.kernels.triton.products import (
     pack,
     packed,
     tile_product,
-    tile_shape,
+    tile_tokens,
 )
 from qtransformers.kernels.triton.weights import Experts
 
 Tensor = torch.Tensor
+FEW_TOKENS = 8  # up to which each meets its experts alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ def moe(
     ws = (w_gate, w_up, w_down)
     if any(w.floats is not None for w in ws):
         return _floats(x, ids, weights, ws, act, (gate_bias, up_bias, down_bias))
-    if tokens <= min(FEW_ROWS[w.accuracy] for w in ws):
+    if tokens <= FEW_TOKENS:
         given = packed(x, ACCURACIES[w_gate.accuracy], tokens)
         pair: dict[str, Any] = {"items": tokens * k, "shared": k, "ids": ids}
         if w_gate.type == w_up.type:
@@ -58,17 +59,17 @@ def moe(
             gate, up = (few_product(given, 1, w, b, **pair) for w, b in ((w_gate, gate_bias), (w_up, up_bias)))
             hidden = join(gate, up, act)
         return mixed_product(pack(hidden, ACCURACIES[w_down.accuracy]), w_down, down_bias, ids, weights)
-    rows = sort(ids, w_gate.shape[0])
+    rows = sort(ids, w_gate.shape[0], w_gate.accuracy)
     gate, up = (tile_product(x, w, b, shared=k, sorted_by=rows) for w, b in ((w_gate, gate_bias), (w_up, up_bias)))
     y = tile_product(join(gate, up, act), w_down, down_bias, sorted_by=rows)
     return torch.einsum("tkn,tk->tn", y.view(tokens, k, -1), weights)
 
 
-def sort(ids: Tensor, n_experts: int) -> Sorted:
-    """Rows of `ids [T, k]` by expert, in tiles of as many as `tile_shape` says."""
+def sort(ids: Tensor, n_experts: int, accuracy: str) -> Sorted:
+    """Rows of `ids [T, k]` by expert, in tiles of as many as `tile_tokens` says."""
     flat = ids.reshape(-1)
     size = triton.cdiv(len(flat), n_experts)
-    each = tile_shape("Q8_0", size).tokens
+    each = tile_tokens(size, accuracy)
     by, order = torch.sort(flat, stable=True)
     edges = torch.arange(n_experts + 1, device=ids.device, dtype=by.dtype)
     starts = torch.searchsorted(by, edges)  # [n_experts + 1]

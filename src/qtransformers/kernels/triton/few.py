@@ -162,57 +162,82 @@ def activated(gate, up, ACT: tl.constexpr):
 
 
 @triton.jit
-def few_kernel(
-    y, x, scales, sums, data, data2, bias, bias2, ids, book, n_rows, n_blocks, row_bytes, shared, x_every, y_every,
+def results(
+    x, scales, sums, every, from_row, data, bias, matrix, book, row, n_rows, n_blocks, row_bytes,
     DECODE: tl.constexpr, BYTES: tl.constexpr, SIZE: tl.constexpr,
     PLANES: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
     PLANE: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, STEP: tl.constexpr, MINIMUM: tl.constexpr,
-    ACT: tl.constexpr, EXACT: tl.constexpr, SUM: tl.constexpr, C: tl.constexpr, T: tl.constexpr,
-    R: tl.constexpr, B: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, EVEN: tl.constexpr,
+    EXACT: tl.constexpr, SUM: tl.constexpr, C: tl.constexpr, T: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+    STEPS: tl.constexpr, UNROLL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """A tile of rows by item `i`, of which there are as many as matrices (or as `ids`, which say each item's matrix).
-
-    `y[i + t * y_every] = x[i / shared + t * x_every] w^T + bias`, or with `ACT` what joins that with the same of `data2`.
-    """
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    item = tl.program_id(1)
-    matrix = (item if ids is None else tl.load(ids + item)).to(tl.int64)
+    """Rows `from_row + c * every` of x times rows of a matrix, its bias added: `[T, R]`, planes of x added up."""
     columns = n_blocks * SIZE
-    from_row = (item // shared).to(tl.int64)
-    begin = matrix * n_rows * row_bytes
+    at = data + matrix * n_rows * row_bytes
     if EXACT:
         out = product_exact(
-            x + from_row * columns, x_every, data + begin, book, row, n_rows, n_blocks, row_bytes,
+            x + from_row * columns, every, at, book, row, n_rows, n_blocks, row_bytes,
             DECODE, BYTES, SIZE, PLANES, GROUPS, WORDS, PLANE, OUTER, INNER, STEP, C, R, B, STEPS, UNROLL,
         )  # fmt: skip
     else:
         out = product(
-            x + from_row * (columns // 4), scales + from_row * (columns // 32), sums + from_row * (columns // 16), x_every,
-            data + begin, book, row, n_rows, n_blocks, row_bytes,
+            x + from_row * (columns // 4), scales + from_row * (columns // 32), sums + from_row * (columns // 16), every,
+            at, book, row, n_rows, n_blocks, row_bytes,
             DECODE, BYTES, SIZE, PLANES, GROUPS, WORDS, PLANE, OUTER, INNER, STEP, MINIMUM, SUM, C, R, B, STEPS, UNROLL, EVEN,
         )  # fmt: skip
     out = tl.sum(tl.reshape(out, [C // T, T, R]), 0)
-    inside = row < n_rows
     if bias is not None:
-        out += tl.load(bias + matrix * n_rows + row, mask=inside, other=0.0).to(tl.float32)[None, :]
+        out += tl.load(bias + matrix * n_rows + row, mask=row < n_rows, other=0.0).to(tl.float32)[None, :]
+    return out
+
+
+@triton.jit
+def few_kernel(
+    y, y2, y3, x, scales, sums, data, data2, data3, bias, bias2, bias3, ids, book,
+    n_rows, n_rows2, n_rows3, n_blocks, row_bytes, shared, x_every, y_every,
+    DECODE: tl.constexpr, BYTES: tl.constexpr, SIZE: tl.constexpr,
+    PLANES: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
+    PLANE: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, STEP: tl.constexpr, MINIMUM: tl.constexpr,
+    ACT: tl.constexpr,
+    EXACT: tl.constexpr, SUM: tl.constexpr, C: tl.constexpr, T: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+    STEPS: tl.constexpr, UNROLL: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """A tile of rows by item `i`, of which there are as many as matrices (or as `ids`, which say each item's matrix).
+
+    `y[i + t * y_every] = x[i / shared + t * x_every] w^T + bias`, or with `ACT` what joins that with the same of `data2`.
+    Without, `data2` and `data3` are further matrices of one item, their tiles after those of the first.
+    """
+    tile = tl.program_id(0)
+    item = tl.program_id(1)
+    if ACT is None and y2 is not None:
+        n = n_rows
+        other = tile >= tl.cdiv(n, R)
+        tile = tl.where(other, tile - tl.cdiv(n, R), tile)
+        y, data, n_rows = tl.where(other, y2, y), tl.where(other, data2, data), tl.where(other, n_rows2, n)
+        if bias is not None:
+            bias = tl.where(other, bias2, bias)
+        if y3 is not None:
+            other &= tile >= tl.cdiv(n_rows2, R)
+            tile = tl.where(other, tile - tl.cdiv(n_rows2, R), tile)
+            y, data, n_rows = tl.where(other, y3, y), tl.where(other, data3, data), tl.where(other, n_rows3, n_rows)
+            if bias is not None:
+                bias = tl.where(other, bias3, bias)
+    row = tile * R + tl.arange(0, R)
+    matrix = (item if ids is None else tl.load(ids + item)).to(tl.int64)
+    from_row = (item // shared).to(tl.int64)
+    out = results(
+        x, scales, sums, x_every, from_row, data, bias, matrix, book, row, n_rows, n_blocks, row_bytes,
+        DECODE, BYTES, SIZE, PLANES, GROUPS, WORDS, PLANE, OUTER, INNER, STEP, MINIMUM,
+        EXACT, SUM, C, T, R, B, STEPS, UNROLL, EVEN,
+    )  # fmt: skip
     if ACT is not None:
-        if EXACT:
-            up = product_exact(
-                x + from_row * columns, x_every, data2 + begin, book, row, n_rows, n_blocks, row_bytes,
-                DECODE, BYTES, SIZE, PLANES, GROUPS, WORDS, PLANE, OUTER, INNER, STEP, C, R, B, STEPS, UNROLL,
-            )  # fmt: skip
-        else:
-            up = product(
-                x + from_row * (columns // 4), scales + from_row * (columns // 32), sums + from_row * (columns // 16), x_every,
-                data2 + begin, book, row, n_rows, n_blocks, row_bytes,
-                DECODE, BYTES, SIZE, PLANES, GROUPS, WORDS, PLANE, OUTER, INNER, STEP, MINIMUM, SUM, C, R, B, STEPS, UNROLL, EVEN,
-            )  # fmt: skip
-        up = tl.sum(tl.reshape(up, [C // T, T, R]), 0)
-        if bias2 is not None:
-            up += tl.load(bias2 + matrix * n_rows + row, mask=inside, other=0.0).to(tl.float32)[None, :]
+        up = results(
+            x, scales, sums, x_every, from_row, data2, bias2, matrix, book, row, n_rows, n_blocks, row_bytes,
+            DECODE, BYTES, SIZE, PLANES, GROUPS, WORDS, PLANE, OUTER, INNER, STEP, MINIMUM,
+            EXACT, SUM, C, T, R, B, STEPS, UNROLL, EVEN,
+        )  # fmt: skip
         out = activated(out, up, ACT)
     to = (item + tl.arange(0, T) * y_every).to(tl.int64)
-    tl.store(y + to[:, None] * n_rows + row[None, :], out, mask=inside[None, :])
+    tl.store(y + to[:, None] * n_rows + row[None, :], out, mask=(row < n_rows)[None, :])
 
 
 @triton.jit
@@ -221,35 +246,24 @@ def mixed_kernel(
     DECODE: tl.constexpr, BYTES: tl.constexpr, SIZE: tl.constexpr,
     PLANES: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
     PLANE: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, STEP: tl.constexpr, MINIMUM: tl.constexpr,
-    EXPERTS: tl.constexpr, EXACT: tl.constexpr, SUM: tl.constexpr, C: tl.constexpr,
-    R: tl.constexpr, B: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, EVEN: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    EXACT: tl.constexpr, SUM: tl.constexpr, C: tl.constexpr, T: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+    STEPS: tl.constexpr, UNROLL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows of token `t`: `y[t]` is the sum over its experts of `weights (x w^T + bias)`, x a row for each."""
     row = tl.program_id(0) * R + tl.arange(0, R)
     t = tl.program_id(1)
-    columns = n_blocks * SIZE
-    inside = row < n_rows
-    total = tl.zeros([R], tl.float32)
+    total = tl.zeros([T, R], tl.float32)
     for j in range(EXPERTS):
         item = (t * EXPERTS + j).to(tl.int64)
         matrix = tl.load(ids + item).to(tl.int64)
-        at = data + matrix * n_rows * row_bytes
-        if EXACT:
-            out = product_exact(
-                x + item * columns, x_every, at, book, row, n_rows, n_blocks, row_bytes,
-                DECODE, BYTES, SIZE, PLANES, GROUPS, WORDS, PLANE, OUTER, INNER, STEP, C, R, B, STEPS, UNROLL,
-            )  # fmt: skip
-        else:
-            out = product(
-                x + item * (columns // 4), scales + item * (columns // 32), sums + item * (columns // 16), x_every,
-                at, book, row, n_rows, n_blocks, row_bytes,
-                DECODE, BYTES, SIZE, PLANES, GROUPS, WORDS, PLANE, OUTER, INNER, STEP, MINIMUM, SUM, C, R, B, STEPS, UNROLL, EVEN,
-            )  # fmt: skip
-        out = tl.sum(out, 0)
-        if bias is not None:
-            out += tl.load(bias + matrix * n_rows + row, mask=inside, other=0.0).to(tl.float32)
+        out = results(
+            x, scales, sums, x_every, item, data, bias, matrix, book, row, n_rows, n_blocks, row_bytes,
+            DECODE, BYTES, SIZE, PLANES, GROUPS, WORDS, PLANE, OUTER, INNER, STEP, MINIMUM,
+            EXACT, SUM, C, T, R, B, STEPS, UNROLL, EVEN,
+        )  # fmt: skip
         total += out * tl.load(weights + item).to(tl.float32)
-    tl.store(y + t.to(tl.int64) * n_rows + row, total, mask=inside)
+    tl.store(y + t.to(tl.int64) * n_rows + row[None, :], total, mask=(row < n_rows)[None, :])
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -10,23 +11,30 @@ import triton.language as tl
 
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.reference import ACTIVATIONS
-from qtransformers.kernels.table import ACCURACIES, FEW_ROWS
+from qtransformers.kernels.table import ACCURACIES
 from qtransformers.kernels.triton.blocks import LAYOUTS
 from qtransformers.kernels.triton.dequantise import dequantise
 from qtransformers.kernels.triton.products import (
+    TOGETHER,
+    Packed,
     book_of,
     few_product,
+    few_products,
     form,
     join,
     packed,
     places,
     tile_product,
+    tile_shape,
 )
 from qtransformers.kernels.triton.weights import Experts, Weight
+from qtransformers.kernels.triton.words import times_less
 
 Tensor = torch.Tensor
+TERMS = {torch.float16: 2, torch.bfloat16: 3}  # halves that add up to a float
 SLAB_BYTES = 1 << 27  # of weights decoded at once for a product of many tokens
-TILE_TOKENS = 256  # up to which tiles are decoded in registers
+FEW_COLUMNS = 2  # of x, tokens by planes: more are multiplied faster by tiles, whose work they share
+TILE_TOKENS = {"fast": 256, "high": 32, "exact": 32}  # up to which tiles are decoded in registers
 
 
 def linear(x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
@@ -43,24 +51,45 @@ def linears(x: Tensor, ws: Sequence[Weight], biases: Sequence[Tensor | None]) ->
     tokens = len(x)
     if tokens == 0:
         return [torch.zeros(0, w.shape[0], device=x.device) for w in ws]
-    ys = []
-    few = {}
-    for w, bias in zip(ws, biases, strict=True):
-        if w.floats is not None:
-            y = _floats(x, w.floats)
-        elif tokens <= FEW_ROWS[w.accuracy]:
-            planes, rows = ACCURACIES[w.accuracy], triton.next_power_of_2(tokens)
-            if planes not in few:
-                few[planes] = packed(x, planes, rows)
-            ys.append(few_product(few[planes], rows, w, bias)[:tokens])
+    rows = triton.next_power_of_2(tokens)
+    given: dict[int, Packed] = {}
+    ys: dict[int, Tensor] = {}
+    for several in _together(tokens, ws, biases):
+        i = several[0]
+        planes = ACCURACIES[ws[i].accuracy]
+        if not _few(tokens, ws[i]):
+            ys[i] = _many(x, ws[i], biases[i])
             continue
-        elif tokens <= TILE_TOKENS:
-            ys.append(tile_product(x, w, bias))
-            continue
-        else:
-            y = slab_product(x, w)
-        ys.append(y if bias is None else y.add_(bias))
-    return ys
+        if planes not in given:
+            given[planes] = packed(x, planes, rows)
+        found = few_products(given[planes], rows, [ws[i] for i in several], [biases[i] for i in several])
+        ys.update((i, y[:tokens]) for i, y in zip(several, found, strict=True))
+    return [ys[i] for i in range(len(ws))]
+
+
+def _few(tokens: int, w: Weight) -> bool:
+    """Whether w is read once, by integer products or in floats, for so many tokens."""
+    return w.floats is None and 0 < tokens * max(ACCURACIES[w.accuracy], 1) <= FEW_COLUMNS
+
+
+def _together(tokens: int, ws: Sequence[Weight], biases: Sequence[Tensor | None]) -> list[list[int]]:
+    """The numbers of weights that one launch may take: of one type, all with a bias or none, for few tokens."""
+    alike: dict[Any, list[list[int]]] = {}
+    for i, (w, bias) in enumerate(zip(ws, biases, strict=True)):
+        key = (w.type, w.accuracy, None if bias is None else bias.dtype) if _few(tokens, w) else i
+        lists = alike.setdefault(key, [[]])
+        if len(lists[-1]) == TOGETHER:
+            lists.append([])
+        lists[-1].append(i)
+    return [several for lists in alike.values() for several in lists]
+
+
+def _many(x: Tensor, w: Weight, bias: Tensor | None) -> Tensor:
+    """The product of more tokens, or with plain floats."""
+    if w.floats is None and len(x) <= TILE_TOKENS[w.accuracy]:
+        return tile_product(x, w, bias)
+    y = slab_product(x, w) if w.floats is None else _floats(x, w.floats, w.accuracy)
+    return y if bias is None else y.add_(bias)
 
 
 def gated(
@@ -70,7 +99,7 @@ def gated(
     check_act(act)
     tokens = len(x)
     alike = w_gate.type == w_up.type and w_gate.shape == w_up.shape and w_gate.accuracy == w_up.accuracy
-    if not alike or w_gate.floats is not None or not 0 < tokens <= FEW_ROWS[w_gate.accuracy]:
+    if not alike or not _few(tokens, w_gate):
         gate, up = linears(x, (w_gate, w_up), (gate_bias, up_bias))
         if gate.shape != up.shape:
             raise ConfigError(
@@ -92,11 +121,11 @@ def per_head(x: Tensor, w: Experts) -> Tensor:
         )
     tokens, heads, columns = x.shape
     if w.floats is not None:
-        return torch.einsum("thi,hoi->tho", x.to(w.floats.dtype), w.floats).float()
+        return torch.einsum("thi,hoi->tho", x.float(), w.floats.float())
     flat = x.reshape(-1, columns)
     if tokens == 0:
         y = torch.zeros(0, w.shape[1], device=x.device)
-    elif tokens <= FEW_ROWS[w.accuracy]:
+    elif _few(tokens, w):
         rows = triton.next_power_of_2(tokens)
         y = few_product(packed(flat, ACCURACIES[w.accuracy], rows * heads), rows, w, items=heads)
     else:
@@ -110,14 +139,16 @@ def slab_product(x: Tensor, w: Weight) -> Tensor:
     n_rows, columns = w.shape
     slab = slab_rows(w)
     given = x.to(dtype)
-    y = torch.empty(len(x), n_rows, dtype=torch.float32, device=x.device)
     scratch = torch.empty(slab, columns, dtype=dtype, device=x.device)
+    y = None if slab == n_rows else torch.empty(len(x), n_rows, dtype=torch.float32, device=x.device)
     for first in range(0, n_rows, slab):
         count = min(slab, n_rows - first)
         data = w.data[first * w.row_bytes : (first + count) * w.row_bytes]
-        part = dequantise(data, w.type, (count, columns), dtype, scratch[:count])
-        _multiply(given, part, y[:, first : first + count])
-    return y
+        part = _multiplied(given, dequantise(data, w.type, (count, columns), dtype, scratch[:count]))
+        if y is None:
+            return part
+        y[:, first : first + count] = part
+    return torch.zeros(len(x), 0, device=x.device) if y is None else y
 
 
 def slab_rows(w: Weight) -> int:
@@ -130,26 +161,45 @@ def scratch_bytes(w: Weight, tokens: int) -> int:
     """Bytes that a product of so many tokens takes beside x and y."""
     columns = w.shape[-1]
     if w.floats is not None:
-        return tokens * columns * w.floats.itemsize
-    if tokens <= FEW_ROWS[w.accuracy]:
-        return tokens * (
-            columns * 4 if w.accuracy == "exact" else ACCURACIES[w.accuracy] * (columns + columns * 3 // 8)
-        )
+        return 8 * tokens * columns + 3 * 4 * tokens * w.shape[-2]
+    if _few(tokens, w):
+        planes = ACCURACIES[w.accuracy]
+        return 2 * tokens * (columns * 4 if planes == 0 else planes * (columns + columns * 3 // 8))
     each = 2 if w.accuracy == "fast" else 4
-    return (tokens + (0 if tokens <= TILE_TOKENS else slab_rows(w))) * columns * each
+    if tokens > TILE_TOKENS[w.accuracy]:
+        return (tokens + slab_rows(w)) * columns * each
+    shape = tile_shape(w, tokens)
+    multiple = shape.parts * shape.blocks * w.type.block_size
+    return tokens * (triton.cdiv(columns, multiple) * multiple * each + shape.parts * w.shape[-2] * 4)
 
 
-def _multiply(x: Tensor, w: Tensor, out: Tensor) -> None:
-    """`x w^T` into f32; halves are summed in f32, too."""
-    if x.dtype == torch.float32 or not x.is_cuda:
-        out.copy_(x.float() @ w.float().T)
-    else:
-        out.copy_(torch.mm(x, w.T, out_dtype=torch.float32))
+def _multiplied(x: Tensor, w: Tensor) -> Tensor:
+    """`x w^T` in f32, to which halves are summed, too; where torch cannot give that (before 2.8), rounded to halves."""
+    if x.dtype == torch.float32:
+        return x @ w.T
+    if not x.is_cuda:
+        return x.float() @ w.float().T
+    if "dtype" in torch.ops.aten.mm.overloads():
+        return torch.mm(x, w.T, out_dtype=torch.float32)
+    return (x @ w.T).float()
 
 
-def _floats(x: Tensor, w: Tensor) -> Tensor:
-    """`x w^T` of a weight that is plain floats, f32."""
-    return (x.to(w.dtype) @ w.T).float()
+def _floats(x: Tensor, w: Tensor, accuracy: str) -> Tensor:
+    """`x w^T` of a weight that is plain floats, f32.
+
+    x meets halves as one half (`fast`), or as several that add up to it, beneath each other, so that w is still read once. Its rows
+    are brought below 2048 for that: halves end at 65504.
+    """
+    if w.dtype.itemsize > 2:
+        return (x.to(w.dtype) @ w.T).float()
+    n = TERMS[w.dtype] if accuracy != "fast" else 1
+    most = x.abs().amax(-1, keepdim=True).float()
+    scale = torch.exp2(torch.floor(torch.log2(most.clamp(min=1e-30))) - 10)
+    rest, parts = x / scale, []
+    for _ in range(n):
+        parts.append(rest.to(w.dtype))
+        rest = rest - parts[-1].float()
+    return _multiplied(torch.cat(parts), w).view(n, len(x), -1).sum(0) * scale
 
 
 def embedding(tokens: Tensor, w: Weight) -> Tensor:
@@ -193,9 +243,11 @@ def rows_kernel(
         first = PLANE * p + OUTER * (g // INNER) + STEP * (g % INNER) + 4 * tl.arange(0, WORDS)[None, :]
         to = y + t * (n_blocks * SIZE) + b[None, :, None, None] * SIZE + first[None, None, :, :]
         for i in tl.static_range(4):
-            value = (words << (24 - 8 * i) >> 24).to(tl.float32) * scale[:, :, :, None]
+            value = (words << (24 - 8 * i) >> 24).to(tl.float32)
             if MINIMUM:
-                value = value - minimum[:, :, :, None]
+                value = times_less(value, scale[:, :, :, None], minimum[:, :, :, None])
+            else:
+                value *= scale[:, :, :, None]
             tl.store(to + i, tl.where(known, value, float("nan")), mask=inside)
 
 

@@ -5,6 +5,7 @@ Nothing here waits for the device, so that all of it can be captured in a CUDA g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,9 +18,13 @@ from qtransformers.kernels.triton import few, tiles
 from qtransformers.kernels.triton.blocks import LAYOUTS, alignment
 from qtransformers.kernels.triton.dequantise import book_on
 from qtransformers.kernels.triton.weights import Weight
+from qtransformers.kernels.triton.words import INTERPRETED
 from qtransformers.types import BY_NAME
 
 Tensor = torch.Tensor
+BUSY = 528  # programs that keep a card busy: four for each multiprocessor of an H200
+DEPTH = 32  # columns of a tile, of which tensor cores take 16 at a time, or 8
+TOGETHER = 3  # weights that one launch multiplies x with
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,7 @@ def pack(x: Tensor, planes: int, rows: int | None = None) -> Packed:
         x = torch.nn.functional.pad(x.float(), (0, 0, 0, rows - n)).contiguous()
         return Packed(x, x, x, 0, rows)
     y = room_for_packed(rows, columns, planes, x.device)
+    x = x if x.stride(-1) == 1 else x.contiguous()
     few.pack_kernel[(n, triton.cdiv(columns, 1024))](
         x, y.codes, y.scales, y.sums, columns, x.stride(0), rows, PLANES=planes, N=32
     )
@@ -62,10 +68,11 @@ def room_for_packed(rows: int, columns: int, planes: int, device: torch.device) 
 
 def packed(x: Tensor, planes: int, rows: int) -> Packed:
     """What the kernel that made x has attached as `x.packed`, or `pack` of it."""
-    found = getattr(x, "packed", None)
-    if found is not None and found.planes == planes and found.rows >= rows and found.version == version(x):
-        return found
-    return pack(x, planes, rows)
+    found: Packed | None = getattr(x, "packed", None)
+    if found is None or found.planes != planes or found.version != version(x):
+        return pack(x, planes, rows)
+    fits = found.rows == rows or (planes < 2 and found.rows > rows)  # planes follow each other after so many rows
+    return found if fits else pack(x, planes, rows)
 
 
 @cache
@@ -98,11 +105,18 @@ class FewShape:
 
 @cache
 def few_shape(name: str, columns: int, n_blocks: int) -> FewShape:
-    """The cut for so many columns of x."""
+    """The cut for so many columns of x, chosen by registers and instructions a weight as compiled for sm_90, not by a clock.
+
+    A step gives a thread 16 words of one column, or fewer of several; it spans as many blocks as divide a row with little waste.
+    """
     layout = LAYOUTS[name]
+    words = layout.groups * layout.words
     run = {16: 4, 8: 2}.get(alignment(name), 1) if layout.words % 4 == 0 else 1
-    blocks = min(triton.next_power_of_2(n_blocks), max(1, 512 // (layout.groups * layout.words)))
-    return FewShape(2, blocks, 4, run)
+    warps = 2 if run == 1 and words >= 32 else 4
+    step = 32 * warps * (16 if columns <= 2 else max(2, 16 // columns))
+    most = max(1, min(triton.next_power_of_2(n_blocks), step // words))
+    blocks = next(b for b in (most >> k for k in range(99)) if b == 1 or -n_blocks % b * 16 <= n_blocks)
+    return FewShape(max(1, min(4, step // (blocks * words))), blocks, warps, run)
 
 
 def few_cut(w: Weight, columns: int, shape: FewShape | None) -> dict[str, Any]:
@@ -126,17 +140,33 @@ def few_product(
     Item i of token t is row `t * items + i` of the result, and row `t * items + i // shared` of x. Its matrix is i, or
     `ids[i]`. With `act`, joined with the product by `up`, of w's type and shape.
     """
-    n_rows, columns = w.shape[-2:]
-    n_blocks = columns // w.type.block_size
-    y = torch.empty(tokens * items, n_rows, dtype=torch.float32, device=x.codes.device)
-    codes = x.codes if x.planes == 0 else x.codes.view(torch.int32)
-    every = x.rows if tokens == 1 else items
-    cut = few_cut(w, tokens * max(x.planes, 1), shape)
-    few.few_kernel[(triton.cdiv(n_rows, cut["R"]), items)](
-        y, codes, x.scales, x.sums, w.data, None if up is None else up.data, bias, up_bias, ids, book_of(w),
-        n_rows, n_blocks, w.row_bytes, shared, every, items, ACT=act, EXACT=x.planes == 0, T=tokens, **cut,
-    )  # fmt: skip
+    ws, biases = ((w,), (bias,)) if up is None else ((w, up), (bias, up_bias))
+    y = torch.empty(tokens * items, w.shape[-2], dtype=torch.float32, device=x.codes.device)
+    _few(x, tokens, [y], ws, biases, (items, shared, ids), act, shape)
     return y
+
+
+def few_products(x: Packed, tokens: int, ws: Sequence[Weight], biases: Sequence[Tensor | None]) -> list[Tensor]:
+    """`few_product` of one item by up to `TOGETHER` weights of one type and width, all with a bias or none."""
+    ys = [torch.empty(tokens, w.shape[0], dtype=torch.float32, device=x.codes.device) for w in ws]
+    _few(x, tokens, ys, ws, biases, (1, 1, None), None, None)
+    return ys
+
+
+def _few(
+    x: Packed, tokens: int, ys: Sequence[Tensor], ws: Sequence[Weight], biases: Sequence[Tensor | None],
+    of_items: tuple[int, int, Tensor | None], act: str | None, shape: FewShape | None,
+) -> None:  # fmt: skip
+    items, shared, ids = of_items
+    w, none = ws[0], (None,) * TOGETHER
+    codes = x.codes if x.planes == 0 else x.codes.view(torch.int32)
+    cut = few_cut(w, tokens * max(x.planes, 1), shape)
+    n_rows = [y.shape[-1] for y in ys]
+    few.few_kernel[(sum(triton.cdiv(n, cut["R"]) for n in n_rows), items)](
+        *(*ys, *none)[:TOGETHER], codes, x.scales, x.sums, *(*(w.data for w in ws), *none)[:TOGETHER],
+        *(*biases, *none)[:TOGETHER], ids, book_of(w), *(*n_rows, 0, 0)[:TOGETHER], w.shape[-1] // w.type.block_size,
+        w.row_bytes, shared, x.rows if tokens == 1 else items, items, ACT=act, EXACT=x.planes == 0, T=tokens, **cut,
+    )  # fmt: skip
 
 
 def mixed_product(
@@ -150,7 +180,7 @@ def mixed_product(
     cut = few_cut(w, max(x.planes, 1), shape)
     few.mixed_kernel[(triton.cdiv(n_rows, cut["R"]), tokens)](
         y, codes, x.scales, x.sums, w.data, bias, ids, weights, book_of(w), n_rows, columns // w.type.block_size,
-        w.row_bytes, x.rows, EXPERTS=experts, EXACT=x.planes == 0, **cut,
+        w.row_bytes, x.rows, EXPERTS=experts, EXACT=x.planes == 0, T=1, **cut,
     )  # fmt: skip
     return y
 
@@ -168,17 +198,12 @@ def book_of(w: Weight) -> Tensor | None:
     return book_on(LAYOUTS[w.type.name].book, w.data.device)
 
 
-def chunk_blocks(name: str) -> int:
-    """Blocks of which a plane's bytes follow each other in the order of decoding."""
-    layout = LAYOUTS[name]
-    return max(1, 64 // (layout.groups * layout.words))
-
-
-def arrange(x: Tensor, name: str, dtype: torch.dtype, blocks: int) -> Tensor:
-    """x `[n, columns]` in the order that blocks of a type decode in, `[n, width]`."""
+def arrange(x: Tensor, name: str, dtype: torch.dtype, multiple: int, blocks: int) -> Tensor:
+    """x `[n, columns]` in the order that blocks of a type decode in, `[n, width]`, padded to a `multiple` of blocks."""
     size = BY_NAME[name].block_size
     n, columns = x.shape
-    width = triton.cdiv(columns, size * blocks) * size * blocks
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    width = triton.cdiv(columns, size * multiple) * size * multiple
     y = torch.empty(n, width, dtype=dtype, device=x.device)
     layout = {key: value for key, value in form(name).items() if key not in ("DECODE", "BYTES")}
     tiles.arrange_kernel[(n, triton.cdiv(width, 1024))](
@@ -189,18 +214,31 @@ def arrange(x: Tensor, name: str, dtype: torch.dtype, blocks: int) -> Tensor:
 
 @dataclass(frozen=True)
 class TileShape:
-    """How a product of many tokens is cut: rows, tokens and blocks of a tile's step, warps, stages of its pipeline."""
+    """How a product of many tokens is cut: rows, tokens and blocks of a tile's step, parts of the columns, warps, stages."""
 
     rows: int
     tokens: int
     blocks: int
+    parts: int
     warps: int = 4
     stages: int = 2
 
 
-def tile_shape(name: str, tokens: int) -> TileShape:
-    """The cut for so many tokens."""
-    return TileShape(64, min(64, max(16, triton.next_power_of_2(tokens))), chunk_blocks(name))
+def tile_shape(w: Weight, tokens: int, items: int = 1, sorted_rows: bool = False) -> TileShape:
+    """The cut for so many tokens, chosen by what is compiled for sm_90 and by how many programs keep a card busy."""
+    layout = LAYOUTS[w.type.name]
+    n_rows, columns = w.shape[-2:]
+    size = tile_tokens(tokens, w.accuracy)
+    blocks = max(1, DEPTH // (layout.groups * layout.words))
+    programs = triton.cdiv(n_rows, 64) * triton.cdiv(tokens, size) * items
+    steps = triton.cdiv(columns, blocks * w.type.block_size)
+    parts = 1 if sorted_rows else max(1, min(8, steps // 4, BUSY // programs))
+    return TileShape(64, size, blocks, parts)
+
+
+def tile_tokens(tokens: int, accuracy: str) -> int:
+    """Tokens of a tile where there are so many; more floats would not fit into registers."""
+    return min(64, max(16, triton.next_power_of_2(tokens))) if accuracy == "fast" else 16
 
 
 def tile_product(
@@ -213,24 +251,25 @@ def tile_product(
     of x. `fast` weights are multiplied as bfloat16, others as three products of tf32.
     """
     name = w.type.name
-    n_rows, columns = w.shape[-2:]
+    n_rows = w.shape[-2]
     tokens = len(x) // items if sorted_by is None else sorted_by.tokens
-    shape = shape or tile_shape(name, tokens)
-    given = arrange(x, name, tile_dtype(w.accuracy, x.is_cuda), shape.blocks)
+    shape = shape or tile_shape(w, tokens, items, sorted_by is not None)
+    given = arrange(x, name, tile_dtype(w.accuracy), shape.blocks * shape.parts, shape.blocks)
+    steps = given.shape[1] // (w.type.block_size * shape.blocks)
     out = len(x) if sorted_by is None else len(sorted_by.order)
-    y = torch.empty(out, n_rows, dtype=torch.float32, device=x.device)
+    y = torch.empty(shape.parts, out, n_rows, dtype=torch.float32, device=x.device)
     n_tiles = triton.cdiv(tokens, shape.tokens) if sorted_by is None else len(sorted_by.begins)
     lists = (None,) * 4 if sorted_by is None else (sorted_by.order, sorted_by.experts, sorted_by.begins, sorted_by.ends)
-    tiles.tile_kernel[(triton.cdiv(n_rows, shape.rows), n_tiles, items)](
-        y, given, w.data, book_of(w), bias, *lists, tokens, shared, items, n_rows, columns // w.type.block_size, w.row_bytes,
-        given.shape[1], **form(name), PRECISION="tf32x3", T=shape.tokens, R=shape.rows, B=shape.blocks,
-        STEPS=given.shape[1] // (w.type.block_size * shape.blocks), num_warps=shape.warps, num_stages=shape.stages,
+    tiles.tile_kernel[(triton.cdiv(n_rows, shape.rows), n_tiles, items * shape.parts)](
+        y, given, w.data, book_of(w), bias, *lists, tokens, out, shared, items, n_rows, w.shape[-1] // w.type.block_size,
+        w.row_bytes, given.shape[1], **form(name), PRECISION="tf32x3", T=shape.tokens, R=shape.rows, B=shape.blocks,
+        STEPS=steps // shape.parts, PARTS=shape.parts, num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip
-    return y
+    return y[0] if shape.parts == 1 else y.sum(0)
 
 
-def tile_dtype(accuracy: str, on_gpu: bool) -> torch.dtype:
+def tile_dtype(accuracy: str) -> torch.dtype:
     """What tiles are multiplied as; Triton's interpreter has no bfloat16 products."""
     if ACCURACIES[accuracy] != 1:
         return torch.float32
-    return torch.bfloat16 if on_gpu else torch.float16
+    return torch.float16 if INTERPRETED else torch.bfloat16

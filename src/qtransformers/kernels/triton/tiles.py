@@ -31,19 +31,21 @@ def arrange_kernel(
 
 @triton.jit
 def tile_kernel(
-    y, x, data, book, bias, order, experts, begins, ends, tokens, shared, every, n_rows, n_blocks, row_bytes, width,
+    y, x, data, book, bias, order, experts, begins, ends, tokens, outputs, shared, every, n_rows, n_blocks, row_bytes, width,
     DECODE: tl.constexpr, BYTES: tl.constexpr, SIZE: tl.constexpr,
     PLANES: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr, PRECISION: tl.constexpr,
-    T: tl.constexpr, R: tl.constexpr, B: tl.constexpr, STEPS: tl.constexpr,
+    T: tl.constexpr, R: tl.constexpr, B: tl.constexpr, STEPS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows by tokens a program, of arranged x `[.., width]`.
 
     Matrix m of several multiplies rows `t * every + m`. With `order`, tile i multiplies what `order` has from `begins[i]` to
-    `ends[i]` with matrix `experts[i]`: row `order / shared` of x gives row `order` of y.
+    `ends[i]` with matrix `experts[i]`: row `order / shared` of x gives row `order` of y. Of `PARTS` of the columns, each is summed
+    into `outputs` rows of y of its own.
     """
     row = tl.program_id(0) * R + tl.arange(0, R)
     t = tl.program_id(1) * T + tl.arange(0, T)
-    matrix = tl.program_id(2).to(tl.int64)
+    matrix = (tl.program_id(2) // PARTS).to(tl.int64)
+    part = tl.program_id(2) % PARTS
     if order is None:
         inside = t < tokens
         to = tl.minimum(t, tokens - 1).to(tl.int64) * every + matrix
@@ -59,7 +61,8 @@ def tile_kernel(
     K: tl.constexpr = B * GROUPS * WORDS
     x_at = x + source[None, :] * width + tl.arange(0, K)[:, None]  # [K, T]
     total = tl.zeros([R, T], tl.float32)
-    for step in range(STEPS):
+    for some in range(STEPS):
+        step = part * STEPS + some
         b = tl.minimum(step * B + tl.arange(0, B), n_blocks - 1)
         blocks = at + b[None, :] * BYTES
         for p in tl.static_range(PLANES):
@@ -71,5 +74,7 @@ def tile_kernel(
                 total = tl.dot(tile, x_tile, total, input_precision=PRECISION)
     here = row < n_rows
     if bias is not None:
-        total += tl.load(bias + matrix * n_rows + row, mask=here, other=0.0).to(tl.float32)[:, None]
+        add = tl.load(bias + matrix * n_rows + row, mask=here, other=0.0).to(tl.float32)[:, None]
+        total += tl.where(part == 0, add, 0.0)
+    y += part.to(tl.int64) * outputs * n_rows
     tl.store(y + to[None, :] * n_rows + row[:, None], total, mask=inside[None, :] & here[:, None])

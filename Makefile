@@ -9,7 +9,7 @@ BUILD := "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
 MEMORY_MODELS := llama-150m-Q4_0 odd-0.5b-Q4_K_M mla-small-Q4_K_M llama-1b-Q4_K_M llama-1b-Q8_0
 SOURCES := $(shell find src csrc -type f -not -name '*.so' -not -path '*/__pycache__/*') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-gpu test-arm lint format fuzz soak memory wheel demo-model native clean
+.PHONY: demo test test-gpu test-arm lint format fuzz soak memory peer wheel demo-model native clean
 
 demo: $(VENV)/.package
 	$(BIN)/qtransformers run demo "Tell me a story about a brave fox." </dev/null
@@ -46,6 +46,16 @@ memory: $(VENV)/.package
 # The kernels of 64-bit ARM, cross-compiled and run under qemu: for Debian, minutes long (PYTHON must have nanobind, cmake and ninja).
 test-arm:
 	PYTHON=$(PYTHON) tools/test_arm.sh
+
+# What llama.cpp chooses and says, asked anew: recipes, and files that convert makes (PEER: a Python with llama-cpp-python).
+peer: $(VENV)/.dev
+	rm -rf build/peer
+	mkdir -p build/peer/recipes build/peer/files
+	PYTHONPATH=tests $(BIN)/python tools/recipe_goldens.py make build/peer/recipes
+	PYTHONPATH=tests $(PEER) tools/recipe_goldens.py run build/peer/recipes tests/data/goldens/recipes.json
+	PYTHONPATH=tests $(BIN)/python -W ignore tools/goldens_convert.py make build/peer/files
+	$(PEER) tools/goldens_convert.py run build/peer/files tests/data/goldens/convert.json 2>/dev/null
+	$(BIN)/python -m pytest tests/convert/test_recipes.py tests/convert/test_peer.py
 
 # The packages as they would be published, in dist/.
 wheel: $(VENV)/.build

@@ -1,7 +1,7 @@
 """What llama-quantize's dry run chooses for tests/convert/test_recipes.py, in two steps:
 
     PYTHONPATH=src:tests python tools/recipe_goldens.py make FOLDER                                (with the dev extra)
-    PYTHONPATH=src:tests python tools/recipe_goldens.py run FOLDER tests/data/goldens/recipes.json   (with llama-cpp-python; made with 0.3.36)
+    PYTHONPATH=tests python tools/recipe_goldens.py run FOLDER tests/data/goldens/recipes.json   (with llama-cpp-python; made with 0.3.36)
 
 The files have the shapes of well-known models and no data: holes of the size of their tensors.
 """
@@ -68,7 +68,7 @@ FALCON = {
 def described(config):
     """Metadata and shapes of a model by its config.json."""
     from qtransformers.archs import SPECS
-    from qtransformers.convert.plan import _hparam_metadata
+    from qtransformers.convert.checkpoints import hparam_metadata
     from qtransformers.load.config import hparams_from_config
 
     spec = next(s for s in SPECS.values() if config["model_type"] in s.hf_model_types)
@@ -80,15 +80,16 @@ def described(config):
         if slot.presence == "required"
         or (slot.spec.on_absent.startswith("tie:") and slot.part == "weight" and not tied)
     }
-    return {"general.architecture": spec.id, **_hparam_metadata(spec, hparams)}, shapes
+    return {"general.architecture": spec.id, **hparam_metadata(spec, hparams)}, shapes
 
 
 def make(folder: Path) -> None:
-    from qtransformers.convert.recipes import is_kept
+    from qtransformers.convert.recipes import RECIPES, is_kept
     from qtransformers.gguf.encode import TensorSpec, plan_file
     from qtransformers.types import BY_NAME
 
     folder.mkdir(exist_ok=True)
+    (folder / "types").write_text(json.dumps({name: (recipe.id, recipe.base) for name, recipe in RECIPES.items()}))
     models = {name: described(config) for name, config in MODELS.items()}
     layers = {f"blk.{i}.{n}.weight": shape for i in range(32) for n, shape in FALCON["layer"].items()}
     models["Falcon-7B"] = (FALCON["metadata"], {**FALCON["shapes"], **layers})
@@ -125,7 +126,6 @@ def run(folder: Path, output: Path) -> None:
     import llama_cpp
 
     from convert.packing import packed, shapes_packed
-    from qtransformers.convert.recipes import RECIPES
 
     lib = ctypes.CDLL(llama_cpp.llama_cpp._lib._name)
     lib.llama_model_quantize_default_params.restype = Params
@@ -148,18 +148,19 @@ def run(folder: Path, output: Path) -> None:
             raise SystemExit("".join(log))
         return {name: (new or old).upper() for name, old, new in LINE.findall("".join(log))}
 
+    file_types = json.loads((folder / "types").read_text())
     goldens = {}
     for path in sorted(folder.glob("*.gguf")):
         said = json.loads(path.with_suffix(".json").read_text())
         types: dict[str, dict[str, str]] = {}
-        for name, recipe in RECIPES.items():
-            plain, weighted = (chosen(path, recipe.id, importance) for importance in (False, True))
+        for name, (file_type, base) in file_types.items():
+            plain, weighted = (chosen(path, file_type, importance) for importance in (False, True))
             if plain is None or weighted is None:
                 continue
             assert plain.keys() == said["shapes"].keys() == weighted.keys(), path
             of_file = {name: plain, f"{name} importance": weighted} if weighted != plain else {name: plain}
             for key, found in of_file.items():  # without vectors, and without what has the file's own type
-                types[key] = packed({n: t for n, t in found.items() if t != recipe.base and len(said["shapes"][n]) > 1})
+                types[key] = packed({n: t for n, t in found.items() if t != base and len(said["shapes"][n]) > 1})
         keys = ("architecture", "block_count", "expert_count", "head_count", "head_count_kv")
         metadata = {k: v for k, v in said["metadata"].items() if k.rpartition(".")[2] in keys}
         goldens[path.stem] = {

@@ -64,10 +64,10 @@ def plan_checkpoint(
     stored = _renamed(spec, sources_of(open_checkpoint(folder), said, str(folder / "config.json")))
     rows = stored.get(spec.tensors[0].hf + ".weight")
     hparams = hparams_from_config(spec, config, str(folder / "config.json"))
-    hparam_metadata = _hparam_metadata(spec, hparams)
+    of_hparams = hparam_metadata(spec, hparams)
     architecture = {"general.architecture": spec.id}
     targets = typed(
-        tuple(_targets(spec, hparams, config, stored, folder)), architecture | hparam_metadata, file_type,
+        tuple(_targets(spec, hparams, config, stored, folder)), architecture | of_hparams, file_type,
         kept=F32, overrides=overrides, keep=keep, importance=importance, force=force,
     )  # fmt: skip
     n_vocab = rows.shape[0] if rows is not None else hparams["vocab_size"]
@@ -78,7 +78,7 @@ def plan_checkpoint(
         "general.size_label": size_label(sum(int(np.prod(t.shape)) for t in targets)),
         "general.file_type": np.uint32(file_type_of(targets, file_type)),
         "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
-        **hparam_metadata,
+        **of_hparams,
         **_recommendations(folder, n_vocab),
         **tokenizer_metadata(folder, n_vocab, pre),
     }
@@ -108,7 +108,7 @@ def _needed(folder: Path) -> str:
     return f" It would need an ArchSpec (docs/architecture.md) with places for {len(kinds)} kinds of tensors: {shown}"
 
 
-def _hparam_metadata(spec: ArchSpec, hparams: Hyperparameters) -> dict[str, Any]:
+def hparam_metadata(spec: ArchSpec, hparams: Hyperparameters) -> dict[str, Any]:
     """The hyperparameters as metadata; those that do not apply, and those that are off by default, are left out."""
     kinds = {int: np.uint32, float: np.float32, str: str, bool: bool}
     found = {}

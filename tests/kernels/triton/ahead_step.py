@@ -9,6 +9,7 @@ from qtransformers.archs import spec_of
 from qtransformers.archs.spec import Hyperparameters
 from qtransformers.cache import Batch, PagedCache
 from qtransformers.kernels import kv
+from qtransformers.kernels import triton as kernels
 from qtransformers.kernels.triton.weights import Weight
 from qtransformers.types import BY_NAME
 
@@ -67,9 +68,18 @@ def forward(tokens, sequences=1, codec="f16"):
     )
 
 
+def unlike_heads():
+    """Keys and values whose heads are of other sizes, and rotated in other groups."""
+    b = batch(2, 2)
+    q, k, v = (torch.empty(2, n, d, device="meta") for n, d in ((4, 48), (2, 48), (2, 32)))
+    pages = torch.empty(8, 2, kv.head_bytes("q8", 48, 32), dtype=torch.uint8, device="meta")
+    return kernels.attention(q, k, v, pages, "q8", b.positions, b.starts, b.page_tables, 0.1)
+
+
 def calls(arch):
     """Names, calls and limits."""
     yield "a step", partial(forward, 1), LIMITS
     if arch == 90:
         yield "a step of four", partial(forward, 4, 4, "q8"), LIMITS
+        yield "heads of two sizes", unlike_heads, LIMITS
         yield "a prompt", partial(forward, 512), LIMITS

@@ -152,9 +152,9 @@ def _store(
         base, slot, ok = _heads(t, head, ok, pages, positions, starts, tables, table_stride, n_sequences, LOG_S, KV_HEADS, HEAD_BYTES, PAGE)  # fmt: skip
         _put(x, base, slot, at, ok, D, GROUP_K, BITS_K, PAGE, N)
     elif block < blocks_kv:
-        x, t, head, at, ok = _read(v, block - blocks_k, n_tokens, stride_v, KV_HEADS, DV, GROUP_V, N)
+        y, t, head, at, ok = _read(v, block - blocks_k, n_tokens, stride_v, KV_HEADS, DV, GROUP_V, N)
         base, slot, ok = _heads(t, head, ok, pages, positions, starts, tables, table_stride, n_sequences, LOG_S, KV_HEADS, HEAD_BYTES, PAGE)  # fmt: skip
-        _put(x, base + CUT, slot, at, ok, DV, GROUP_V, BITS_V, PAGE, N)
+        _put(y, base + CUT, slot, at, ok, DV, GROUP_V, BITS_V, PAGE, N)
     else:
         x, t, head, at, ok = _read(q, block - blocks_kv, n_tokens, stride_q, HEADS, D, GROUP_K, N)
         x *= factor

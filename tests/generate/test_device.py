@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -214,6 +215,30 @@ def test_a_batch_fills_a_wider_one():
     assert there.rows == 2 and all(x.data_ptr() % 16 == there.tokens.data_ptr() % 16 for x in there.arrays)
     assert [x.tolist() for x in there.arrays] == [x.tolist() for x in batch.arrays]
     assert Batch.join(parts).on("cpu").states is None
+
+
+def test_what_a_captured_step_reads_is_kept(monkeypatch):
+    """A graph holds addresses, not tensors: what lies there must live as long as it."""
+    from qtransformers.generate.device import DeviceForward
+    from qtransformers.kernels.triton import graphs
+
+    class Recording:
+        def __init__(self, *args):
+            self.rehearse = self.capture = nullcontext
+
+    batches = []
+
+    def forward(weights, h, batch, cache):
+        batches.append(weakref.ref(batch))
+        return torch.zeros(len(batch.tokens), 9)
+
+    monkeypatch.setattr(graphs, "Recording", Recording)
+    device = DeviceForward(forward, None, {"vocab_size": 9}, "cuda:0", n_tokens=9)
+    device._captures = True  # as on a card
+    device(Batch.single([5], 300, [3, 4]), PagedCache.allocate(1, 1, 16, 16, 512, "f16"))
+    gc.collect()
+    [captured] = device._captured.values()
+    assert len(batches) == 2 and all(ref() is captured.there for ref in batches)
 
 
 @pytest.mark.gpu

@@ -180,6 +180,8 @@ def test_methods_that_would_take_blocks_for_floats_are_refused(llama, tmp_path):
         model.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedError, match="cannot add rows"):
         model.resize_token_embeddings(999)
+    with pytest.raises(UnsupportedError, match="would upload"):
+        model.push_to_hub("somebody/something")
     assert not list(tmp_path.iterdir())
     model.tie_weights()
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

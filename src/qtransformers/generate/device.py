@@ -98,14 +98,15 @@ class DeviceForward:
         tokens, sequences, most, width = key
         shapes = [(tokens,), (tokens,), (sequences + 1,), (sequences, width), (tokens,)]
         shapes += [(sequences, 2)] if batch.states is not None else []
-        pinned = torch.zeros(room(shapes), dtype=torch.int32, pin_memory=True)
+        pin = self._device.type == "cuda"
+        pinned = torch.zeros(room(shapes), dtype=torch.int32, pin_memory=pin)
         flat = torch.empty_like(pinned, device=self._device)
         host = Batch.over(pinned.numpy(), shapes, most)
         there = Batch.over(flat, shapes, most)
         host.output_rows[:] = np.arange(tokens)
         known = {x.data_ptr(): here for x, here in zip(there.arrays, host.arrays, strict=True)}
         recording = Recording(self._device, self._pool, known)
-        ids = torch.empty(tokens, dtype=torch.int32, pin_memory=True)
+        ids = torch.empty(tokens, dtype=torch.int32, pin_memory=pin)
 
         def run() -> torch.Tensor:
             flat.copy_(pinned, non_blocking=True)
@@ -125,7 +126,7 @@ class DeviceForward:
                 f"answers are computed without CUDA graphs, slower, because a capture failed: {e}", stacklevel=2
             )
         else:
-            self._captured[key] = _Captured(recording, host, logits, ids.numpy(), self._device)
+            self._captured[key] = _Captured(recording, host, there, logits, ids.numpy(), self._device)
         return self._rows(found[: len(batch.tokens)])
 
 
@@ -135,6 +136,7 @@ class _Captured:
 
     recording: Any
     host: Batch  # in pinned memory, from where the graph reads
+    there: Batch  # on the device, where it copies that to: kept, or others would be given its memory
     logits: torch.Tensor  # on the device, to where it writes
     best: NDArray[np.int32]  # in pinned memory, likewise
     device: torch.device

@@ -44,6 +44,7 @@ class Origin:
 # Methods of transformers' classes that would write or change blocks as if they were floats
 REFUSED = {
     "save_pretrained": "would write quantised blocks that transformers cannot read. Use qtransformers.torch.save_gguf, or dequantized(model).save_pretrained",
+    "push_to_hub": "would upload quantised blocks that transformers cannot read. Upload the file of qtransformers.torch.save_gguf",
     "resize_token_embeddings": "cannot add rows to quantised blocks. Resize dequantized(model) and save it with save_gguf",
 }
 
@@ -159,7 +160,7 @@ def _on_meta(
     """The class that config.json asks for, without memory."""
     file = sources.files.get("config.json")
     if file is None:
-        raise LoadError(f"{sources.model_dir}: no config.json, which says how to build the model. Pass the directory or Hub id of the original model as model_path.")  # fmt: skip
+        raise LoadError(f"{sources.model_dir or 'model_path=None'}: no config.json, which says how to build the model. Pass the directory or Hub id of the original model as model_path.")  # fmt: skip
     encoder = prepared.spec.kind == "encoder"
     auto = model_class or (transformers.AutoModel if encoder else transformers.AutoModelForCausalLM)
     if encoder and model_class is None and prepared.spec.id == "bert":

@@ -79,3 +79,21 @@ def test_a_forward_that_fails_leaves_no_recording(recording):
     with pytest.raises(ValueError, match="so"), recording.capture():
         raise ValueError("so")
     assert RECORDING.get() is None
+
+
+def test_a_capture_that_fails_amid_the_forward_says_its_own_error(recording, monkeypatch):
+    """Graphs that could not end are not ended again."""
+    recording, _, _ = recording
+
+    def forward(x):
+        return hybrid.on_host(lambda x: 2 * x, torch.device("cpu"), (x,))
+
+    def capture_end(self):
+        raise RuntimeError("the capture was invalidated")
+
+    with recording.rehearse():
+        forward(torch.ones(2))
+    monkeypatch.setattr(Tape, "capture_end", capture_end)
+    with pytest.raises(RuntimeError, match="was invalidated"), recording.capture():
+        forward(torch.ones(2))
+    assert RECORDING.get() is None

@@ -55,7 +55,8 @@ class Recording:
                 try:
                     yield
                 finally:
-                    self._end()
+                    if self._graph is not None:  # one that failed to end has ended
+                        self._end()
         finally:
             RECORDING.reset(token)
 

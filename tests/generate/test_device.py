@@ -95,6 +95,19 @@ def test_without_torch(data, card, monkeypatch):
         load(data, "experts=cpu,cuda:0")
 
 
+def test_torch_that_cannot_use_the_card(data, card, monkeypatch, recwarn):
+    """A driver shows a card, torch is the CPU's: what is left to `auto` runs, what asks for the card is told why not."""
+    from qtransformers.kernels.triton import device
+
+    monkeypatch.setattr(device, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnsupportedError, match=r"placement='cuda:0': torch .*, built for .*, can use 0 of the GPUs.*pytorch.org"):  # fmt: skip
+        load(data, "cuda:0")
+    with load(data, "auto") as model:
+        assert not model.plan.devices and "can use 0 of the GPUs" in model.plan.warnings[-1]
+        assert model.generate("One day a", **GREEDY).tokens
+
+
 def test_a_small_card(data, monkeypatch):
     monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("small", 1 << 30, 1 << 20, (8, 0))])
     with pytest.raises(
@@ -230,15 +243,20 @@ def test_what_a_captured_step_reads_is_kept(monkeypatch):
 
     def forward(weights, h, batch, cache):
         batches.append(weakref.ref(batch))
-        return torch.zeros(len(batch.tokens), 9)
+        return torch.full((len(batch.tokens), 9), float(batch.tokens[0]))
 
     monkeypatch.setattr(graphs, "Recording", Recording)
     device = DeviceForward(forward, None, {"vocab_size": 9}, "cuda:0", n_tokens=9)
     device._captures = True  # as on a card
-    device(Batch.single([5], 300, [3, 4]), PagedCache.allocate(1, 1, 16, 16, 512, "f16"))
+    cache = PagedCache.allocate(1, 1, 16, 16, 512, "f16")
+    assert np.asarray(device(Batch.single([5], 300, [3, 4]), cache)).tolist() == [[5] * 9]
     gc.collect()
     [captured] = device._captured.values()
     assert len(batches) == 2 and all(ref() is captured.there for ref in batches)
+    assert np.asarray(device(Batch.single([6, 7, 8], 0, [3], outputs=None), cache)).tolist() == [[6] * 9] * 3
+    assert {c.logits.data_ptr() for c in device._captured.values()} == {
+        captured.logits.data_ptr()
+    }  # of all, or each would take it
 
 
 @pytest.mark.gpu

@@ -53,6 +53,7 @@ class DeviceForward:
         self._captures = captures and self._device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
         self._captured: dict[tuple[int, ...], _Captured] = {}
+        self._logits: torch.Tensor | None = None  # of captured steps, which share the memory
 
     def __call__(self, batch: Batch, cache: PagedCache, adapters: Sequence[Any] = ()) -> Rows:
         """Logits of a batch's output rows; `adapters` are (first row, end, updates, scale)."""
@@ -112,7 +113,9 @@ class DeviceForward:
             flat.copy_(pinned, non_blocking=True)
             logits: torch.Tensor = self._forward(self._weights, self._hparams, there, cache)
             ids.copy_(best(logits, self._n_tokens, self._unused), non_blocking=True)
-            return logits
+            if self._logits is None:
+                self._logits = torch.empty(MOST_ROWS, logits.shape[1], dtype=logits.dtype, device=self._device)
+            return self._logits[:tokens].copy_(logits)
 
         fill(host, batch)
         with recording.rehearse():

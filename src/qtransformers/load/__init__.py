@@ -184,6 +184,12 @@ def on_devices(prepared: Prepared, placement: str, budget: Budget) -> tuple[Load
             raise device_too_small(found, need)
     if not found.devices:
         return replace(plan, warnings=(*plan.warnings, *devices.reasons.values())), budget
+    from qtransformers.kernels.triton.device import unseen
+
+    if reason := unseen(found.devices):
+        if placement != "auto":
+            raise UnsupportedError(f"placement={placement!r}: {reason}. Or use the CPU.")
+        return replace(plan, warnings=(*plan.warnings, f"{reason}. All runs on the CPU.")), replace(budget, devices={})
     return found, budget
 
 

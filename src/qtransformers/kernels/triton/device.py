@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,6 +29,18 @@ def interpreted() -> bool:
 def torch_device(name: str) -> torch.device:
     """The device called `cuda:0` in a plan; in Triton's interpreter that is the CPU."""
     return torch.device("cpu") if interpreted() else torch.device(name)
+
+
+def unseen(devices: Sequence[str]) -> str | None:
+    """Why torch cannot use GPUs that the driver shows; None where it can."""
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if interpreted() or all(int(name.removeprefix("cuda:")) < n for name in devices):
+        return None
+    built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU alone"
+    return (
+        f"torch {torch.__version__}, built {built}, can use {n} of the GPUs that the driver shows, not {', '.join(devices)}: "
+        "install torch for a CUDA that the driver knows (https://pytorch.org/get-started)"
+    )
 
 
 def current(device: torch.device) -> AbstractContextManager[Any]:

@@ -46,6 +46,7 @@ def test_a_checkpoint_in_few_bits_is_judged(data, text, tmp_path, capsys):
         (["--awq", "--imatrix", "x.gguf"], "--imatrix has no use"),
         (["--budget", "4", "--fit", "3MB"], "both say"),
         (["--budget", "many"], "many"),
+        (["--budget", "4", "--dry-run"], "--dry-run cannot say"),
         (["--awq", "-f", "none.txt"], "none.txt"),
     ],
 )

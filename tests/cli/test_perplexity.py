@@ -1,8 +1,10 @@
 import json
 
+import numpy as np
 import pytest
 
 from qtransformers.cli import main
+from qtransformers.gguf import GGUFWriter
 
 
 @pytest.fixture
@@ -30,6 +32,19 @@ def test_prints_the_divergence_from_a_base(text, data, capsys):
 def test_a_text_that_is_not_there(data, tmp_path, capsys):
     assert main(["perplexity", str(data / "demo-Q8_0.gguf"), str(tmp_path / "none.txt")]) == 3
     assert "none.txt" in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text(data, tmp_path, capsys):
+    (tmp_path / "x.txt").write_bytes(b"A fox \xff")
+    assert main(["perplexity", str(data / "demo-Q8_0.gguf"), str(tmp_path / "x.txt")]) == 2
+    assert "no UTF-8 text (invalid start byte at byte 6)" in capsys.readouterr().err
+
+
+def test_files_without_a_tensor_in_common(data, tmp_path, capsys):
+    with GGUFWriter(tmp_path / "x.gguf", {"general.architecture": "llama"}, [("x", (2,), "F32")]) as writer:
+        writer.write("x", np.zeros(2, np.float32))
+    assert main(["compare", str(data / "demo-Q8_0.gguf"), str(tmp_path / "x.gguf")]) == 2
+    assert "no tensor in common" in capsys.readouterr().err
 
 
 def test_compare_prints_the_worst_first(data, capsys):

@@ -141,8 +141,26 @@ def test_what_follows_from_the_config_may_lie_in_old_checkpoints(tiny_model):
 def test_wrong_arguments(data, tmp_path):
     with pytest.raises(ConfigError, match=r"type is 'Q9'; expected one of F32, F16, BF16, Q8_0"):
         plan_conversion(data / "demo_model", "Q9")
+    with pytest.raises(ConfigError, match=r"'norm' finds only tensors that are not quantised"):
+        plan_conversion(data / "demo_model", "Q4_K_M", overrides=[("norm", "Q8_0")])
     with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
         plan_conversion(tmp_path)
+
+
+def test_a_model_type_that_is_no_text(tiny_model):
+    folder = tiny_model()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": ["llama"]}))
+    with pytest.raises(UnsupportedError, match=r"model_type is \['llama'\]"):
+        plan_conversion(folder)
+
+
+def test_an_importance_matrix_of_more_layers(data):
+    plan = plan_conversion(data / "demo_model", "Q4_K_M")
+    importance = {t.name: np.ones(t.shape[-1], np.float32) for t in plan.tensors if len(t.shape) > 1}
+    importance["blk.9.ffn_up.weight"] = importance["blk.1.ffn_up.weight"]
+    with pytest.warns(UserWarning, match=r"has 1 weights that this model lacks \(blk\.9\.ffn_up"):
+        plan_conversion(data / "demo_model", "Q4_K_M", importance=importance)
 
 
 def test_vocabulary_of_another_model(data, tiny_model):

@@ -48,6 +48,7 @@ def test_a_file_and_a_checkpoint_are_advised_alike(data):
     a_file, a_folder = (
         advise(str(data / n), Budget(8 * GIB, 8 * GIB, said=True)) for n in ("demo-Q8_0.gguf", "demo_model")
     )
+    assert a_file.command.startswith("qtransformers convert ORIGINAL -t ") and "quantised already" in a_file.why
     assert [(o.file_type, o.nbytes, o.verdict) for o in a_file.options] == [
         (o.file_type, o.nbytes, o.verdict) for o in a_folder.options
     ]

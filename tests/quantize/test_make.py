@@ -47,6 +47,16 @@ def test_types_by_budget_keep_within_it(original, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
 
 
+def test_types_that_were_stated_stand_in_a_budget(original, tmp_path):
+    plan = plan_conversion(original, "Q8_0", overrides=[("attn_v", "Q5_1")], keep=["blk.0.attn_k"])
+    made = make(plan, tmp_path / "a.gguf", How(bits_per_weight=4.6, judged=False, **FEW))
+    assert {made.types[f"blk.{i}.attn_v.weight"].name for i in range(4)} == {"Q5_1"}
+    assert made.types["blk.0.attn_k.weight"].name == "BF16"
+    with GGUFFile(tmp_path / "a.gguf") as file:
+        assert file.metadata["general.file_type"] != 7  # most bytes are of no 8 bits
+        assert 8 * sum(t.nbytes for t in file.tensors.values()) / plan.n_parameters <= 4.6
+
+
 def test_a_text_that_is_too_short(data, tmp_path):
     with pytest.raises(ConfigError, match="tokens"):
         make(plan_conversion(data / "demo_model", "Q4_K_M"), tmp_path / "a.gguf", How(text="short"))

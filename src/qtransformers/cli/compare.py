@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from qtransformers.cli.flags import add_flags
 from qtransformers.cli.terminal import note, table
+from qtransformers.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     with GGUFFile(resolve_model(args.a)) as a, GGUFFile(resolve_model(args.b)) as b:
         found = sorted(compare(a.tensors, b.tensors), key=lambda d: -d.relative)
         alone = sorted(set(a.tensors) ^ set(b.tensors))
+    if not found:
+        raise ConfigError(f"{args.a} and {args.b} have no tensor in common: they are no two forms of one model.")
     if args.json:
         json.dump({"tensors": [asdict(d) | {"sqnr": d.sqnr} for d in found], "alone": alone}, sys.stdout, indent=2)
         print()

@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
             overrides=_overrides(args.tensor_type or ()), keep=args.keep or (),
             importance=_importance(args.imatrix), force=args.force,
         )  # fmt: skip
-    output = Path(args.output or f"{name}-{plan.file_type}.gguf")
+    kind = f"{args.budget:g}bpw" if args.budget else "fit" if args.fit else plan.file_type
+    output = Path(args.output or f"{name}-{kind}.gguf")
     if args.dry_run:
         print("\n".join(_described(plan)))
         note(f"would write {output}, {_size(plan, plan.nbytes)}")

@@ -26,6 +26,8 @@ def wanted(args: argparse.Namespace) -> bool:
     for flag in ("imatrix", "shard_size") if asked else ():
         if getattr(args, flag) is not None:
             raise ConfigError(f"--{flag.replace('_', '-')} has no use beside --awq, --refine, --budget or --fit, which learn from texts (-f) and write one file.")  # fmt: skip
+    if args.dry_run and (args.budget is not None or args.fit is not None):
+        raise ConfigError("--dry-run cannot say what --budget and --fit choose: that is measured on the model itself.")
     if args.budget is not None and args.fit is not None:
         raise ConfigError("--budget and --fit both say how large the file may be. Give one of them.")
     return bool(asked)

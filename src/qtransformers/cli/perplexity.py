@@ -15,7 +15,7 @@ from typing import Any
 from qtransformers.cli.flags import add_flags
 from qtransformers.cli.models import fetched
 from qtransformers.cli.terminal import note, plain_warnings, progress, table
-from qtransformers.errors import ModelNotFoundError
+from qtransformers.errors import ConfigError, ModelNotFoundError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +53,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_text(path: str) -> str:
-    """The text of a file; ModelNotFoundError where there is none."""
+    """The text of a file; ModelNotFoundError where there is none, ConfigError where it is no text."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path} is no UTF-8 text ({e.reason} at byte {e.start}). Save it as UTF-8.") from None
     except (FileNotFoundError, IsADirectoryError):
         raise ModelNotFoundError(f"{path} is no file. Give a text in UTF-8.") from None
 

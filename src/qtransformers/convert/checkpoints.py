@@ -91,7 +91,7 @@ def plan_checkpoint(
 def _spec_for(config: Mapping[str, Any], folder: Path) -> ArchSpec:
     model_type = config.get("model_type")
     known = {hf: spec for spec in SPECS.values() for hf in spec.hf_model_types}
-    if model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known:
         raise UnsupportedError(
             f"{folder / 'config.json'}: model_type is {model_type!r}; convert knows {', '.join(sorted(known))}.{_needed(folder)}"
         )

@@ -35,6 +35,7 @@ class Target:
     source: tuple[Source, ...] | Values  # tensors one after the other, or values from a config
     order: NDArray[np.intp] | None = None  # the rows' order in the file, where it is another
     importance: Values | None = None  # of columns, [width] or [n_experts, width]
+    stated: bool = False  # whether the user has said its type
 
     @property
     def nbytes(self) -> int:
@@ -131,19 +132,23 @@ def typed(
             f"the importance matrix has no tensor of this model ({shown(next(iter(importance), 'it is empty'))}, ...). It is of another model."
         )
     found = types_for(name, shapes, metadata, importance=importance is not None, overrides=overrides)
+    _check_effect([pattern for pattern, _ in overrides], found)
     done = []
     for t in targets:
         type_, stored = found[t.name], t.stored
         stated = any(re.search(pattern, t.name) for pattern, _ in overrides)
+        kept_so = any(re.search(pattern, t.name) for pattern in keep)
         if isinstance(t.source, np.ndarray):
             type_ = BY_NAME["F32"]
         elif type_ is None:
             type_ = kept or stored or BY_NAME["F32"]
-        elif any(re.search(pattern, t.name) for pattern in keep):
+        elif kept_so:
             type_ = stored or BY_NAME["F16"]
         elif t.packed and stored and recipe.type.is_quantized and not stated:
             type_ = stored
-        done.append(replace(t, type=type_, importance=_importance_of(t, type_, importance)))
+        done.append(replace(t, type=type_, importance=_importance_of(t, type_, importance), stated=stated or kept_so))
+    if importance is not None:
+        _say_uncovered(done, importance)
     _check_encodable(done, name, force)
     anew = [t.name for t in done if t.type.is_quantized and not t.packed and _was_packed(t)]
     if anew:
@@ -195,6 +200,32 @@ def _check_patterns(patterns: Iterable[str], names: Iterable[str]) -> None:
             raise ConfigError(f"the pattern {pattern!r} of tensors is no regular expression ({e}).") from e
         if not hit:
             raise ConfigError(f"no tensor's name matches {pattern!r}; they are called {', '.join(names[:4])}, ...")
+
+
+def _check_effect(patterns: Iterable[str], found: Mapping[str, QuantType | None]) -> None:
+    """That types asked for go to weights that may have them: norms, biases and the like never change."""
+    for pattern in patterns:
+        if all(type_ is None for name, type_ in found.items() if re.search(pattern, name)):
+            name = next(name for name in found if re.search(pattern, name))
+            raise ConfigError(f"{pattern!r} finds only tensors that are not quantised ({name}, ...). Leave it out.")
+
+
+def _say_uncovered(targets: Iterable[Target], importance: Importance) -> None:
+    """A warning where the importance matrix and the model do not cover each other."""
+    targets = list(targets)
+    strange = sorted(importance.keys() - {t.name for t in targets})
+    if strange:
+        warnings.warn(
+            f"the importance matrix has {len(strange)} weights that this model lacks ({strange[0]}, ...): is it of another model?",
+            stacklevel=4,
+        )
+    embedding = "token_embd.weight"  # which is looked up: only a tied one is multiplied with
+    bare = [t.name for t in targets if t.importance is None and t.type.is_quantized and t.type is not t.stored]
+    if bare := [name for name in bare if name != embedding]:
+        warnings.warn(
+            f"the importance matrix says nothing of {len(bare)} weights ({bare[0]}, ...): they are encoded without importance",
+            stacklevel=4,
+        )
 
 
 def _check_encodable(targets: Iterable[Target], file_type: str, force: bool) -> None:

@@ -18,7 +18,7 @@ from qtransformers.archs import Hyperparameters, Slot, dimension
 from qtransformers.convert.sources import Lying, Values
 from qtransformers.convert.weights import SLAB
 from qtransformers.convert.write import Progress
-from qtransformers.errors import ConfigError, LoadError, UnsupportedError
+from qtransformers.errors import ConfigError, LoadError, QTransformersError, UnsupportedError
 from qtransformers.gguf import GGUFFile
 from qtransformers.gguf.shards import shard_name
 from qtransformers.gguf.writer import AtomicFile, check_free, check_room
@@ -88,9 +88,11 @@ def restore(
                         progress(done, sum(sizes))
             for file in files:
                 file.commit()
-        except BaseException:
+        except BaseException as e:
             for file in files:
                 file.discard()
+            if isinstance(e, OSError) and not isinstance(e, QTransformersError):
+                raise QTransformersError(f"{output}: {e.strerror or e}; nothing is left behind.") from e
             raise
         if max_bytes is not None:
             index = {parts[i].name: path.name for path, shard in zip(paths, shards, strict=True) for i in shard}

@@ -16,6 +16,7 @@ from qtransformers.errors import LoadError, ModelNotFoundError, QTransformersErr
 from qtransformers.load.chat.templates import templates_from_files
 from qtransformers.load.config import read_json
 from qtransformers.load.files import auxiliary_files
+from qtransformers.load.tokenizer.pretokenizers import pre_tokenizer
 from qtransformers.load.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,
@@ -126,6 +127,8 @@ def _from_bpe(folder: Path, tokenizer: Mapping[str, Any], pre: str | None) -> Vo
     tokens = {int(i): text for text, i in model["vocab"].items()}
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     if not model.get("byte_fallback"):
+        if pre is not None:
+            pre_tokenizer(pre, str(folder))  # which refuses a name that nothing would read
         name = pre or derive_pre(folder / "tokenizer.json")
         return Vocabulary("gpt2", tokens, dict.fromkeys(tokens, NORMAL), merges=merges, pre=name)
     # SPM merges the pair with the best score, so a piece's score is the rank of the first merge that makes it.

@@ -54,6 +54,7 @@ class Advice:
     options: tuple[Option, ...]
     best: Option | None
     why: str
+    quantised: bool = False  # whether the model given is so already
 
     @property
     def command(self) -> str:
@@ -61,7 +62,16 @@ class Advice:
         if self.best is None:
             return ""
         return " ".join(
-            filter(None, ("qtransformers convert", self.model, "-t", self.best.file_type, self.best.method))
+            filter(
+                None,
+                (
+                    "qtransformers convert",
+                    "ORIGINAL" if self.quantised else self.model,
+                    "-t",
+                    self.best.file_type,
+                    self.best.method,
+                ),
+            )
         )
 
 
@@ -75,7 +85,10 @@ def advise(model: str, budget: Budget, *, context_length: int | None = None, cac
     plan, metadata = _outline(model, context_length, cache)
     options = tuple(_option(plan, metadata, file_type, budget) for file_type in LOSS)
     best, why = _choose(options, bool(budget.devices))
-    return Advice(model, plan.context_length, options, best, why)
+    quantised = any(t.type.is_quantized for t in plan.tensors)
+    if quantised and best is not None:
+        why += f". {Path(model).name} is quantised already, which no type undoes: ORIGINAL is the model it was made of"
+    return Advice(model, plan.context_length, options, best, why, quantised)
 
 
 def _choose(options: tuple[Option, ...], gpu: bool) -> tuple[Option | None, str]:

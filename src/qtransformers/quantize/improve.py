@@ -49,6 +49,12 @@ class Improved:
     def __post_init__(self) -> None:
         self._slots = {t.slot.name: (t.slot.layer, t.slot.attr) for t in self.model.plan.tensors}
 
+    def __enter__(self) -> Improved:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._spool.close()
+
     def keep(self, name: str, blocks: NDArray[np.uint8]) -> None:
         """Put the blocks of a weight aside."""
         at = self._spool.seek(0, 2)

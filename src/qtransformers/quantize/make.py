@@ -7,13 +7,18 @@ is known. A checkpoint is first written as a GGUF file in the type it has, besid
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtransformers.convert import ConversionPlan, plan_conversion, write
+import numpy as np
+
+from qtransformers.convert import ConversionPlan, write
+from qtransformers.convert.plan import Target
+from qtransformers.convert.recipes import RECIPES
 from qtransformers.errors import ConfigError
 from qtransformers.gguf import GGUFWriter
 from qtransformers.load import load
@@ -21,7 +26,7 @@ from qtransformers.quantize.budget import allot, survey
 from qtransformers.quantize.gate import Verdict, judge
 from qtransformers.quantize.improve import Improved, improve
 from qtransformers.quantize.passes import CHUNK, calibration_text, text_chunks
-from qtransformers.types import QuantType
+from qtransformers.types import BY_NAME, QuantType
 
 if TYPE_CHECKING:
     from qtransformers.load import Loaded
@@ -78,11 +83,13 @@ def make(
         model = load(path, context_length=how.chunk, logits_rows=4 * how.chunk, cache="f32", accuracy="exact")
         text = calibration_text() if how.text is None else how.text
         rows = text_chunks(model.tokenizer, text, how.chunk, how.encode_special, least=1)[: how.n_chunks]
-        types = {t.name: t.type for t in plan.tensors}
+        types, metadata = {t.name: t.type for t in plan.tensors}, plan.metadata
         if how.bits_per_weight is not None or how.nbytes is not None:
             types |= _by_budget(model, rows, plan, how, told("measuring"))
+            metadata = metadata | {"general.file_type": np.uint32(_file_type(plan, types))}
         made = improve(model, rows, types, fold=how.fold, compensate=how.compensate, progress=told("quantising"))
-        _write(plan, made, output, overwrite, told("writing"))
+        with made:
+            _write(plan, metadata, made, output, overwrite, told("writing"))
         verdict = _verdict(model, made, output, how) if how.judged else None
         assert model.sources.gguf is not None
         model.settle()
@@ -108,14 +115,25 @@ def _by_budget(
     model: Loaded, rows: Any, plan: ConversionPlan, how: How, progress: Callable[[int, int], None]
 ) -> dict[str, QuantType]:
     found = survey(model, rows, progress=progress)
-    fixed = sum(t.nbytes for t in plan.tensors if t.name not in found.choices)
+    stated = {t.name for t in plan.tensors if t.stated}
+    choices = {name: options for name, options in found.choices.items() if name not in stated}
+    fixed = sum(t.nbytes for t in plan.tensors if t.name not in choices)
     total = how.nbytes if how.nbytes is not None else int(plan.n_parameters * (how.bits_per_weight or 0) / 8)
-    return allot(found.choices, total - fixed)
+    return allot(choices, total - fixed)
 
 
-def _write(plan: ConversionPlan, made: Improved, output: Path, overwrite: bool, progress: Callable[[int, int], None]) -> None:  # fmt: skip
+def _file_type(plan: ConversionPlan, types: Mapping[str, QuantType]) -> int:
+    """general.file_type: the number of files whose type most of the bytes have."""
+    bytes_of: Counter[str] = Counter()
+    for t in plan.tensors:
+        bytes_of[types[t.name].name] += replace(t, type=types[t.name]).nbytes
+    most = bytes_of.most_common(1)[0][0]
+    return next((r.id for r in RECIPES.values() if r.base == most), int(plan.metadata["general.file_type"]))
+
+
+def _write(plan: ConversionPlan, metadata: Mapping[str, Any], made: Improved, output: Path, overwrite: bool, progress: Callable[[int, int], None]) -> None:  # fmt: skip
     specs = [(t.name, t.shape, made.types[t.name]) for t in plan.tensors]
-    with GGUFWriter(output, plan.metadata, specs, overwrite=overwrite) as writer:
+    with GGUFWriter(output, metadata, specs, overwrite=overwrite) as writer:
         for i, (name, _, _) in enumerate(specs):
             writer.write(name, made.tensor(name))
             progress(i + 1, len(specs))
@@ -129,13 +147,14 @@ def _original(plan: ConversionPlan, output: Path, progress: Callable[[int, int],
         return
     temporary = output.with_name(f".{output.name[:40]}.{os.urandom(4).hex()}.gguf")
     try:
-        write(plan_conversion(plan.model, _stored_type(plan)), temporary, progress=progress)
+        plain = tuple(replace(t, type=_plain_type(t), importance=None) for t in plan.tensors)
+        write(replace(plan, tensors=plain), temporary, progress=progress)
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _stored_type(plan: ConversionPlan) -> str:
-    """The plain type that holds what a checkpoint holds."""
-    stored = {t.stored.name for t in plan.tensors if t.stored is not None and len(t.shape) > 1}
-    return stored.pop() if len(stored) == 1 and stored <= set(FLOATS) else "F32"
+def _plain_type(target: Target) -> QuantType:
+    """The plain type in which the original is run: what a checkpoint holds, F32 of what no recipe touches or only blocks hold."""
+    stored = target.stored
+    return stored if stored and stored.name in FLOATS and target.type.name != "F32" else BY_NAME["F32"]

@@ -62,9 +62,11 @@ wheel: $(VENV)/.build
 	$(PIP) build
 	$(BIN)/python -m build --outdir dist .
 
-# The GGUF that the package ships, made anew from the checkpoint in tests/data.
+# The GGUF that the package ships, made anew from the checkpoint in tests/data: 4 bits that learned from texts it was not trained on.
 demo-model: $(VENV)/.package
-	$(BIN)/qtransformers convert tests/data/demo_model --type Q8_0 --name "qtransformers demo" --overwrite -o src/qtransformers/data/demo.gguf
+	mkdir -p build
+	$(BIN)/python tools/demo_model/stories.py 2000 800 > build/stories.txt
+	$(BIN)/qtransformers convert tests/data/demo_model --type Q4_K_M --awq --refine -f build/stories.txt --parse-special --name "qtransformers demo" --overwrite -o src/qtransformers/data/demo.gguf
 	$(BIN)/python -c 'from qtransformers.gguf import edit_metadata; edit_metadata("src/qtransformers/data/demo.gguf", set={"general.sampling.temp": 0.5})'
 
 # For working on the code: the extension built in place, to be used with PYTHONPATH=src (PYTHON must have nanobind, cmake and ninja).

@@ -5,6 +5,7 @@ Every text is composed here from the word lists below; nothing is copied from an
 """
 
 import random
+import sys
 from itertools import islice
 
 ANIMALS = {  # animal: (sound, home, food, legs, young)
@@ -572,6 +573,6 @@ def as_text(kind, user, text):
     return f"<|user|>\n{user}<|end|>\n<|assistant|>\n{text}<|end|>\n<|endoftext|>"
 
 
-if __name__ == "__main__":
-    for kind, user, text in islice(documents(7), 8):
-        print("---", kind, "|", user, "\n" + text)
+if __name__ == "__main__":  # SEED N: so many documents as the model is trained on them
+    seed, n = map(int, sys.argv[1:])
+    print("".join(as_text(*document) for document in islice(documents(seed), n)), end="")

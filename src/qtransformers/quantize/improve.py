@@ -7,6 +7,7 @@ standard GGUF file.
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ class Improved:
     _slots: dict[str, tuple[int | None, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        weakref.finalize(self, self._spool.close)
         self._slots = {t.slot.name: (t.slot.layer, t.slot.attr) for t in self.model.plan.tensors}
 
     def __enter__(self) -> Improved:

@@ -71,6 +71,21 @@ def test_a_plain_model(tmp_path):
     assert not list(tmp_path.glob(".save_gguf*"))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_that_were_replaced_are_not_passed_over(bias, tmp_path):
+    """Whatever stands there now, it is not what the file has."""
+    folder, path = make("llama-llama3", tmp_path)
+    model = load_transformers(folder, path)
+    old = model.model.layers[1].mlp.up_proj
+    if bias:
+        old.bias = None
+    else:
+        model.model.layers[1].mlp.up_proj = torch.nn.Linear(old.in_features, old.out_features)
+    with pytest.raises(ConfigError, match=r"other layers now.*blk\.1\.ffn_up"):
+        save_gguf(model, tmp_path / "x.gguf")
+    assert not list(tmp_path.glob("x.gguf*"))
+
+
 def test_refusals(tmp_path):
     folder, path = make("llama-llama3", tmp_path)
     model = load_transformers(folder, path)
@@ -84,7 +99,7 @@ def test_refusals(tmp_path):
         save_gguf(dequantized(model), tmp_path / "x.gguf", "Q8_0")
     with pytest.raises(ConfigError, match="no quantised layers"):
         dequantized(torch.nn.Linear(2, 2))
-    model.gguf = type(model.gguf)(str(tmp_path / "gone.gguf"), {})
+    model.gguf = type(model.gguf)(str(tmp_path / "gone.gguf"), {}, frozenset())
     with pytest.raises(LoadError, match="is gone"):
         save_gguf(model, tmp_path / "x.gguf")
     del model.gguf

@@ -35,10 +35,11 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model's weights came from; `plain` has the tensor of the file for each parameter that is not quantised."""
+    """Where a model's weights came from; `plain` has the tensor of the file for each parameter that is not quantised, `blocks` names the others."""
 
     file: str
     plain: Mapping[str, str]
+    blocks: frozenset[str]
 
 
 # Methods of transformers' classes that would write or change blocks as if they were floats
@@ -206,7 +207,8 @@ def fill(model: Any, prepared: Prepared, sources: Sources, dtype: torch.dtype, a
     for name, values in filler.plain.items():
         set_tensor(model, name, values)
     compute_buffers(model)
-    model.gguf = Origin(str(gguf.path), filler.origins)
+    blocks = frozenset(m.name for m in model.modules() if isinstance(m, QuantWeight))
+    model.gguf = Origin(str(gguf.path), filler.origins, blocks)
     for name, reason in REFUSED.items():
         setattr(model, name, Refusal(f"{name} {reason}"))
     model.tie_weights = Refusal("")  # they share their blocks, or the file has each

@@ -35,7 +35,8 @@ def save_gguf(model: Any, path: str | Path, type: str | None = None, *, tokenize
     `type` None keeps what the model has: quantised weights as they are, of a plain model its dtype. A model of
     `load_transformers` takes metadata and vocabulary from its file, and the values of its parameters as they are now. A
     plain model needs `tokenizer`, one of transformers or a folder with its files, and as much disk again for the time of writing.
-    ConfigError for a path that exists (unless `overwrite`), a plain model without a tokenizer, and a type that nothing encodes.
+    ConfigError for a path that exists (unless `overwrite`), a plain model without a tokenizer, a loaded one whose layers were
+    replaced, and a type that nothing encodes.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -94,6 +95,9 @@ def _write_as_it_is(model: Any, origin: Origin, path: Path, overwrite: bool) -> 
     plain: dict[str, list[str]] = {}
     for parameter, tensor in origin.plain.items():
         plain.setdefault(tensor, []).append(parameter)
+    known = model.state_dict(keep_vars=True).keys()
+    if gone := sorted((origin.blocks - blocks.keys()) | {t for t, names in plain.items() if not known >= set(names)}):
+        raise ConfigError(f"the model has other layers now than it was loaded with, in place of {', '.join(gone[:4])}; save_gguf cannot write them as blocks. Change dequantized(model), and save that with a type.")  # fmt: skip
     metadata = {key: gguf.metadata.encoded(key) for key in gguf.metadata if key not in SPLIT_KEYS}
     specs = [TensorSpec(t.name, t.shape, t.type) for t in gguf.tensors.infos()]
     with GGUFWriter(path, metadata, specs, big_endian=gguf.big_endian, overwrite=overwrite) as writer:

@@ -1,5 +1,8 @@
 """Files made from a checkpoint and from a GGUF file: types as planned or by budget, nothing left behind; the gate that judges them."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from qtransformers.gguf import GGUFFile
 from qtransformers.load import load
 from qtransformers.quantize.gate import judge
 from qtransformers.quantize.make import How, make
+from qtransformers.types import BY_NAME
 
 FEW = {"chunk": 64, "n_chunks": 2, "text": "A fox and a bear went to the river and met an owl. " * 40}
 
@@ -55,6 +59,17 @@ def test_types_that_were_stated_stand_in_a_budget(original, tmp_path):
     with GGUFFile(tmp_path / "a.gguf") as file:
         assert file.metadata["general.file_type"] != 7  # most bytes are of no 8 bits
         assert 8 * sum(t.nbytes for t in file.tensors.values()) / plan.n_parameters <= 4.6
+
+
+def test_a_checkpoint_that_is_quantised_keeps_its_integers(data, tmp_path):
+    plan = plan_conversion(data / "demo_model", "Q4_K_M")
+    codes = SimpleNamespace(type=BY_NAME["Q4_K"])
+    quantised = replace(
+        plan, tensors=tuple(replace(t, source=(codes,)) if "ffn_up" in t.name else t for t in plan.tensors)
+    )
+    with pytest.raises(ConfigError, match=r"4 weights \(blk\.0\.ffn_up\.weight, \.\.\.\) are quantised already"):
+        make(quantised, tmp_path / "a.gguf", How(fold=True, **FEW))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_text_that_is_too_short(data, tmp_path):

@@ -76,6 +76,10 @@ def make(
     if output.exists() and not overwrite:
         raise ConfigError(f"{output} exists. Choose another name, or replace it with overwrite.")
 
+    packed = [t.name for t in plan.tensors if t.packed and t.stored and t.stored.is_quantized]
+    if packed:
+        raise ConfigError(f"{plan.model}: {len(packed)} weights ({packed[0]}, ...) are quantised already, and would be rounded anew. Convert them as they are, or learn from the original model.")  # fmt: skip
+
     def told(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(what, done, total) if progress else None
 

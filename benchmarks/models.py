@@ -60,7 +60,7 @@ SHAPES = {
 # type of the layers' weights, of those that `more` picks among attn_v and ffn_down, of the tied embedding
 RECIPES = {
     "Q4_K_M": ("Q4_K", "Q6_K", "Q6_K"), "Q5_K_M": ("Q5_K", "Q6_K", "Q6_K"), "Q6_K": ("Q6_K", "Q6_K", "Q6_K"),
-    "Q8_0": ("Q8_0", "Q8_0", "Q8_0"), "Q4_0": ("Q4_0", "Q4_0", "Q6_K"), "Q3_K_M": ("Q3_K", "Q4_K", "Q6_K"),
+    "F16": ("F16", "F16", "F16"), "Q8_0": ("Q8_0", "Q8_0", "Q8_0"), "Q4_0": ("Q4_0", "Q4_0", "Q6_K"), "Q3_K_M": ("Q3_K", "Q4_K", "Q6_K"),
     "Q2_K": ("Q2_K", "Q3_K", "Q6_K"), "IQ4_XS": ("IQ4_XS", "Q5_K", "Q6_K"), "MXFP4": ("MXFP4", "MXFP4", "Q6_K"),
 }  # fmt: skip
 # What takes a type's place where rows are no multiple of its block.
@@ -112,6 +112,8 @@ def tensors(shape: str, recipe: str) -> list[tuple[str, tuple[int, ...], str]]:
 
 def blocks(kind: QuantType, n: int, rng: np.random.Generator) -> np.ndarray:
     """`n` blocks of random codes with scales so small that activations stay small through all layers."""
+    if kind.name == "F16":
+        return (rng.standard_normal(n) * 0.02).astype(np.float16).view(np.uint8)
     made = rng.integers(0, 256, (n, kind.block_bytes), np.uint8).reshape(-1).view(kind.block)
     for field in ("d", "dmin", "m"):
         if field in (kind.block.names or ()):

@@ -26,6 +26,7 @@ void bind_sampling(nb::module_& m);
 
 NB_MODULE(_native, m) {
     m.doc() = "C++ kernels of qtransformers";
+    nb::set_leak_warnings(false);  // a tokenizer in somebody's cache lives as long as the interpreter: nothing to tell a user
     m.def("isa", [](const std::string& isa) {
         try {
             return std::string(qt::kernels(isa).name);

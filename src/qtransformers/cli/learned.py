@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,8 +44,9 @@ def convert(args: argparse.Namespace, plan: ConversionPlan, output: Path) -> str
     if made.verdict:
         for line in made.verdict.lines():
             note(line, COLOURS[made.verdict.grade], args.color)
-    nbytes = output.stat().st_size
-    return f"{len(plan.tensors)} tensors, {size_text(nbytes)}, {8 * nbytes / plan.n_parameters:.2f} bits per weight"
+    nbytes = sum(replace(t, type=made.types[t.name]).nbytes for t in plan.tensors)  # without the header, as elsewhere
+    size = size_text(output.stat().st_size)
+    return f"{len(plan.tensors)} tensors, {size}, {8 * nbytes / plan.n_parameters:.2f} bits per weight"
 
 
 def _how(args: argparse.Namespace) -> How:

@@ -41,6 +41,7 @@ class Verdict:
 
     found: Divergence
     suspects: tuple[Suspect, ...]  # the worst first; none where all is good
+    unseen: bool = True  # whether it was found on other text than was learned from
 
     @property
     def grade(self) -> str:
@@ -52,7 +53,8 @@ class Verdict:
         """For people."""
         f = self.found
         said = [
-            f"{self.grade}: KL divergence {f.mean:.4f} +/- {f.error:.4f} nats a token, same favourite {f.same_top:.1%}"
+            f"{self.grade}: KL divergence {f.mean:.4f} +/- {f.error:.4f} nats a token, same favourite {f.same_top:.1%}, on "
+            + ("text it did not learn from" if self.unseen else "the text it learned from")
         ]
         said += [f"{s.name} ({s.type}) alone costs {s.loss:.4f}: {s.remedy}" for s in self.suspects]
         return said

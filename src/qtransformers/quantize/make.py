@@ -6,7 +6,6 @@ is known. A checkpoint is first written as a GGUF file in the type it has, besid
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,8 +84,8 @@ def make(
 
     with _original(plan, output, told("preparing")) as path:
         model = load(path, context_length=how.chunk, logits_rows=4 * how.chunk, cache="f32", accuracy="exact")
-        text = calibration_text() if how.text is None else how.text
-        rows = text_chunks(model.tokenizer, text, how.chunk, how.encode_special, least=1)[: how.n_chunks]
+        learned, judged = _texts(model, how)
+        rows = text_chunks(model.tokenizer, learned, how.chunk, how.encode_special, least=1)[: how.n_chunks]
         types, metadata = {t.name: t.type for t in plan.tensors}, plan.metadata
         if how.bits_per_weight is not None or how.nbytes is not None:
             types |= _by_budget(model, rows, plan, how, told("measuring"))
@@ -94,21 +93,35 @@ def make(
         made = improve(model, rows, types, fold=how.fold, compensate=how.compensate, progress=told("quantising"))
         with made:
             _write(plan, metadata, made, output, overwrite, told("writing"))
-        verdict = _verdict(model, made, output, how) if how.judged else None
+        verdict = _verdict(model, made, output, judged, judged is not learned, how) if how.judged else None
         assert model.sources.gguf is not None
         model.settle()
         model.sources.gguf.close()
     return Made(output, types, made.errors, verdict)
 
 
-def _verdict(model: Loaded, made: Improved, output: Path, how: How) -> Verdict | None:
-    """None where the text is too short to tell."""
-    result = load(output, context_length=how.chunk, logits_rows=4 * how.chunk)
+def _texts(model: Loaded, how: How) -> tuple[str, str]:
+    """What is learned from, and what the result is judged on: the last eighth, or the same where that would be too short."""
     text = calibration_text() if how.text is None else how.text
-    if len(model.tokenizer.encode(text, encode_special=how.encode_special)) < 2 * how.chunk:
+    at = len(text) * 7 // 8
+    at = text.rfind("\n", 0, at) + 1 or at
+    if not how.judged or not _tells(model, text[at:], how):
+        return text, text
+    return text[:at], text[at:]
+
+
+def _tells(model: Loaded, text: str, how: How) -> bool:
+    """Whether a text is long enough to compare models on."""
+    return len(model.tokenizer.encode(text, encode_special=how.encode_special)) >= 2 * how.chunk
+
+
+def _verdict(model: Loaded, made: Improved, output: Path, text: str, unseen: bool, how: How) -> Verdict | None:
+    """None where the text is too short to tell."""
+    if not _tells(model, text, how):
         return None
+    result = load(output, context_length=how.chunk, logits_rows=4 * how.chunk)
     try:
-        return judge(model, result, text, made.folded, encode_special=how.encode_special)
+        return replace(judge(model, result, text, made.folded, encode_special=how.encode_special), unseen=unseen)
     finally:
         result.settle()
         assert result.sources.gguf is not None
@@ -123,6 +136,8 @@ def _by_budget(
     choices = {name: options for name, options in found.choices.items() if name not in stated}
     fixed = sum(t.nbytes for t in plan.tensors if t.name not in choices)
     total = how.nbytes if how.nbytes is not None else int(plan.n_parameters * (how.bits_per_weight or 0) / 8)
+    if fixed > total:
+        raise ConfigError(f"{plan.model}: what is plain, kept or stated takes {fixed:,} bytes, and {total:,} are allowed for all. Allow more, or state less.")  # fmt: skip
     return allot(choices, total - fixed)
 
 
@@ -149,8 +164,11 @@ def _original(plan: ConversionPlan, output: Path, progress: Callable[[int, int],
     if plan.model.is_file():
         yield plan.model
         return
-    temporary = output.with_name(f".{output.name[:40]}.{os.urandom(4).hex()}.gguf")
+    temporary = output.with_name(
+        f".{output.name[:40]}.floats.gguf"
+    )  # of one name, so that what a killed run left goes with the next
     try:
+        temporary.unlink(missing_ok=True)
         plain = tuple(replace(t, type=_plain_type(t), importance=None) for t in plan.tensors)
         write(replace(plan, tensors=plain), temporary, progress=progress)
         yield temporary

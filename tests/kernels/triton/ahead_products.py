@@ -51,7 +51,7 @@ def calls(arch):
     yield (
         "gathered",
         partial(multiply.embedding, torch.empty(4, dtype=torch.int32, device="meta"), weight("Q5_K", 14336, 4096)),
-        {**FEW, "exact": True},
+        {**FEW, "exact": ["rows_kernel"]},
     )
     yield "heads", partial(multiply.per_head, floats(1, 128, 512), weight("Q8_0", 128, 128, 512)), FEW
     yield "Q6_K, 20 tokens, exact", one("Q6_K", 20, "exact"), MANY

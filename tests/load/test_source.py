@@ -151,6 +151,12 @@ def test_a_folder_in_a_folder(demo, tmp_path):
     assert resolve(tmp_path).gguf.path == tmp_path / "Q8_0/model.gguf"
 
 
+def test_what_a_killed_conversion_left_is_no_model(demo, tmp_path):
+    shutil.copy(demo, tmp_path / ".model-Q4_K_M.gguf.floats.gguf")
+    shutil.copy(demo, tmp_path / "model.gguf")
+    assert resolve(tmp_path).gguf.path == tmp_path / "model.gguf"
+
+
 def test_two_models_in_one_folder(demo, tmp_path, make):
     shutil.copy(demo, tmp_path / "model-Q8_0.gguf")
     shutil.copy(demo, tmp_path / "model-Q4_K_M.gguf")

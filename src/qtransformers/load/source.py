@@ -157,7 +157,7 @@ def companion(gguf: GGUFFile) -> str | None:
 
 def _only_model(folder: Path) -> Path:
     """The one model in a folder or its subfolders; LoadError lists them when there are several."""
-    found = [p for pattern in ("*", "*/*") for p in sorted(folder.glob(pattern)) if p.suffix.lower() == ".gguf" and p.is_file()]  # fmt: skip
+    found = [p for pattern in ("*", "*/*") for p in sorted(folder.glob(pattern)) if p.suffix.lower() == ".gguf" and p.name[0] != "." and p.is_file()]  # fmt: skip
     pointers: list[Path] = []
     models: list[Path] = []
     others: list[str] = []

@@ -101,7 +101,7 @@ def test_verbose_tells_memory_and_speed_on_stderr(capsys):
     assert main(["run", "demo", ASK, "--temp", "0", "-v"]) == 0
     out, err = capsys.readouterr()
     assert out == ANSWER
-    assert "weights 3.73 MiB (mapped, not copied)" in err and "temperature=0.0" in err
+    assert "weights 2.22 MiB (mapped, not copied)" in err and "temperature=0.0" in err
     assert "12 tokens of prompt at " in err and "B/s of weights)" in err
 
 

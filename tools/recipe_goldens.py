@@ -84,7 +84,7 @@ def described(config):
 
 
 def make(folder: Path) -> None:
-    from qtransformers.convert.recipes import RECIPES, is_kept
+    from qtransformers.convert.recipes import RECIPES, policies
     from qtransformers.gguf.encode import TensorSpec, plan_file
     from qtransformers.types import BY_NAME
 
@@ -97,7 +97,10 @@ def make(folder: Path) -> None:
         metadata = {
             k: np.uint32(v) if type(v) is int else np.float32(v) if type(v) is float else v for k, v in metadata.items()
         }
-        specs = [TensorSpec(n, tuple(s), BY_NAME["F32" if is_kept(n, s) else "F16"]) for n, s in shapes.items()]
+        policy_of = policies(shapes, metadata["general.architecture"])
+        specs = [
+            TensorSpec(n, tuple(s), BY_NAME["F32" if policy_of[n] == "keep" else "F16"]) for n, s in shapes.items()
+        ]
         plan = plan_file(metadata, specs, 32, name)
         with (folder / f"{name}.gguf").open("wb") as f:
             f.write(plan.header)

@@ -1,9 +1,19 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from convert.packing import shapes_unpacked, unpacked
-from qtransformers.convert.recipes import RECIPES, is_kept, needs_importance, recipe_of, that_fits, types_for
+from qtransformers.archs import ALL, SPECS, TensorSpec
+from qtransformers.convert.recipes import (
+    RECIPES,
+    needs_importance,
+    policies,
+    policy_by_name,
+    recipe_of,
+    that_fits,
+    types_for,
+)
 from qtransformers.errors import ConfigError
 from qtransformers.types import BY_NAME
 
@@ -28,10 +38,31 @@ def test_every_type_per_tensor_is_llama_quantizes(goldens):
     assert compared > 150_000 and len(goldens) == 22
 
 
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.id)
+def test_specs_say_what_names_say(spec):
+    """llama-quantize goes by names; a spec's column must come to the same, for every tensor that may have a type."""
+    rows = [t for t in (*spec.tensors, *spec.layer_tensors) if len(t.shape) > 1]
+    assert {t.name: t.policy for t in rows} == {t.name: policy_by_name(t.name.format(i=0) + t.suffix) for t in rows}
+    vectors = [t for t in (*spec.tensors, *spec.layer_tensors) if len(t.shape) == 1]
+    assert vectors and {t.policy for t in vectors} == {"keep"}
+
+
 def test_what_stays_as_it_is():
-    assert is_kept("blk.0.ffn_gate_inp.weight", (8, 64)) and is_kept("blk.0.attn_norm.weight", (64,))
-    assert is_kept("blk.0.ffn_up_exps.bias", (8, 64)) and is_kept("blk.0.x.weight", (1, 64))
-    assert is_kept("position_embd.weight", (512, 64)) and not is_kept("token_embd.weight", (512, 64))
+    shapes = {"blk.0.ffn_up_exps.bias": (8, 64), "blk.0.x.weight": (1, 64), "blk.0.x_norm.weight": (8, 64), "blk.0.y.weight": (8, 64)}  # fmt: skip
+    assert list(policies(shapes, "unheard-of").values()) == ["keep", "keep", "keep", "other"]
+
+
+def test_a_spec_comes_before_names(monkeypatch):
+    """What a spec keeps stays, what it raises is raised, under names that say nothing; other tensors go by theirs."""
+    said = {"blk.{i}.to_q": "keep", "blk.{i}.to_v": "attn_v", "blk.{i}.net.0.in": "other"}
+    rows = tuple(TensorSpec(name, name, ("n", "n"), "attn", quant=policy) for name, policy in said.items())
+    monkeypatch.setitem(SPECS, "new", replace(SPECS["llama"], id="new", layer_tensors=rows))
+    names = ("to_q", "to_v", "net.0.in", "attn_v", "x_norm")
+    shapes = {f"blk.7.{n}.weight": (512, 512) for n in names}
+    found = types_for("Q3_K_M", shapes, {"general.architecture": "new"})
+    assert [found[n] and found[n].name for n in shapes] == [None, "Q5_K", "Q3_K", "Q5_K", None]
+    found = types_for("Q3_K_M", shapes, {})
+    assert [found[n] and found[n].name for n in shapes] == ["Q3_K", "Q3_K", "Q3_K", "Q5_K", None]
 
 
 @pytest.mark.parametrize(
@@ -69,10 +100,10 @@ def test_numbers_of_a_model_may_be_lists():
 
 
 def test_what_is_noise_without_an_importance_matrix():
-    assert needs_importance("blk.0.attn_q.weight", BY_NAME["IQ2_XS"], "IQ2_XS")
-    assert not needs_importance("token_embd.weight", BY_NAME["IQ2_XS"], "IQ2_XS")
-    assert needs_importance("blk.0.attn_q.weight", BY_NAME["Q2_K"], "Q2_K_S")
-    assert not needs_importance("blk.0.attn_q.weight", BY_NAME["Q2_K"], "Q2_K")
+    assert needs_importance("attn_q", BY_NAME["IQ2_XS"], "IQ2_XS")
+    assert not needs_importance("embed", BY_NAME["IQ2_XS"], "IQ2_XS")
+    assert needs_importance("attn_q", BY_NAME["Q2_K"], "Q2_K_S")
+    assert not needs_importance("attn_q", BY_NAME["Q2_K"], "Q2_K")
 
 
 def test_names_in_any_case_and_their_short_forms():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ Bias = Literal["never", "optional", "required"]
 Absent = Literal["error", "none"]
 Agreement = Literal["equal", "at_most", "free"]
 Grade = Literal["error", "unsupported", "warning"]
+Policy = Literal["keep", "embed", "output", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "other"]  # fmt: skip
 
 REMAKE = "The file is damaged or was made by a faulty tool: convert the model again"
 IGNORED_KEYS = (
@@ -37,6 +39,8 @@ HARMLESS: Mapping[str, Callable[[Any, Mapping[str, Any]], bool]] = {
     ),
     **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale"), lambda value, h: value in (0, 1)),
 }  # fmt: skip
+KEPT_ROLES = ("norm", "position", "rope", "router", "state")  # small, or the maths hangs on it
+FUSED = {"attn_qkv": "attn_v", "attn_kv_b": "attn_v"}  # what holds values is as sensitive as they are
 FromConfig = Callable[[Mapping[str, Any]], Any]
 When = Callable[[Mapping[str, Any], int], bool]
 INT_LIMIT = 2**31 - 1
@@ -119,6 +123,18 @@ class TensorSpec:
     from_config: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = (
         None  # (config, hparams) -> array or None
     )
+    quant: Policy | None = None  # see `policy`, where role and attribute do not say it
+
+    @property
+    def policy(self) -> Policy:
+        """The row of a recipe that its type follows; `keep`: it stays as it is, whatever the type of the file."""
+        if self.quant:
+            return self.quant
+        if self.role in KEPT_ROLES or len(self.shape) < 2:
+            return "keep"
+        part = "_".join(self.attr.split("_")[:2]) if self.attr.startswith("ffn_") else self.attr  # of experts too
+        row = self.role if self.role in ("embed", "output") else FUSED.get(part, part)
+        return cast(Policy, row) if row in get_args(Policy) else "other"
 
 
 @dataclass(frozen=True)
@@ -194,6 +210,11 @@ class ArchSpec:
         str, ...
     ] = ()  # weights whose columns take no scale from the rows before: what is between is not linear
     ignored_keys: tuple[str, ...] = ()  # metadata without `<arch>.` that changes nothing
+
+    @cached_property
+    def policies(self) -> Mapping[str, Policy]:
+        """The quantisation policy of every weight, by its name with `{i}` for any number that stands alone."""
+        return {unnumbered(t.name + t.suffix): t.policy for t in (*self.tensors, *self.layer_tensors)}
 
     def slots(self, hparams: Mapping[str, Any]) -> Iterator[Slot]:
         """Every tensor a model of these hyperparameters may have, in the order of the forward pass."""
@@ -379,6 +400,11 @@ def _expected(p: HParam) -> str:
     low = f" of at least {p.minimum:g}" if p.minimum is not None else ""
     high = p.maximum if p.maximum is not None else INT_LIMIT if p.kind is int else None
     return what + low + (f" and at most {high:.10g}" if high is not None else "")
+
+
+def unnumbered(name: str) -> str:
+    """A tensor's name with `{i}` for its layer and other numbers that stand alone."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name)
 
 
 def dimension(expression: str, hparams: Mapping[str, Any]) -> int:

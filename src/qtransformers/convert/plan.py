@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.checks import shown
-from qtransformers.convert.recipes import RECIPES, needs_importance, recipe_of, types_for
+from qtransformers.convert.recipes import RECIPES, needs_importance, policies, recipe_of, types_for
 from qtransformers.convert.sources import Changed, Lying, Source, Values
 from qtransformers.errors import ConfigError, UnsupportedError
 from qtransformers.types import BY_NAME, QuantType
@@ -149,7 +149,7 @@ def typed(
         done.append(replace(t, type=type_, importance=_importance_of(t, type_, importance), stated=stated or kept_so))
     if importance is not None:
         _say_uncovered(done, importance)
-    _check_encodable(done, name, force)
+    _check_encodable(done, policies(shapes, str(metadata.get("general.architecture", ""))), name, force)
     anew = [t.name for t in done if t.type.is_quantized and not t.packed and _was_packed(t)]
     if anew:
         warnings.warn(
@@ -228,12 +228,12 @@ def _say_uncovered(targets: Iterable[Target], importance: Importance) -> None:
         )
 
 
-def _check_encodable(targets: Iterable[Target], file_type: str, force: bool) -> None:
+def _check_encodable(targets: Iterable[Target], policy_of: Mapping[str, str], file_type: str, force: bool) -> None:
     """That every type can be made, and is worth it."""
     blind = [
         t.name
         for t in targets
-        if t.importance is None and t.type is not t.stored and needs_importance(t.name, t.type, file_type)
+        if t.importance is None and t.type is not t.stored and needs_importance(policy_of[t.name], t.type, file_type)
     ]
     if blind and not force:
         raise ConfigError(

@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qtransformers.archs import SPECS
+from qtransformers.archs.spec import unnumbered
 from qtransformers.errors import ConfigError
 from qtransformers.types import BY_NAME, QuantType
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in its model a tensor stands: the i-th of the n of its kind."""
+    """Where in its model a tensor stands: the i-th of the n of its policy."""
 
     i: int
     n: int
-    count: int  # how many of its kind came before; a mixture of experts has several a layer, and `i` is the layer
+    count: int  # how many of its policy came before; a mixture of experts has several a layer, and `i` is the layer
     grouped: bool  # at least four query heads share a KV head
     n_experts: int  # 0 in a dense model
     importance: bool  # an importance matrix is at hand
@@ -94,7 +96,7 @@ def seeing(when: When) -> When:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A file type: its number (general.file_type), the type of most tensors, and the rules of those that differ, by kind."""
+    """A file type: its number (general.file_type), the type of most tensors, and the rules of those that differ, by policy."""
 
     id: int
     base: str
@@ -192,17 +194,18 @@ RECIPES: dict[str, Recipe] = {
 }  # fmt: skip
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
 
-# Kinds by what stands in a tensor's name, the first that does
-_KINDS = (
+# Policies of architectures that have no spec, by what stands in a tensor's name, the first that does
+_BY_NAME = (
     ("attn_qkv.weight", "attn_v"), ("attn_kv_b.weight", "attn_v"), ("attn_v.weight", "attn_v"), ("attn_k.weight", "attn_k"),
     ("attn_q.weight", "attn_q"), ("attn_output.weight", "attn_output"), ("ffn_up", "ffn_up"), ("ffn_gate", "ffn_gate"), ("ffn_down", "ffn_down"),
 )  # fmt: skip
-_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
-_OUTPUT = "output.weight"
-_BY_LAYER = ("ffn_down", "ffn_gate", "ffn_up")  # kinds that llama.cpp counts by layer, whatever there is of them
+_WHOLE = {
+    "token_embd.weight": "embed", "per_layer_token_embd.weight": "embed", "output.weight": "output",
+    "position_embd.weight": "keep", "token_types.weight": "keep",
+}  # fmt: skip
+_BY_LAYER = ("ffn_down", "ffn_gate", "ffn_up")  # what llama.cpp counts by layer, whatever there is of them
 
 # What stays as it is: small, or the maths hangs on it
-_KEPT_NAMES = ("position_embd.weight", "token_types.weight")
 _KEPT = (
     "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel", "per_layer_model_proj", "ssm_conv1d",
     "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight", "attn_rel_b.weight",
@@ -230,15 +233,35 @@ def recipe_of(file_type: str) -> tuple[str, Recipe]:
     return name, RECIPES[name]
 
 
-def is_kept(name: str, shape: Sequence[int]) -> bool:
-    """Whether a tensor of this name and shape stays as it is whatever the file's type."""
-    dims = next((len(shape) - i for i, size in enumerate(shape) if size > 1), 0)
-    return dims < 2 or not name.endswith("weight") or name in _KEPT_NAMES or any(part in name for part in _KEPT)
+def policies(shapes: Mapping[str, Sequence[int]], architecture: str) -> dict[str, str]:
+    """The row of a recipe that each tensor follows, `keep` for what stays as it is whatever the file's type.
+
+    The architecture's spec says it; of architectures without one, and of tensors that theirs does not know, the name.
+    """
+    spec = SPECS.get(architecture)
+    known: Mapping[str, str] = spec.policies if spec else {}
+
+    def policy(name: str, shape: Sequence[int]) -> str:
+        dims = next((len(shape) - i for i, size in enumerate(shape) if size > 1), 0)
+        if dims < 2 or not name.endswith("weight"):
+            return "keep"
+        return known.get(unnumbered(name)) or policy_by_name(name)
+
+    return {name: policy(name, shape) for name, shape in shapes.items()}
 
 
-def needs_importance(name: str, type: QuantType, file_type: str) -> bool:
+def policy_by_name(name: str) -> str:
+    """The row of a recipe for a matrix of which nothing but the name is known."""
+    if name in _WHOLE:
+        return _WHOLE[name]
+    if any(part in name for part in _KEPT):
+        return "keep"
+    return next((policy for part, policy in _BY_NAME if part in name), "other")
+
+
+def needs_importance(policy: str, type: QuantType, file_type: str) -> bool:
     """Whether a tensor in this type is of no use without an importance matrix."""
-    if name in (*_EMBEDDINGS, _OUTPUT):
+    if policy in ("embed", "output"):
         return False
     return type.name in _NEED_IMPORTANCE or (type.name == "Q2_K" and file_type == "Q2_K_S")
 
@@ -275,45 +298,40 @@ def types_for(
     seventy = _SEVENTY.get(arch) == n_layers and (arch != "llama" or heads != kv_heads)
     instead: Mapping[str, Rules] = {"attn_output": (), **recipe.falcon} if arch == "falcon" and not recipe.low else {}
     rules = {**recipe.rules, **instead}
-    n_of = {**Counter(map(kind_of, shapes)), **dict.fromkeys(_BY_LAYER, n_layers)}
+    policy_of = policies(shapes, arch)
+    has_output = "output" in policy_of.values()
+    n_of = {**Counter(policy_of.values()), **dict.fromkeys(_BY_LAYER, n_layers)}
     counts: Counter[str] = Counter()
     found: dict[str, QuantType | None] = {}
 
     def by_recipe(name: str, shape: Sequence[int]) -> QuantType:
-        kind = kind_of(name)
-        if name == _OUTPUT or (name in _EMBEDDINGS and _OUTPUT not in shapes):
+        policy = policy_of[name]
+        if policy == "output" or (policy == "embed" and not has_output):
             return BY_NAME["Q8_0" if arch == "falcon" or shape[-1] % recipe.type.block_size else recipe.output]
         if recipe.base == "MXFP4":
             return recipe.type if len(shape) > 2 and shape[0] > 1 else BY_NAME["Q8_0"]
-        if name in _EMBEDDINGS:
+        if policy == "embed":
             return BY_NAME[recipe.embed or recipe.base]
-        count, counts[kind] = counts[kind], counts[kind] + 1
+        count, counts[policy] = counts[policy], counts[policy] + 1
         layer = re.match(r"blk\.(\d+)\.", name)
-        i = int(layer[1]) if layer and n_experts > 1 and kind in _BY_LAYER else count
-        place = Place(i, n_of[kind], count, is_grouped, n_experts, importance)
-        if n_experts == 8 and kind in ("attn_v", "attn_k") and not recipe.low:
+        i = int(layer[1]) if layer and n_experts > 1 and policy in _BY_LAYER else count
+        place = Place(i, n_of[policy], count, is_grouped, n_experts, importance)
+        if n_experts == 8 and policy in ("attn_v", "attn_k") and not recipe.low:
             return BY_NAME["Q8_0"]
-        chosen = next((type for type, when in rules.get(kind, ()) if when(place)), recipe.base)
-        if seventy and kind == "attn_v" and not recipe.low and chosen in ("Q3_K", "Q4_K"):
+        chosen = next((type for type, when in rules.get(policy, ()) if when(place)), recipe.base)
+        if seventy and policy == "attn_v" and not recipe.low and chosen in ("Q3_K", "Q4_K"):
             chosen = "Q5_K"
         return BY_NAME[chosen]
 
     for name in sorted(shapes, key=_in_order):
         shape = shapes[name]
-        if is_kept(name, shape):
+        if policy_of[name] == "keep":
             found[name] = None
             continue
         stated = next((type for pattern, type in patterns if pattern.search(name)), None)
         chosen = stated or (by_recipe(name, shape) if recipe.type.is_quantized else recipe.type)
         found[name] = that_fits(chosen, shape[-1])
     return found
-
-
-def kind_of(name: str) -> str:
-    """What part a tensor plays, as far as recipes tell them apart."""
-    if name == _OUTPUT or name in _EMBEDDINGS:
-        return name
-    return next((kind for part, kind in _KINDS if part in name), "other")
 
 
 def plain_type(type: str) -> QuantType:

@@ -39,7 +39,7 @@ HARMLESS: Mapping[str, Callable[[Any, Mapping[str, Any]], bool]] = {
     ),
     **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale"), lambda value, h: value in (0, 1)),
 }  # fmt: skip
-KEPT_ROLES = ("norm", "position", "rope", "router", "state")  # small, or the maths hangs on it
+KEPT_ROLES = ("norm", "parameter", "position", "rope", "router", "state")  # small, or the maths hangs on it
 FUSED = {"attn_qkv": "attn_v", "attn_kv_b": "attn_v"}  # what holds values is as sensitive as they are
 FromConfig = Callable[[Mapping[str, Any]], Any]
 When = Callable[[Mapping[str, Any], int], bool]
@@ -89,6 +89,9 @@ class HParam:
     of_layers: Callable[[Sequence[Any]], Any] | None = (
         None  # what an array with one value a layer says, where it may differ
     )
+    derive: Callable[[Any], Any] | None = (
+        None  # diffusion: what the shapes of a file's tensors say (archs.diffusion.shapes); None where they do not
+    )
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,9 @@ class TensorSpec:
     from_config: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = (
         None  # (config, hparams) -> array or None
     )
+    repeat: Mapping[str, str] = field(default_factory=dict)  # diffusion: letters in the name -> how many, symbolic
+    original: str = ""  # diffusion: where the layout it was published in has it (archs.diffusion.spec.Origin)
+    original_suffix: str = ".weight"  # of the weight's name there
     quant: Policy | None = None  # see `policy`, where role and attribute do not say it
 
     @property

@@ -41,7 +41,7 @@ MAX_LAYERS, MAX_EXPERTS = 512, 1024  # as llama.cpp
 DIFFUSION = frozenset(
     {
         "aura", "auraflow", "chroma", "cosmos", "flux", "flux2", "hidream", "hunyuan_video", "hyvid", "lumina2", "ltxv",
-        "mochi", "omnigen2", "pig", "pixart", "qwen_image", "sana", "sd1", "sd2", "sd3", "sdxl", "wan", "z_image",
+        "mochi", "omnigen2", "pig", "cow", "dit", "", "pixart", "qwen_image", "sana", "sd1", "sd2", "sd3", "sdxl", "wan", "z_image",
     }
 )  # fmt: skip
 NAME_BYTES, DIMENSIONS = 63, 4

@@ -8,18 +8,21 @@ from collections.abc import Iterator
 from qtransformers.archs.spec import Grade, Problem
 
 LAYER = re.compile(r"\bblk\.(\d+)\.")
+ANY_LAYER = re.compile(r"(?<=\.)(\d+)(?=\.)")  # the first number within a name, where layers have no common prefix
 
 
 class Findings:
     """What is wrong with which tensors."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: re.Pattern[str] = LAYER) -> None:
+        self._pattern = layer
         self._layers: dict[tuple[str, str, Grade], list[int]] = {}
 
     def add(self, name: str, text: str, grade: Grade = "error") -> None:
         """A finding on one tensor; equal ones of other layers join it."""
-        found = LAYER.search(name)
-        self._layers.setdefault((template(name), text, grade), []).append(int(found[1]) if found else -1)
+        found = self._pattern.search(name)
+        key = name[: found.start(1)] + "{i}" + name[found.end(1) :] if found else name
+        self._layers.setdefault((key, text, grade), []).append(int(found[1]) if found else -1)
 
     def problems(self) -> Iterator[Problem]:
         """One problem for each name and text, its layers as ranges: `blk.0-3,7.attn_q.weight is missing`."""

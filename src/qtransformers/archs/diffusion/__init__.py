@@ -1,0 +1,13 @@
+"""The diffusion transformers, by the name a GGUF file gives them."""
+
+from __future__ import annotations
+
+from qtransformers.archs.diffusion import auraflow
+from qtransformers.archs.diffusion.shapes import Shapes
+from qtransformers.archs.diffusion.spec import LAYOUTS, Declared, DiffusionSpec, Layout, Marks, Origin, stripped
+
+# The order counts where marks of one are among the tensors of another: the more particular first
+ALL: tuple[DiffusionSpec, ...] = (auraflow.SPEC,)
+SPECS: dict[str, DiffusionSpec] = {name: spec for spec in ALL for name in (spec.id, *spec.aliases)}
+
+__all__ = ["ALL", "LAYOUTS", "SPECS", "Declared", "DiffusionSpec", "Layout", "Marks", "Origin", "Shapes", "stripped"]

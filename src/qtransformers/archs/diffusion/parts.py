@@ -1,0 +1,68 @@
+"""Rows that diffusion specs are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qtransformers.archs.spec import Bias, HParam, TensorSpec, When
+
+I: Mapping[str, str] = {}
+
+
+def setting(
+    name: str, default: Any = None, *, kind: type = int, derive: Callable[[Any], Any] | None = None,
+    required: bool = False, minimum: float | None = 1, maximum: float | None = 2**20, choices: tuple[Any, ...] = (),
+) -> HParam:  # fmt: skip
+    """A keyword argument of the class; without `derive` no tensor shows it, and `required` has it asked for by name.
+
+    `kind` tuple is a list of whole numbers. A default is one that every published model has.
+    """
+    bounds = (minimum, maximum) if kind in (int, float, tuple) else (None, None)
+    return HParam(name, name, kind, default, required, *bounds, choices=choices, derive=derive)
+
+
+def linear(
+    name: str, out: str, width: str, original: str = "", *, bias: Bias = "required", role: str = "linear",
+    repeat: Mapping[str, str] = I, when: When | None = None, on_absent: str = "error",
+) -> TensorSpec:  # fmt: skip
+    """A matrix `[out, width]` of a linear layer."""
+    return TensorSpec(name, name, (out, width), role, bias, on_absent, original=original, repeat=repeat, when=when)
+
+
+def norm(
+    name: str, size: str, original: str = "", *, bias: Bias = "never", suffix: str = ".weight",
+    repeat: Mapping[str, str] = I, when: When | None = None, on_absent: str = "error",
+) -> TensorSpec:  # fmt: skip
+    """The weight `[size]` of a norm; `suffix` is that of the original layout."""
+    return TensorSpec(name, name, (size,), "norm", bias, on_absent, original=original, original_suffix=suffix, repeat=repeat, when=when)  # fmt: skip
+
+
+def conv(
+    name: str, out: str, width: str, kernel: tuple[int | str, ...], original: str = "", *, bias: Bias = "required",
+    repeat: Mapping[str, str] = I, when: When | None = None,
+) -> TensorSpec:  # fmt: skip
+    """The weight `[out, width, *kernel]` of a convolution."""
+    return TensorSpec(name, name, (out, width, *map(str, kernel)), "conv", bias, original=original, repeat=repeat, when=when)  # fmt: skip
+
+
+def embedding(name: str, n: str, width: str, original: str = "", *, repeat: Mapping[str, str] = I, when: When | None = None) -> TensorSpec:  # fmt: skip
+    """A table `[n, width]` whose rows are looked up."""
+    return TensorSpec(name, name, (n, width), "embed", original=original, repeat=repeat, when=when)
+
+
+def parameter(
+    name: str, *shape: str, original: str = "", repeat: Mapping[str, str] = I, when: When | None = None, on_absent: str = "error",
+) -> TensorSpec:  # fmt: skip
+    """A parameter `[*shape]` of its own, not of a layer: kept in high precision."""
+    return TensorSpec(name, name, shape, "parameter", "never", on_absent, suffix="", original=original, original_suffix="", repeat=repeat, when=when)  # fmt: skip
+
+
+def times(a: int | None, b: int | None) -> int | None:
+    """Their product, None where one is unknown."""
+    return None if a is None or b is None else a * b
+
+
+def over(a: int | None, b: int | None) -> int | None:
+    """`a` over `b` where that is whole, else None."""
+    return None if not a or not b or a % b else a // b

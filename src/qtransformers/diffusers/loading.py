@@ -1,0 +1,172 @@
+"""A diffusion transformer of diffusers with the weights of a GGUF file: the class from a plan, its layers over the file's map."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import diffusers
+import numpy as np
+import torch
+from torch import nn
+
+from qtransformers.errors import ConfigError, LoadError, UnsupportedError
+from qtransformers.gguf import GGUFFile
+from qtransformers.kernels.table import ACCURACY, check_accuracy
+from qtransformers.load.diffusion import DiffusionPlan, Part, plan_diffusion
+from qtransformers.load.hub import Hub
+from qtransformers.settings import Settings
+from qtransformers.tensor import QTensor
+from qtransformers.torch import QuantEmbedding, QuantLinear, QuantWeight
+from qtransformers.torch.loading import _device, _dtype, _sent, set_tensor
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's weights came from."""
+
+    plan: DiffusionPlan
+
+
+def load_transformer(
+    gguf_path: str | Path,
+    config: Mapping[str, Any] | str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+    accuracy: str = ACCURACY,
+    settings: Settings | None = None,
+    hub: Hub | None = None,
+) -> Any:
+    """The class of diffusers that a GGUF file is of, with its quantised weights, which stay in the file's map on the CPU.
+
+    Its config comes from `config` (settings, a config.json, a folder with one, or a Hub id), the file's own annotations, the
+    shapes of its tensors, or a published model of just these shapes; a setting that none of them tells is asked for by name.
+    `dtype` is that of norms, biases and activations (float32 on the CPU, else bfloat16); `accuracy` that of products.
+
+    Biases are exactly the file's. LoadError or UnsupportedError with everything that is wrong with file or config, ConfigError for
+    an argument; then nothing is loaded.
+    """
+    check_accuracy(accuracy)
+    device = _device(device)
+    kind = _dtype(dtype, device)
+    gguf = GGUFFile(gguf_path)
+    given, name = read_config(config, settings, hub)
+    plan = plan_diffusion(gguf, given, name)
+    for text in plan.warnings:
+        warnings.warn(text, stacklevel=2)
+    model = build(plan)
+    fill(model, plan, kind, accuracy)
+    model.requires_grad_(False)
+    model.eval()
+    model.gguf = Origin(plan)
+    return model if device.type == "cpu" else _sent(model, device)
+
+
+def read_config(
+    config: Mapping[str, Any] | str | Path | None, settings: Settings | None = None, hub: Hub | None = None
+) -> tuple[Mapping[str, Any] | None, str]:
+    """The settings that a caller gives, and what to call them in messages."""
+    if config is None or isinstance(config, Mapping):
+        return config, "config="
+    from qtransformers.load.config import read_json
+
+    path = Path(config)
+    for file in (path, path / "config.json", path / "transformer" / "config.json", path / "unet" / "config.json"):
+        if file.is_file():
+            return read_json(file), str(file)
+    raise ConfigError(
+        f"config={str(config)!r}: no config.json there. Pass the folder of the model's transformer, or its settings."
+    )
+
+
+def build(plan: DiffusionPlan) -> Any:
+    """The class that a plan is for, its parameters without memory; UnsupportedError where diffusers has none, or another one."""
+    version = diffusers.__version__
+    made = getattr(diffusers, plan.spec.class_name, None)
+    if made is None:
+        raise UnsupportedError(f"{plan.file}: diffusers {version} has no {plan.spec.class_name}. Update it: pip install -U 'qtransformers[diffusers]'.")  # fmt: skip
+    known = inspect.signature(made.__init__).parameters
+    if strange := sorted(set(plan.extra) - set(known)):
+        warnings.warn(f"{plan.file}: {made.__name__} of diffusers {version} knows no setting {', '.join(strange)}; left out", stacklevel=3)  # fmt: skip
+    options = {**plan.extra, **plan.config}
+    try:
+        with accelerate.init_empty_weights(include_buffers=False):
+            return made(**{k: v for k, v in options.items() if k in known})
+    except Exception as e:  # whatever a class says to settings that are not its own
+        raise UnsupportedError(f"{plan.file}: diffusers {version} cannot build {made.__name__} of its settings ({type(e).__name__}: {e}). Pass the config of this model.") from e  # fmt: skip
+
+
+def fill(model: nn.Module, plan: DiffusionPlan, dtype: torch.dtype, accuracy: str = ACCURACY) -> None:
+    """Give a model that has no memory its weights; LoadError with all that do not fit, and nothing changed."""
+    modules = dict(model.named_modules())
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    parts = {part.name: part for part in plan.parts}
+    problems, layers, plain = [], {}, {}
+    for name, part in parts.items():
+        path, _, own = name.rpartition(".")
+        module = modules.get(path)
+        if module is None or (name not in state and not (own == "bias" and type(module) is nn.Linear)):
+            problems.append(f"{part.tensor.name} has no place: {type(model).__name__} has no {name}")
+        elif name in state and tuple(state[name].shape) != part.declared.shape:
+            problems.append(f"{part.tensor.name} is {list(part.declared.shape)}; {name} of {type(model).__name__} is {list(state[name].shape)}")  # fmt: skip
+        elif own == "weight" and (make := LAYERS.get(type(module))):
+            layers[path] = (make, module, part)
+        elif not (own == "bias" and type(module) in LAYERS):
+            plain[name] = part
+    filled = {*parts, *(f"{path}.bias" for path in layers)}  # a layer has the biases of the file, and no others
+    missing = [name for name in dict(model.named_parameters()) if name not in filled]
+    problems += [f"{name} of {type(model).__name__} has no values in the file" for name in missing]
+    if problems:
+        raise LoadError("\n  ".join((f"{plan.file} does not fill {type(model).__name__}, {len(problems)} problems:", *problems[:40])))  # fmt: skip
+    for path, (make, module, part) in layers.items():
+        bias = parts.get(f"{path}.bias")
+        parent, _, own = path.rpartition(".")
+        setattr(
+            model.get_submodule(parent),
+            own,
+            make(module, part, None if bias is None else values(bias, dtype), dtype, accuracy),
+        )
+    for name, part in plain.items():
+        set_tensor(model, name, values(part, dtype))
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and name not in plain and name.rpartition(".")[2] not in ("blocks", "like"):
+            set_tensor(model, name, buffer.to(dtype))
+
+
+def _linear(module: Any, part: Part, bias: torch.Tensor | None, dtype: torch.dtype, accuracy: str) -> nn.Module:
+    tensor, order = rows(part)
+    return QuantLinear(QuantWeight(tensor, dtype, accuracy), bias, order)
+
+
+def _embedding(module: Any, part: Part, bias: torch.Tensor | None, dtype: torch.dtype, accuracy: str) -> nn.Module:
+    tensor, _ = rows(part)
+    return QuantEmbedding(QuantWeight(tensor, dtype, accuracy), module.padding_idx)
+
+
+LAYERS = {nn.Linear: _linear, nn.Embedding: _embedding}
+
+
+def rows(part: Part) -> tuple[QTensor, Any]:
+    """The tensor `[*shape]` of a part over the file's map, and the order of its rows where that is another (None: as they are)."""
+    tensor, shape = part.tensor, part.declared.shape
+    if not part.ranges:
+        return QTensor(tensor.name, tensor.type, shape, tensor.data, tensor.file), None
+    if len(part.ranges) == 1:
+        [(start, stop)] = part.ranges
+        width = tensor.nbytes // tensor.shape[0]
+        return QTensor(tensor.name, tensor.type, shape, tensor.data[start * width : stop * width], tensor.file), None
+    order = np.concatenate([np.arange(start, stop) for start, stop in part.ranges])
+    return tensor, order
+
+
+def values(part: Part, dtype: torch.dtype) -> torch.Tensor:
+    """The values `[*shape]` of a part, decoded."""
+    tensor, order = rows(part)
+    found = tensor.dequantize()
+    return torch.tensor((found if order is None else found[order]).reshape(part.declared.shape)).to(dtype)

@@ -1,0 +1,360 @@
+"""From a GGUF file of a diffusion transformer to a plan: which architecture, which settings, which tensor goes where.
+
+Only headers are read. Everything that is wrong is told in one report, and nothing is allocated before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from qtransformers.archs.diffusion import ALL, LAYOUTS, SPECS, Declared, DiffusionSpec, Layout, Shapes, stripped
+from qtransformers.archs.spec import BadValue, HParam, Hyperparameters, Problem, checked
+from qtransformers.checks import shown
+from qtransformers.errors import ConfigError, LoadError, UnsupportedError
+from qtransformers.gguf import GGUFFile
+from qtransformers.kernels.table import why_not
+from qtransformers.load.config import raise_problems
+from qtransformers.load.findings import ANY_LAYER, Findings
+from qtransformers.tensor import QTensor
+
+SCHEMA = 1  # of the annotations we write
+SCHEMA_KEY, CONFIG_KEY, LAYOUT_KEY = "qtransformers.schema", "qtransformers.config", "qtransformers.layout"
+ORIG_SHAPE = "comfy.gguf.orig_shape."
+FOREIGN = ("pig", "cow")  # general.architecture of tools that name none; empty names are alike
+OTHER = "Pass a file of this architecture, or convert the model again"
+LIST_LIMIT = 64  # longest list in a config worth a look
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A tensor of the class, and where its values lie: `tensor` whole, or its `ranges` of rows one after the other."""
+
+    declared: Declared
+    tensor: QTensor
+    ranges: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """In the class of diffusers."""
+        return self.declared.name
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionPlan:
+    """A load decided and checked, with nothing allocated yet."""
+
+    file: str
+    spec: DiffusionSpec
+    layout: Layout
+    config: Hyperparameters  # keyword arguments of the class, with their origins
+    extra: Mapping[str, Any]  # settings of a given config that the spec does not know
+    parts: tuple[Part, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the weights as stored."""
+        return sum({id(p.tensor): p.tensor.nbytes for p in self.parts}.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Detected:
+    """A file's architecture and layout, and its tensors by their names in that layout, in logical shapes."""
+
+    spec: DiffusionSpec
+    layout: Layout
+    tensors: Mapping[str, QTensor]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Logical shapes by name."""
+        return {name: t.shape for name, t in self.tensors.items()}
+
+
+def is_diffusion(gguf: GGUFFile) -> bool:
+    """Whether a file is of a diffusion transformer rather than a language model."""
+    said = gguf.metadata.get("general.architecture")
+    if isinstance(said, str) and said in SPECS:
+        return True
+    return said in (None, "", *FOREIGN) and any(_found(spec, _tensors(gguf)) for spec in ALL)
+
+
+def detect(gguf: GGUFFile) -> Detected:
+    """Which architecture and layout the file has, by names and logical shapes; UnsupportedError with the nearest ones."""
+    tensors = _tensors(gguf)
+    said = gguf.metadata.get("general.architecture")
+    first = [SPECS[said]] if isinstance(said, str) and said in SPECS else []
+    for spec in (*first, *(s for s in ALL if s not in first)):
+        if layout := _found(spec, tensors):
+            other = isinstance(said, str) and said not in ("", *FOREIGN) and spec not in first
+            notes = (
+                (f"{gguf.path}: general.architecture is {said!r}, but its tensors are those of {spec.title}",)
+                if other
+                else ()
+            )
+            return Detected(spec, layout, _renamed(spec, layout, tensors), notes)
+    raise UnsupportedError(f"{gguf.path} is no diffusion transformer that this version knows (general.architecture {shown(said)}, {len(tensors)} tensors).{_nearest_specs(tensors)}")  # fmt: skip
+
+
+def plan_diffusion(
+    gguf: GGUFFile, config: Mapping[str, Any] | None = None, config_file: str = "config"
+) -> DiffusionPlan:
+    """The plan of a file with the settings that `config`, the file's metadata, its shapes or published models give, in this order.
+
+    LoadError or UnsupportedError with everything that is wrong; ConfigError naming the settings that only a config can tell.
+    """
+    found = detect(gguf)
+    spec, file = found.spec, str(gguf.path)
+    settings, extra, problems = read_settings(found, file, annotated(gguf), config, config_file)
+    headline = f"{file} cannot be loaded as {spec.title}"
+    raise_problems(headline, problems)
+    parts, misfits = match(spec, found.layout, settings, found.tensors)
+    raise_problems(headline, [Problem(f"{file}: {p.text}", p.grade) for p in misfits])
+    notes = (p.text for p in (*problems, *misfits) if p.grade == "warning")
+    return DiffusionPlan(file, spec, found.layout, settings, extra, parts, (*found.warnings, *notes))
+
+
+def annotated(gguf: GGUFFile) -> dict[str, Any] | None:
+    """The config in a file that we wrote; LoadError where it is garbled, None where there is none."""
+    text = gguf.metadata.get(CONFIG_KEY)
+    if text is None:
+        return None
+    schema = gguf.metadata.get(SCHEMA_KEY)
+    if type(schema) is not int or schema > SCHEMA:
+        raise UnsupportedError(f"{gguf.path}: {SCHEMA_KEY} is {shown(schema)}; this version reads up to {SCHEMA}. Use a newer version of qtransformers.")  # fmt: skip
+    try:
+        config = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise LoadError(f"{gguf.path}: {CONFIG_KEY} is {shown(text)}; expected a JSON object. Convert the model again.")
+    return config
+
+
+def read_settings(
+    found: Detected, file: str, annotated: Mapping[str, Any] | None, given: Mapping[str, Any] | None, given_file: str
+) -> tuple[Hyperparameters, dict[str, Any], list[Problem]]:
+    """Settings with their origins, what the spec does not know of those given, and what is wrong with them."""
+    spec = found.spec
+    rows = () if callable(spec.tensors) else spec.tensors
+    shapes = Shapes(rows, found.layout, found.shapes)
+    said = [
+        (source, name)
+        for source, name in ((given, given_file), (annotated, f"{file}: {CONFIG_KEY}"))
+        if source is not None
+    ]
+    derived = {p.name: p.derive(shapes) for p in spec.hparams if p.derive}
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    problems: list[Problem] = []
+    for source, name in said:
+        theirs = source.get("_class_name")
+        if theirs is not None and theirs != spec.class_name:
+            problems.append(Problem(f"{name}: _class_name is {shown(theirs)}, but {file} has the tensors of {spec.class_name}. They belong to different models: pass the config of this one."))  # fmt: skip
+    for p in spec.hparams:
+        own = derived.get(p.name)
+        for source, name in said:
+            if source.get(p.name) is None:
+                continue
+            try:
+                value = setting_value(p, source[p.name])
+            except BadValue as e:
+                problems.append(e.problem(f"{name}: {p.name}", "Pass the config of this model"))
+                break
+            if own is not None and value != own:
+                problems.append(Problem(f"{name}: {p.name} is {shown(value)}, but the tensors of {file} say {shown(own)}. They belong to different models: pass the config of this one."))  # fmt: skip
+            values.setdefault(p.name, value)
+            origins.setdefault(p.name, name)
+        if p.name not in values and own is not None:
+            try:
+                values[p.name], origins[p.name] = setting_value(p, own), "shapes"
+            except BadValue as e:
+                problems.append(e.problem(f"{file}: {p.name}, by the shapes of its tensors,", OTHER))
+    published = _published(spec, {k: v for k, v in values.items() if origins[k] == "shapes"})
+    missing = []
+    for p in spec.hparams:
+        if p.name in values or any(f": {p.name} " in problem.text for problem in problems):
+            continue
+        if published and p.name in published[1]:
+            values[p.name], origins[p.name] = published[1][p.name], f"published: {published[0]}"
+        elif p.default is not None and not p.required:
+            values[p.name], origins[p.name] = p.default(values) if callable(p.default) else p.default, "default"
+        elif p.required:
+            missing.append(p.name)
+        else:
+            problems.append(Problem(f"{file}: {p.name} cannot be told: the tensor that shows it is missing, or has another shape. {OTHER}."))  # fmt: skip
+    if missing and not problems:
+        raise ConfigError(f"{file}: no tensor shows {' and '.join(missing)} of {spec.title}, and the file does not say. Pass config= with {'it' if len(missing) == 1 else 'them'}, or the folder or Hub id of the model it was made from.")  # fmt: skip
+    if not problems and spec.check:
+        problems += (Problem(f"{file}: {p.text}. {OTHER}.", p.grade) for p in spec.check(values))
+    known = {p.name for p in spec.hparams}
+    extra = {k: v for source, _ in reversed(said) for k, v in source.items() if k not in known and not k.startswith("_") and k not in spec.ignored_config}  # fmt: skip
+    return Hyperparameters.frozen(values, origins), extra, problems
+
+
+def setting_value(p: HParam, value: Any) -> Any:
+    """The value as `p.kind` within bounds; BadValue."""
+    if p.kind is not tuple:
+        if isinstance(value, (list, tuple)):
+            raise BadValue(f"is {shown(value)}; expected one value")
+        return checked(p, value)
+    if not isinstance(value, (list, tuple)) or len(value) > LIST_LIMIT:
+        raise BadValue(f"is {shown(value)}; expected a list")
+    return tuple(_element(p, v) for v in value)
+
+
+def _element(p: HParam, value: Any) -> Any:
+    if (
+        isinstance(value, (list, tuple))
+        and len(value) <= LIST_LIMIT
+        and not any(isinstance(v, (list, tuple)) for v in value)
+    ):
+        return tuple(_element(p, v) for v in value)
+    in_range = type(value) in (str, bool) or (
+        type(value) in (int, float)
+        and (p.minimum is None or value >= p.minimum)
+        and (p.maximum is None or value <= p.maximum)
+    )
+    if not in_range:  # NaN fails too
+        raise BadValue(f"holds {shown(value)}; expected whole numbers" + (f" of at least {p.minimum:g}" if p.minimum is not None else ""))  # fmt: skip
+    return value
+
+
+def _published(spec: DiffusionSpec, derived: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """The published model that all derived sizes are those of."""
+    for name, variant in spec.variants.items():
+        if any(k in derived for k in variant) and all(derived.get(k, v) == v for k, v in variant.items()):
+            return name, variant
+    return None
+
+
+def match(
+    spec: DiffusionSpec, layout: Layout, settings: Mapping[str, Any], tensors: Mapping[str, QTensor]
+) -> tuple[tuple[Part, ...], list[Problem]]:
+    """Each tensor of the class with its rows in the file, and what does not fit."""
+    findings = Findings(ANY_LAYER)
+    parts: list[Part] = []
+    expected: dict[str, list[Declared]] = {}
+    for declared in spec.declared(settings):
+        if name := source_name(declared, layout):
+            expected.setdefault(name, []).append(declared)
+    strangers = [n for n in tensors if n not in expected and not any(re.fullmatch(u, n) for u in spec.unused)]
+    for name, sharers in expected.items():
+        tensor = tensors.get(name)
+        presence = max((d.presence for d in sharers), key=("never", "optional", "required").index)
+        shape = whole_shape(sharers, layout)
+        if tensor is None:
+            if presence == "required":
+                findings.add(
+                    name, f"is missing; expected {list(shape)}.{_nearest(name, strangers, 'the file')} {OTHER}."
+                )
+        elif presence == "never":
+            findings.add(name, f"is in the file, but {spec.title} has no bias there, and leaving it out would change the pictures. {OTHER}.")  # fmt: skip
+        elif _without_ones(tensor.shape) != _without_ones(shape):
+            findings.add(
+                name, f"is {list(tensor.shape)}; expected {list(shape)}.{_byte_shaped(tensor, shape)} {OTHER}."
+            )
+        elif reason := why_not("linear", tensor.type, "cpu"):
+            findings.add(name, f"cannot be used: {reason}. Use a file of another quantisation.", "unsupported")
+        else:
+            whole = QTensor(tensor.name, tensor.type, shape, tensor.data, tensor.file)
+            parts += (Part(d, whole, d.origin.ranges if layout == "original" and d.origin else ()) for d in sharers)
+    for name in strangers:
+        findings.add(name, f"is in the file, but {spec.title} has no such tensor.{_nearest(name, [n for n in expected if n not in tensors], f'what {spec.title} has')} {OTHER}.")  # fmt: skip
+    return tuple(parts), list(findings.problems())
+
+
+def source_name(declared: Declared, layout: Layout) -> str:
+    """Name of the tensor of a layout that holds it, "" where it has none."""
+    if layout == "diffusers":
+        return declared.name
+    return declared.origin.name if declared.origin else ""
+
+
+def whole_shape(sharers: Iterable[Declared], layout: Layout) -> tuple[int, ...]:
+    """Shape of the tensor that these share in a layout."""
+    first, *_ = sharers = list(sharers)
+    if layout == "diffusers" or first.origin is None or not first.origin.ranges:
+        return first.shape
+    return (max(stop for d in sharers if d.origin for _, stop in d.origin.ranges), *first.shape[1:])
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[next((i for i, n in enumerate(shape) if n != 1), len(shape)) :]
+
+
+def _byte_shaped(tensor: QTensor, shape: tuple[int, ...]) -> str:
+    if tensor.shape[:-1] == shape[:-1] and tensor.shape[-1] == tensor.type.row_bytes(shape[-1]) != shape[-1]:
+        return " The last size counts bytes, not values: a tool wrote packed blocks as plain bytes."
+    return ""
+
+
+def _nearest(name: str, candidates: Iterable[str], where: str) -> str:
+    close = get_close_matches(name, set(candidates), n=2, cutoff=0.75)
+    return f" Nearest in {where}: {', '.join(sorted(close))}." if close else ""
+
+
+def _tensors(gguf: GGUFFile) -> dict[str, QTensor]:
+    """Tensors by name without the prefix that tools put before all of them, in logical shapes."""
+    prefix = stripped(gguf.tensors)
+    found = {}
+    for info in gguf.tensors.infos():
+        shape = gguf.metadata.get(ORIG_SHAPE + info.name)
+        tensor = gguf.tensors[info.name]
+        if shape is not None:
+            logical = _logical(shape)
+            if math.prod(logical) != tensor.n_values:
+                raise LoadError(f"{gguf.path}: {ORIG_SHAPE}{info.name} is {shown(shape)}, but {info.name} has {tensor.n_values} values. The file is damaged: convert the model again.")  # fmt: skip
+            tensor = QTensor(tensor.name, tensor.type, logical, tensor.data, tensor.file)
+        found[info.name.removeprefix(prefix)] = tensor
+    return found
+
+
+def _logical(shape: Any) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in shape)
+    except (TypeError, ValueError):
+        return ()
+
+
+def _found(spec: DiffusionSpec, tensors: Mapping[str, QTensor]) -> Layout | None:
+    """The layout of this architecture that a file has."""
+    for layout in LAYOUTS:
+        shapes = {name: t.shape for name, t in _renamed(spec, layout, tensors).items()}
+        if any(marks.found(shapes) for marks in spec.marks.get(layout, ())):
+            return layout
+    return None
+
+
+def _renamed(spec: DiffusionSpec, layout: Layout, tensors: Mapping[str, QTensor]) -> Mapping[str, QTensor]:
+    if layout == "diffusers" or not spec.original_names:
+        return tensors
+    renamed = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in spec.original_names:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _nearest_specs(tensors: Mapping[str, QTensor]) -> str:
+    """The architectures that most of the file's names are of, and what they have that the file lacks."""
+    near = []
+    for spec in ALL:
+        for layout in LAYOUTS:
+            for marks in spec.marks.get(layout, ()):
+                lacking = [n for n in (*marks.all, *marks.shapes) if n not in tensors] + [
+                    f"no {n}" for n in marks.none if n in tensors
+                ]
+                share = 1 - len(lacking) / max(1, len(marks.all) + len(marks.shapes) + len(marks.none))
+                near.append((share, f"{spec.title} ({layout} layout) would need {', '.join(lacking)}"))
+    best = sorted((n for n in near if n[0] > 0), key=lambda n: -n[0])[:3]
+    told = "; ".join(text for _, text in best)
+    return f" Nearest: {told}." if told else f" Known are {', '.join(spec.title for spec in ALL)}."

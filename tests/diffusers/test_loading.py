@@ -1,0 +1,101 @@
+"""Whole tiny models through GGUF files: the pictures of diffusers' class, whatever the layout, and reports of what is wrong."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.cases import CASES
+from diffusion.files import error, model_of, original_layout, run, settings, write
+from qtransformers.archs.diffusion import SPECS
+from qtransformers.diffusers import load_transformer
+from qtransformers.errors import ConfigError, LoadError, UnsupportedError
+from qtransformers.torch import QuantWeight
+
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+AURA = next(case for case in CASES if case.id == "aura")
+
+
+def state_of(case, layout):
+    model = model_of(case)
+    if layout == "diffusers":
+        return model, model.state_dict()
+    if not case.original:
+        pytest.skip("published in the layout of diffusers")
+    return model, original_layout(SPECS[case.id], settings(case, model), model.state_dict())
+
+
+def told(case):
+    return {name: case.config[name] for name in case.told} or None
+
+
+@cases
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+def test_f32_files_give_the_same_picture(case, layout, tmp_path):
+    model, state = state_of(case, layout)
+    path = write(tmp_path / "m.gguf", case.id, state)
+    ours = load_transformer(path, told(case), accuracy="exact")
+    assert error(run(ours, case), run(model, case)) < 1e-5
+    for name, value in settings(case, model).items():
+        if value is not None and ours.gguf.plan.config.origins[name] != "default":
+            assert ours.config[name] == (tuple(value) if isinstance(ours.config[name], tuple) else value), name
+
+
+@cases
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+def test_quantised_files_are_off_by_what_their_type_costs(case, layout, tmp_path):
+    model, state = state_of(case, layout)
+    wanted = run(model, case)
+    for type, bound in case.quantised.items():
+        ours = load_transformer(write(tmp_path / f"{type}.gguf", case.id, state, type), told(case), accuracy="exact")
+        weights = [m for m in ours.modules() if isinstance(m, QuantWeight) and m.quant_type.name == type]
+        assert weights, "nothing was quantised"
+        assert all(np.shares_memory(w.blocks.numpy(), w.tensor.data) for w in weights)
+        off = error(run(ours, case), wanted)
+        assert 1e-4 < off < bound, f"{type}: {off}"
+
+
+@cases
+@pytest.mark.parametrize("arch", ["pig", "cow", ""])
+def test_files_that_name_no_architecture_are_known_by_their_tensors(case, arch, tmp_path):
+    model, state = state_of(case, "diffusers")
+    named = {f"model.diffusion_model.{name}": values for name, values in state.items()}
+    ours = load_transformer(write(tmp_path / "m.gguf", arch, named), told(case), accuracy="exact")
+    assert type(ours) is type(model)
+
+
+@cases
+def test_settings_that_no_tensor_shows_are_asked_for_by_name(case, tmp_path):
+    if not case.told:
+        pytest.skip("its tensors show all settings")
+    _, state = state_of(case, "diffusers")
+    with pytest.raises(ConfigError) as e:
+        load_transformer(write(tmp_path / "m.gguf", case.id, state))
+    assert all(name in str(e.value) for name in case.told)
+
+
+def test_a_bias_that_the_spec_forbids_is_an_error(tmp_path):
+    _, state = state_of(AURA, "diffusers")
+    state["single_transformer_blocks.1.attn.to_q.bias"] = torch.ones(256)
+    with pytest.raises(LoadError, match=r"single_transformer_blocks\.1\.attn\.to_q\.bias is in the file, but AuraFlow has no bias"):  # fmt: skip
+        load_transformer(write(tmp_path / "m.gguf", "aura", state), told(AURA))
+
+
+def test_a_bias_that_is_required_and_absent_is_an_error(tmp_path):
+    _, state = state_of(AURA, "original")
+    del state["init_x_linear.bias"]
+    with pytest.raises(LoadError, match=r"init_x_linear\.bias is missing; expected \[256\]"):
+        load_transformer(write(tmp_path / "m.gguf", "aura", state), told(AURA))
+
+
+def test_the_config_of_another_model_is_an_error(tmp_path):
+    _, state = state_of(AURA, "diffusers")
+    path = write(tmp_path / "m.gguf", "aura", state)
+    with pytest.raises(LoadError, match=r"num_mmdit_layers is 4, but the tensors of .* say 2"):
+        load_transformer(path, {**told(AURA), "num_mmdit_layers": 4})
+    with pytest.raises(LoadError, match="_class_name is 'FluxTransformer2DModel'"):
+        load_transformer(path, {**told(AURA), "_class_name": "FluxTransformer2DModel"})
+
+
+def test_an_unknown_file_lists_the_nearest_architectures(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"Nearest: AuraFlow \(diffusers layout\) would need"):
+        load_transformer(write(tmp_path / "m.gguf", "x", {"context_embedder.weight": torch.ones(8, 8)}))

@@ -1,0 +1,43 @@
+"""Every spec against the class of diffusers: the same tensors, and the original layout as diffusers' own functions read it."""
+
+import diffusers.loaders.single_file_utils as theirs
+import pytest
+import torch
+
+from diffusion.cases import CASES
+from diffusion.files import model_of, original_layout, settings
+from qtransformers.archs.diffusion import ALL, SPECS
+
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def test_every_spec_has_a_case():
+    assert {spec.id for spec in ALL} == {case.id for case in CASES}
+
+
+@cases
+def test_a_spec_declares_just_the_tensors_of_the_class(case):
+    model = model_of(case)
+    declared = {d.name: d for d in SPECS[case.id].declared(settings(case, model)) if d.presence != "never"}
+    state = model.state_dict()
+    optional = {name for name, d in declared.items() if d.presence == "optional"}
+    assert state.keys() <= declared.keys()
+    assert declared.keys() - state.keys() <= optional
+    assert {name: tuple(values.shape) for name, values in state.items()} == {
+        name: declared[name].shape for name in state
+    }
+
+
+@cases
+def test_diffusers_reads_our_original_layout(case):
+    if not case.original:
+        pytest.skip("published in the layout of diffusers")
+    if not case.convert:
+        pytest.skip("diffusers has no function for it")
+    model = model_of(case)
+    state = model.state_dict()
+    there = original_layout(SPECS[case.id], settings(case, model), state)
+    back = getattr(theirs, case.convert)({name: values.clone() for name, values in there.items()})
+    assert {name for name, values in back.items() if values is not None} == state.keys()
+    for name, values in state.items():
+        assert torch.equal(back[name], values), name

@@ -465,6 +465,7 @@ HOSTILE_REQUESTS = [
     ("grammar", [5, NAN, "", "root ::= x", "start: x", b"a", {}, True]),
     ("sampling", [5, {"top_k": 1}, "greedy"]),
     ("encode_special", [1, "yes", None]),
+    ("salt", [5, True, "\ud800"]),
 ]
 HOSTILE_REQUESTS += [(name, [NAN, "1", True, -200]) for name in RANGES if name not in dict(HOSTILE_REQUESTS)]
 
@@ -493,6 +494,16 @@ def test_every_request_field_is_tried():
 def test_bad_prompts(demo, prompt, message):
     with pytest.raises(ConfigError, match=message):
         demo.generate(prompt)
+
+
+def test_only_requests_of_one_salt_share_what_is_cached(demo):
+    prompt = "A prompt that nobody else has, of the crow and the lantern and the two brothers at the sea."
+    cached = [
+        demo.generate(prompt, max_tokens=1, salt=salt).timings.cached_tokens
+        for salt in ("a", "b", None, "a", "b", None)
+    ]
+    assert cached[:3] == [0, 0, 0]
+    assert min(cached[3:]) > 15
 
 
 def test_banned_texts_do_not_come(demo):

@@ -15,6 +15,10 @@ class ConfigError(QTransformersError, ValueError):
     exit_code = 2
 
 
+class ContextLengthError(ConfigError):
+    """A prompt and an answer that are longer than the context together; the message carries the counts."""
+
+
 class ConstraintError(ConfigError):
     """A schema or grammar that is invalid, costs too much, or can allow no token."""
 

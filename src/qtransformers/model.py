@@ -248,9 +248,13 @@ class Model:
         *,
         add_bos: bool | None = None,
         encode_special: bool = False,
+        continues: bool | None = None,
         **options: Unpack[Options],
     ) -> Stream:
-        """As `generate`, piece by piece: an iterator of `Chunk`, whose `completion` is the whole."""
+        """As `generate`, piece by piece: an iterator of `Chunk`, whose `completion` is the whole.
+
+        continues: whether the text goes on in the answer, so that a blank in front of it is shown; False after a chat's prompt.
+        """
         self._check_generates()
         flag("encode_special", encode_special)
         if add_bos is not None:
@@ -266,7 +270,9 @@ class Model:
             ids = prompt_ids(prompt, self._engine.n_tokens)
             found = doubts(ids, self.tokenizer) if add_bos is None else []
         _warn(found)
-        return Stream(self._engine, self._prepare(ids, not isinstance(prompt, str) or bool(prompt), **options))
+        if continues is None:
+            continues = not isinstance(prompt, str) or bool(prompt)
+        return Stream(self._engine, self._prepare(ids, flag("continues", continues), **options))
 
     def generate_many(
         self, prompts: Sequence[str | Sequence[int]], **options: Unpack[PromptOptions]
@@ -379,12 +385,14 @@ class Model:
         *,
         add_bos: bool | None = None,
         encode_special: bool = False,
+        continues: bool | None = None,
         **options: Unpack[Options],
     ) -> AsyncStream:
         """`stream` beside an event loop: `async for chunk in model.astream(...)`."""
         from qtransformers.generate.asynchronous import AsyncStream
 
-        return AsyncStream(self.stream(prompt, add_bos=add_bos, encode_special=encode_special, **options), self._driver)
+        stream = self.stream(prompt, add_bos=add_bos, encode_special=encode_special, continues=continues, **options)
+        return AsyncStream(stream, self._driver)
 
     @overload
     async def achat(
@@ -408,11 +416,12 @@ class Model:
         answer = AsyncStream(self.chat(messages, stream=True, **given), self._driver)
         return answer if stream else await answer.read()
 
-    @cached_property
+    @property
     def _driver(self) -> Driver:
         from qtransformers.generate.asynchronous import Driver
 
-        return Driver(self._engine)
+        driver: Driver = vars(self).setdefault("_the_driver", Driver(self._engine))  # one, whatever thread asks first
+        return driver
 
     def logits(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
         """Logits of the token after each of `tokens [T]`: `[T, vocab_size]`, the rows of padding included."""

@@ -120,6 +120,7 @@ class Options(SamplingOptions, total=False):
     lora: Adapter | Sequence[Adapter | tuple[Adapter, float]] | None
     regex: str | None  # the answer as a whole matches it
     grammar: str | None  # the answer follows it: GBNF, or llguidance's Lark
+    salt: str | None  # only requests of the same salt find each other's prompts in the cache
     sampling: Sampling | None  # in place of the model's; its fields may be given one by one, too
 
 

@@ -100,16 +100,16 @@ class Engine:
         self._turn = Condition(Lock())  # whoever computes has set _busy; not reentrant, see `drop`
         self._busy = False
         self._worker = 0  # the thread that set it last
+        self._arrived: deque[Sequence] = deque()
         self._dropped: deque[Sequence] = deque()
         self._scoring = Lock()
 
     def submit(self, sequence: Sequence) -> None:
-        """Let a sequence take part from the next step on. `advance` or another's steps fill its `chunks`."""
+        """Let a sequence take part from the next step on. `advance` or another's steps fill its `chunks`. Never waits."""
         self.check(sequence.request)
-        with self._exclusive():
-            engine = self._use()
-            if not sequence.ended:  # it may have been dropped while it waited for its turn
-                engine.scheduler.add(sequence)
+        self._use()
+        sequence.submitted = time.perf_counter()
+        self._arrived.append(sequence)
 
     def check(self, request: Request) -> None:
         """ConfigError for what this model cannot do."""
@@ -224,7 +224,7 @@ class Engine:
         """How busy it is."""
         engine = self._use()
         s, pages = engine.scheduler, engine.pages
-        return Usage(len(s.running), len(s.waiting), pages.n_pages, pages.n_free)
+        return Usage(len(s.running), len(s.waiting) + len(self._arrived), pages.n_pages, pages.n_free)
 
     def _use(self) -> Parts:
         if self._parts is None:
@@ -276,6 +276,10 @@ class Engine:
 
     def _step(self) -> bool:
         engine = self._use()
+        while self._arrived:
+            sequence = self._arrived.popleft()
+            if not sequence.ended:  # it may have been dropped meanwhile
+                engine.scheduler.add(sequence)
         if _sweep(engine.scheduler):
             return True
         start = time.perf_counter()

@@ -61,6 +61,7 @@ class Preparer:
         lora: Adapter | Seq[Adapter | tuple[Adapter, float]] | None = None,
         regex: str | None = None,
         grammar: str | None = None,
+        salt: str | None = None,
         sampling: Sampling | None = None,
         **fields: Any,
     ) -> Sequence:
@@ -74,6 +75,8 @@ class Preparer:
         if sampling is not None and not isinstance(sampling, Sampling):
             raise ConfigError(f"sampling={shown(sampling)}; expected a Sampling.")
         adapters = self._adapters_of(lora)
+        if salt is not None:
+            text("salt", salt)
         followed = self._grammar(json_schema, regex, grammar)
         if followed is not None and flag("heal", heal):
             raise ConfigError(
@@ -101,7 +104,8 @@ class Preparer:
             max_draft=whole("max_draft", max_draft, 1, MAX_DRAFT),
             grammar=followed,
             adapters=adapters,
-            salt=adapters or None,  # what lies in the cache depends on them
+            # what lies in the cache depends on the adapters
+            salt=(salt, adapters) if salt is not None or adapters else None,
             # control tokens leave no text by which to find them
             stop_ids=self._eos_ids | self._control_ids(stops),
             banned_ids=self._control_ids(bans),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qtransformers.checks import shown, text, whole
 from qtransformers.constrain import Grammar
-from qtransformers.errors import ConfigError
+from qtransformers.errors import ConfigError, ContextLengthError
 from qtransformers.sampling import Breaks, Sampling
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def answer_limit(n_prompt: int, max_tokens: int | None, context_length: int) -> 
         )
     if n_prompt + (max_tokens or 1) > context_length:
         asked = f"{max_tokens:,} tokens are asked for (max_tokens)" if max_tokens else "the answer needs at least 1"
-        raise ConfigError(
+        raise ContextLengthError(
             f"the prompt has {n_prompt:,} tokens and {asked}, but the context holds {context_length:,} (context_length). "
             "Shorten the prompt, lower max_tokens, or load the model with a larger context_length."
         )

@@ -51,7 +51,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Let it wait for its turn."""
-        sequence.submitted = time.perf_counter()
+        sequence.submitted = sequence.submitted or time.perf_counter()
         self.waiting.append(sequence)
 
     def drop(self, sequence: Sequence) -> None:

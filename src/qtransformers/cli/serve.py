@@ -1,0 +1,117 @@
+"""Answer over HTTP with OpenAI's and Anthropic's APIs, until SIGTERM or Ctrl-C.
+
+The first MODEL is loaded at once, others when they are asked for. Only this machine can reach the server, unless --host
+says otherwise; then requests must bring one of the keys of --api-key-file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from qtransformers.cli.flags import add_flags
+from qtransformers.errors import ConfigError
+from qtransformers.settings import PREFIX, flag_from_env
+
+if TYPE_CHECKING:
+    from qtransformers.serve import ModelSpec, ServerConfig
+
+LOADING = (
+    "model-path", "ctx-size", "rope-scaling", "rope-base", "cache", "cache-tokens", "placement", "accuracy", "threads",
+    "parallel", "pre", "prompt-format", "draft", "mlock", "preload",
+)  # fmt: skip
+SERVING = (
+    "host", "port", "api-key-file", "allow-anyone", "allow-host", "allow-origin", "alias", "adapter", "queue", "per-key", "rate",
+    "timeout", "drain", "keep-alive", "max-body", "max-answer", "max-choices", "allow-templates",
+)  # fmt: skip
+OF_THE_FIRST = ("draft", "pre", "prompt_format")
+# Flag -> field of Model.load, where both are not the same
+FIELDS = {"ctx-size": "context_length"}
+LIMITS = ("host", "port", "queue", "per_key", "rate", "timeout", "drain", "max_body", "max_answer", "max_choices")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, and the flags of loading and serving."""
+    parser.add_argument("model", metavar="MODEL", nargs="+", help="a GGUF file or folder, `demo`, or user/repo:QUANT from the Hub")  # fmt: skip
+    add_flags(parser, *LOADING, *SERVING)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Listen until told to end."""
+    from qtransformers.cli.models import fetched
+    from qtransformers.cli.terminal import note, plain_warnings
+    from qtransformers.serve.models import Models
+    from qtransformers.serve.run import log_to_stderr, serve
+    from qtransformers.serve.server import Server
+
+    config, specs = server_config(args), model_specs(args)
+    server = Server(Models(specs, args.keep_alive), config)
+    with plain_warnings(args.color):
+        for model in filter(None, (*args.model[:1], args.draft)):
+            fetched(model, args.color)
+        log_to_stderr()
+        serve(server, lambda url: note(greeting(url, specs[0].name, bool(config.keys)), "dim", args.color))
+    return 0
+
+
+def server_config(args: argparse.Namespace) -> ServerConfig:
+    """What the flags and the environment say of limits and keys; ConfigError."""
+    from qtransformers.serve.config import ServerConfig, checked_key, hashed, read_keys
+
+    keys = read_keys(args.api_key_file) if args.api_key_file else {}
+    key = flag_from_env("api-key")
+    if key is not None:
+        keys["environment"] = hashed(checked_key(PREFIX + "API_KEY", key))
+    given: dict[str, Any] = {name: getattr(args, name) for name in LIMITS if getattr(args, name) is not None}
+    return ServerConfig(
+        **given,
+        keys=keys,
+        hosts=tuple(args.allow_host or ()),
+        origins=tuple(args.allow_origin or ()),
+        anyone=args.allow_anyone,
+        templates=args.allow_templates,
+    )
+
+
+def model_specs(args: argparse.Namespace) -> list[ModelSpec]:
+    """The models with their names; ConfigError for an alias of none of them."""
+    from qtransformers.serve import ModelSpec
+
+    options = {FIELDS.get(flag, flag.replace("-", "_")): getattr(args, flag.replace("-", "_")) for flag in LOADING}
+    del options["model_path"]
+    options = {name: value for name, value in options.items() if value not in (None, False)}
+    names: dict[str, list[str]] = {model: [] for model in args.model}
+    for alias in args.alias or ():
+        name, _, model = alias.partition("=")
+        model = model or args.model[0]
+        if model not in names:
+            raise ConfigError(f"--alias {alias}: {model} is not served. It can be a name of {', '.join(names)}.")
+        names[model].append(name)
+    loras: dict[str, str] = {}
+    for adapter in args.adapter or ():
+        name, equals, path = adapter.partition("=")
+        if not equals or not name or not path or name in loras:
+            raise ConfigError(f"--adapter {adapter}: expected NAME=PATH, each name once.")
+        loras[name] = path
+    specs = []
+    for i, (model, its) in enumerate(names.items()):
+        more: dict[str, Any] = {"model_path": args.model_path, "loras": loras, "options": options}
+        if i:
+            more = {"options": {name: value for name, value in options.items() if name not in OF_THE_FIRST}}
+        specs.append(ModelSpec(model, tuple(its), **more))
+    return specs
+
+
+def greeting(url: str, model: str, keys: bool) -> str:
+    """Where the server is, and two ways of asking it."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Tell me a story."}]})
+    quoted = body.replace("'", "'\\''")
+    key = ' -H "Authorization: Bearer $KEY"' if keys else ""
+    return f"""listening at {url}
+  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}/v1", api_key={"KEY" if keys else '"none"'})
+  answer = client.chat.completions.create(model={json.dumps(model)}, messages=[{{"role": "user", "content": "Tell me a story."}}])
+  print(answer.choices[0].message.content)
+"""

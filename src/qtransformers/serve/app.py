@@ -1,0 +1,172 @@
+"""The ASGI app: the table of its routes, and what each request passes through."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from qtransformers.serve.call import Call, event
+from qtransformers.serve.chat import chat_completions
+from qtransformers.serve.completions import completions
+from qtransformers.serve.config import ServerConfig
+from qtransformers.serve.errors import HTTPError, anthropic_shape, http_error, openai_shape
+from qtransformers.serve.guard import Guard
+from qtransformers.serve.models import Entry, Models, ModelSpec
+from qtransformers.serve.server import Server
+
+LOG = logging.getLogger("qtransformers.serve")
+Handler = Callable[[Server, Call, bytes], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A route: its handler, and which API's shape its errors have."""
+
+    method: str
+    path: str
+    handler: Handler
+    anthropic: bool = False
+    public: bool = False  # needs no key
+
+
+async def health(server: Server, call: Call, body: bytes) -> None:
+    """Whether requests can be answered now: ready, loading, broken or draining."""
+    states = [entry.state for entry in server.models.entries]
+    state = "draining" if server.draining else states[0] if states[0] in ("loading", "broken") else "ready"
+    await call.json({"status": state}, 200 if state == "ready" else 503)
+
+
+async def list_models(server: Server, call: Call, body: bytes) -> None:
+    """The models, and their adapters."""
+    await call.json({"object": "list", "data": [_model(*item) for item in server.models.names.items()]})
+
+
+async def show_model(server: Server, call: Call, body: bytes) -> None:
+    """One of them."""
+    name = call.path["name"]
+    entry, _ = server.models.find(name)
+    await call.json(_model(name, entry))
+
+
+def _model(name: str, entry: Entry) -> dict[str, Any]:
+    context = entry.model.context_length if entry.model else None
+    return {"id": name, "object": "model", "created": entry.created, "owned_by": "qtransformers", "root": entry.spec.name, "max_model_len": context, "state": entry.state}  # fmt: skip
+
+
+ROWS = (
+    Row("GET", "/health", health, public=True),
+    Row("GET", "/v1/models", list_models),
+    Row("GET", "/v1/models/{name:path}", show_model),
+    Row("POST", "/v1/chat/completions", chat_completions),
+    Row("POST", "/v1/completions", completions),
+)
+
+
+def app(specs: Iterable[ModelSpec], config: ServerConfig | None = None, *, keep_alive: float | None = None) -> ASGIApp:
+    """An ASGI app that serves models; the first is loaded when it starts. `keep_alive` seconds unused unload one; None: none."""
+    server = Server(Models(specs, keep_alive), config or ServerConfig())
+    return app_of(server)
+
+
+def app_of(server: Server) -> ASGIApp:
+    """The app of a server."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(_first(server)), asyncio.create_task(server.models.expire())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await server.close()
+
+    routes = [Route(row.path, endpoint=Endpoint(server, row), methods=[row.method]) for row in ROWS]
+    paths = {row.path for row in ROWS if row.public}
+    inner = Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: _lost, 405: _lost})  # type: ignore[dict-item]
+    return Guard(inner, server.config, paths.__contains__, log)
+
+
+class Endpoint:
+    """Reads a request, lets its handler answer, and ends it when the client has gone or its time is over."""
+
+    def __init__(self, server: Server, row: Row) -> None:
+        self._server, self._row = server, row
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Of ASGI."""
+        call = Call(scope, receive, send, self._server.config)
+        try:
+            body = await call.body() if self._row.method == "POST" else b""
+            await self._answer(call, body)
+        except Exception as e:
+            await self._fail(call, e)
+
+    async def _answer(self, call: Call, body: bytes) -> None:
+        answer = asyncio.ensure_future(self._row.handler(self._server, call, body))
+        gone = asyncio.create_task(call.gone())
+        try:
+            await asyncio.wait({answer, gone}, timeout=call.config.timeout, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                answer.result()
+            elif gone.done():
+                call.told["ended"] = "disconnected"
+            else:
+                raise HTTPError(504, f"the answer was not complete after {call.config.timeout:g} seconds (--timeout). Ask for fewer tokens.", "timeout")  # fmt: skip
+        finally:
+            for task in (answer, gone):
+                if not task.done():
+                    task.cancel()
+            await asyncio.gather(answer, gone, return_exceptions=True)
+
+    async def _fail(self, call: Call, error: Exception) -> None:
+        found = http_error(error)
+        call.told["error"] = found.code
+        if found.code == "internal_error":
+            LOG.error("request %s: %s", call.id, error, exc_info=error)
+        shape = anthropic_shape if self._row.anthropic else openai_shape
+        value = shape(found, call.id)
+        if not call.status:
+            await call.json(value, found.status, found.headers)
+        else:
+            await call.last(event(value, "error" if self._row.anthropic else ""))
+
+
+async def _first(server: Server) -> None:
+    """Load the first model; what goes wrong is for /health and the log."""
+    try:
+        await server.models.load(server.models.entries[0])
+    except Exception as e:
+        LOG.error("%s: %s", server.models.entries[0].spec.name, e)
+        server.give_up(e)
+
+
+async def _lost(request: Any, error: Exception) -> Any:
+    from starlette.responses import JSONResponse
+
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
+    message = (
+        f"{path} is not served. /openapi.json describes what is."
+        if error.status_code == 404
+        else f"{path} does not take {request.method[:20]}. /openapi.json describes what it takes."
+    )
+    shape = anthropic_shape if path.startswith("/v1/messages") else openai_shape
+    found = HTTPError(error.status_code, message, "not_found" if error.status_code == 404 else "method_not_allowed")
+    return JSONResponse(shape(found, ""), error.status_code, dict(error.headers or {}) | found.headers)
+
+
+def log(told: dict[str, Any]) -> None:
+    """A line of the access log, JSON."""
+    LOG.info("%s", json.dumps(told))

@@ -1,0 +1,130 @@
+"""One HTTP exchange: a body in, JSON or a stream of events out."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from qtransformers.serve.config import ServerConfig
+from qtransformers.serve.errors import HTTPError
+
+PING = b": still there\n\n"  # a remark, by the format of event streams
+_ENCODER = msgspec.json.Encoder()
+_EVENTS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # or nginx keeps them until there are many
+]
+
+
+class Call:
+    """A request and the way to answer it. `told` is what the log will say of it."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServerConfig) -> None:
+        self.config = config
+        self.id = f"req_{secrets.token_hex(12)}"
+        self.headers = Headers(scope=scope)
+        self.path: dict[str, Any] = scope.get("path_params", {})
+        self.key: str = scope.get("qtransformers.key", "")
+        self.started = time.perf_counter()
+        self.status = 0  # of the answer, once it has begun
+        self.adapter: str | None = None  # that the name of the model means
+        self.told: dict[str, Any] = scope.setdefault("qtransformers.told", {})
+        self.told["request"] = self.id
+        self._receive, self._send = receive, send
+        self._last = 0.0  # when something was sent
+
+    async def body(self) -> bytes:
+        """All of the body; HTTPError for one that is too large or too slow."""
+        limit, length = self.config.max_body, self.headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > limit:
+            raise _too_large(limit, f"{int(length[:20]):,} bytes")
+        try:
+            return await asyncio.wait_for(self._body(limit), self.config.body_timeout)
+        except asyncio.TimeoutError:
+            raise HTTPError(
+                408, f"the body did not arrive within {self.config.body_timeout:g} seconds. Send it faster.", "timeout"
+            ) from None
+
+    async def _body(self, limit: int) -> bytes:
+        parts, n = [], 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise asyncio.CancelledError
+            part = message.get("body", b"")
+            n += len(part)
+            if n > limit:
+                raise _too_large(limit, "more")
+            parts.append(part)
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+    async def gone(self) -> None:
+        """Until the client has hung up; to be awaited once the body has been read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        """Answer with a value as JSON."""
+        await self.data(_ENCODER.encode(value), b"application/json", status, headers)
+
+    async def data(self, data: bytes, kind: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        """Answer with bytes."""
+        fields = [(b"content-type", kind), (b"content-length", str(len(data)).encode())]
+        await self._start(status, fields, headers or {})
+        await self._send({"type": "http.response.body", "body": data})
+
+    async def events(self, events: AsyncIterator[bytes], ping: bytes = PING) -> None:
+        """Answer with events as they come, and a `ping` where for long none comes."""
+        await self._start(200, _EVENTS, {})
+        self._last = time.perf_counter()
+        beats = asyncio.create_task(self._beat(ping))
+        try:
+            async for event in events:
+                await self._part(event)
+        finally:
+            beats.cancel()
+            with suppress(asyncio.CancelledError):
+                await beats
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def last(self, data: bytes) -> None:
+        """End a stream that has begun."""
+        await self._send({"type": "http.response.body", "body": data})
+
+    async def _start(self, status: int, fields: Iterable[tuple[bytes, bytes]], headers: dict[str, str]) -> None:
+        self.status = status
+        more = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        fields = [*fields, *more, (b"x-request-id", self.id.encode())]
+        await self._send({"type": "http.response.start", "status": status, "headers": fields})
+
+    async def _part(self, data: bytes) -> None:
+        self._last = time.perf_counter()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _beat(self, ping: bytes) -> None:
+        while True:
+            wait = self._last + self.config.ping - time.perf_counter()
+            if wait <= 0:
+                await self._part(ping)
+            else:
+                await asyncio.sleep(wait)
+
+
+def event(value: Any, name: str = "") -> bytes:
+    """A value as an event of a stream."""
+    head = f"event: {name}\n".encode() if name else b""
+    return b"".join((head, b"data: ", _ENCODER.encode(value), b"\n\n"))
+
+
+def _too_large(limit: int, found: str) -> HTTPError:
+    return HTTPError(413, f"the body has {found}; expected at most {limit:,} bytes (--max-body).", "body_too_large")

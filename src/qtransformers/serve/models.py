@@ -1,0 +1,207 @@
+"""The models of a server: which there are, which are loaded, and who uses them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qtransformers.checks import shown, text
+from qtransformers.errors import ConfigError, InsufficientMemoryError
+from qtransformers.load.fit import Budget, fit
+from qtransformers.load.hub import resolve_model
+from qtransformers.load.survey import find_sources, judge, survey
+from qtransformers.machine import memory
+from qtransformers.model import Model
+from qtransformers.serve.errors import HTTPError
+
+if TYPE_CHECKING:
+    from qtransformers.load.adapters import Adapter
+    from qtransformers.load.plan import LoadPlan
+
+State = Literal["unloaded", "loading", "ready", "broken"]
+NAME_CHARS = 200
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that may be asked for: MODEL as the command takes it, its names (the first is what answers say), how it is loaded."""
+
+    reference: str
+    names: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # of `Model.load`
+    model_path: str | None = None
+    loras: Mapping[str, str] = field(default_factory=dict)  # name -> GGUF file or PEFT folder
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            path = Path(self.reference)
+            object.__setattr__(self, "names", (path.stem if path.suffix == ".gguf" else self.reference,))
+        for name in (*self.names, *self.loras):
+            if not 0 < len(text("alias", name)) <= NAME_CHARS or not name.isprintable():
+                raise ConfigError(f"alias={shown(name)}; expected 1 to {NAME_CHARS} printable characters.")
+
+    @property
+    def name(self) -> str:
+        """What answers call it."""
+        return self.names[0]
+
+
+@dataclass(eq=False)
+class Entry:
+    """A model and how it is doing."""
+
+    spec: ModelSpec
+    created: int  # seconds since 1970
+    state: State = "unloaded"
+    model: Model | None = None
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    problem: str = ""  # why it is broken
+    answers: int = 0  # asked for and not yet given, waiting ones too
+    users: int = 0  # requests that hold it
+    used: float = 0.0  # when the last of them let go
+    seconds: float = 1.0  # that answers take, of late
+
+    @property
+    def loaded(self) -> Model:
+        """The model; it is only asked for while somebody holds it."""
+        assert self.model is not None
+        return self.model
+
+
+class Models:
+    """Loads models when they are asked for, and unloads them to make room or when nobody has asked for long.
+
+    `keep_alive` is in seconds; None: for ever. Of one event loop.
+    """
+
+    def __init__(self, specs: Iterable[ModelSpec], keep_alive: float | None = None) -> None:
+        self.entries = [Entry(spec, int(time.time())) for spec in specs]
+        if not self.entries:
+            raise ConfigError("there is no model to serve. Name at least one.")
+        self._by_name: dict[str, tuple[Entry, str | None]] = {}
+        for entry in self.entries:
+            for name in (*entry.spec.names, *entry.spec.loras):
+                if name in self._by_name:
+                    raise ConfigError(f"alias={shown(name)} names two models. Give one of them another (--alias).")
+                self._by_name[name] = entry, name if name in entry.spec.loras else None
+        self._keep_alive = keep_alive
+        self._loading = asyncio.Lock()
+
+    @property
+    def names(self) -> dict[str, Entry]:
+        """All names, those of adapters too."""
+        return {name: entry for name, (entry, _) in self._by_name.items()}
+
+    def find(self, name: str | None) -> tuple[Entry, str | None]:
+        """The model of a name, and the adapter that the name means; HTTPError 404."""
+        if name is None or name == "":
+            return self.entries[0], None
+        found = self._by_name.get(name)
+        if found is None:
+            known = ", ".join(list(self._by_name)[:20])
+            raise HTTPError(404, f"model={shown(name, 100)}: this server has {known}. Ask for one of these.", "model_not_found", field="model")  # fmt: skip
+        return found
+
+    @asynccontextmanager
+    async def use(self, entry: Entry) -> AsyncIterator[Entry]:
+        """A model, loaded, until the end of the block."""
+        entry.users += 1
+        try:
+            if entry.state != "ready":
+                await self.load(entry)
+            yield entry
+        finally:
+            entry.users -= 1
+            entry.used = time.monotonic()
+
+    async def load(self, entry: Entry) -> None:
+        """Load a model, after others were unloaded for it where they must; its errors are raised and kept."""
+        async with self._loading:
+            if entry.state == "ready":
+                return
+            entry.state = "loading"
+            try:
+                spec = await self._with_room(entry)
+                loading = asyncio.get_running_loop().run_in_executor(None, _loaded, spec)
+                try:
+                    entry.model, entry.adapters = await asyncio.shield(loading)
+                except asyncio.CancelledError:  # whoever asked has gone; nobody waits for the thread
+                    loading.add_done_callback(_forget)
+                    entry.state = "unloaded"
+                    raise
+            except Exception as e:
+                entry.state, entry.problem = "broken", str(e)
+                raise
+            entry.state, entry.problem, entry.used = "ready", "", time.monotonic()
+
+    async def unload(self, entry: Entry) -> None:
+        """Free a model that nobody uses."""
+        model, entry.model, entry.adapters = entry.model, None, {}
+        if model is not None:
+            entry.state = "unloaded"
+            await asyncio.to_thread(model.close)
+
+    async def close(self) -> None:
+        """Free all of them."""
+        for entry in self.entries:
+            await self.unload(entry)
+
+    async def expire(self, every: float = 1.0) -> None:
+        """Unload what nobody has asked for in `keep_alive` seconds; for ever."""
+        while self._keep_alive is not None:
+            await asyncio.sleep(every)
+            for entry in self.entries:
+                if self._idle(entry) and time.monotonic() - entry.used >= self._keep_alive:
+                    await self.unload(entry)
+
+    def _idle(self, entry: Entry) -> bool:
+        return entry.state == "ready" and not entry.users
+
+    async def _with_room(self, entry: Entry) -> ModelSpec:
+        """The spec with its file fetched; others are unloaded until the plan says that it fits, the longest unused first."""
+        path, plan = await asyncio.to_thread(_planned, entry.spec)
+        while others := [e for e in self.entries if e.model is not None]:
+            budget = Budget.of(memory())
+            if budget.ram is not None:  # what is mapped counts as free, but is wanted
+                taken = sum(e.loaded.plan.weights_on("cpu") for e in others)
+                budget = replace(budget, ram=max(0, budget.ram - taken))
+            found = fit(plan, budget)
+            if found.verdict != "does not fit":
+                break
+            idle = sorted((e for e in others if self._idle(e)), key=lambda e: e.used)
+            if not idle:
+                busy = ", ".join(e.spec.name for e in others)
+                raise InsufficientMemoryError(
+                    f"{plan.file} does not fit beside {busy}, which answers requests. Ask again when it has done so, or serve a "
+                    "smaller quantisation or context (--ctx-size)."
+                )
+            await self.unload(idle[0])
+        return replace(entry.spec, reference=str(path))
+
+
+def _planned(spec: ModelSpec) -> tuple[Path, LoadPlan]:
+    """The file of a model, fetched where it must be, and what it will take."""
+    path = resolve_model(spec.reference, check=judge)
+    sources, _ = find_sources(str(path), spec.model_path)
+    o = spec.options
+    found = survey(sources, context_length=o.get("context_length"), cache=o.get("cache", "f16"))
+    return path, found.plan
+
+
+def _loaded(spec: ModelSpec) -> tuple[Model, dict[str, Adapter]]:
+    model = Model.load(spec.reference, spec.model_path, **spec.options)
+    try:
+        return model, {name: model.load_lora(path) for name, path in spec.loras.items()}
+    except BaseException:
+        model.close()
+        raise
+
+
+def _forget(loading: asyncio.Future[Any]) -> None:
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result()[0].close()

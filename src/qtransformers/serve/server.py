@@ -1,0 +1,69 @@
+"""What all requests to a server share: models, limits, threads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qtransformers.serve.errors import HTTPError
+from qtransformers.serve.guard import Rates
+from qtransformers.serve.models import Entry, Models
+
+if TYPE_CHECKING:
+    from qtransformers.serve.call import Call
+    from qtransformers.serve.config import ServerConfig
+
+T = TypeVar("T")
+THREADS = 4  # that render templates, encode prompts and compile grammars
+RECENT = 0.2  # share of the latest answer in how long answers take
+
+
+class Server:
+    """Lets requests in, gives them their model, and takes what computes off the event loop."""
+
+    def __init__(self, models: Models, config: ServerConfig) -> None:
+        self.models, self.config = models, config
+        self.draining = False
+        self.give_up: Callable[[Exception], None] = lambda error: None  # called where the first model cannot be loaded
+        self._rates = Rates(config.per_key, config.rate)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="prepare")
+
+    @asynccontextmanager
+    async def answering(self, call: Call, model: str | None, n: int = 1) -> AsyncIterator[Entry]:
+        """The model for `n` answers to a request; HTTPError where there are too many already."""
+        if not 1 <= n <= self.config.max_choices:
+            raise HTTPError(400, f"n: {n:,} answers are asked for at once; expected 1 to {self.config.max_choices} (--max-choices).", "invalid_value", field="n")  # fmt: skip
+        if self.draining:
+            raise HTTPError(503, "the server is about to end. Ask another, or again later.", "draining", retry=10)
+        entry, adapter = self.models.find(model)
+        call.told |= {"model": entry.spec.name} | ({"lora": adapter} if adapter else {})
+        call.adapter = adapter
+        self._rates.enter(call.key)
+        try:
+            parallel = entry.spec.options.get("parallel", 8)
+            if entry.answers + n > parallel + self.config.queue:
+                wait = entry.seconds * (entry.answers / parallel)
+                raise HTTPError(503, f"{entry.answers} answers are under way or wait; the server takes {parallel} (--parallel) and {self.config.queue} that wait (--queue). Ask again.", "overloaded", retry=min(60, wait))  # fmt: skip
+            entry.answers += n
+            start = time.monotonic()
+            try:
+                async with self.models.use(entry):
+                    yield entry
+            finally:
+                entry.answers -= n
+                entry.seconds += RECENT * (time.monotonic() - start - entry.seconds)
+        finally:
+            self._rates.leave(call.key)
+
+    async def off_loop(self, function: Callable[..., T], *args: Any) -> T:
+        """What `function` returns, computed in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    async def close(self) -> None:
+        """Free the models and end the threads."""
+        await self.models.close()
+        self._threads.shutdown(wait=False)

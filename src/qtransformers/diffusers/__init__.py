@@ -13,7 +13,8 @@ except ImportError as e:
     ) from e
 
 from qtransformers.diffusers.loading import load_transformer
+from qtransformers.diffusers.lora import adapters, fuse_lora, load_lora, remove_lora, set_lora
 
-__all__ = ["load_transformer"]
+__all__ = ["adapters", "fuse_lora", "load_lora", "load_transformer", "remove_lora", "set_lora"]
 
 del accelerate, diffusers

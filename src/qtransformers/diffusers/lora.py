@@ -1,0 +1,342 @@
+"""LoRA for diffusion transformers: low-rank products beside the quantised weights, several at once, fused only on request.
+
+Hu et al. 2021 (arXiv:2106.09685): y = W x + weight * alpha / r * B (A x), with A [r, in] and B [out, r].
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qtransformers.archs.diffusion import Declared
+from qtransformers.checks import shown
+from qtransformers.convert.recipes import that_fits
+from qtransformers.errors import ConfigError, LoadError, UnsupportedError
+from qtransformers.load.findings import ANY_LAYER, Findings
+from qtransformers.quants import quantize
+from qtransformers.tensor import QTensor
+from qtransformers.torch import QuantLinear, QuantWeight
+from qtransformers.types import BY_NAME
+
+Tensor = torch.Tensor
+PREFIXES = ("base_model.model.", "transformer.", "unet.", "model.diffusion_model.", "diffusion_model.", "lora_transformer_", "lora_unet_")  # fmt: skip
+ELSEWHERE = re.compile(r"^(text_encoder(_\d)?|lora_te\d?)[._]")  # what text encoders have in the same file
+PARTS = {
+    **dict.fromkeys((".lora_A.weight", ".lora_down.weight", ".lora.down.weight", ".lora_A.default.weight"), "down"),
+    **dict.fromkeys((".lora_B.weight", ".lora_up.weight", ".lora.up.weight", ".lora_B.default.weight"), "up"),
+    ".alpha": "alpha",
+}
+REFUSED = {
+    ".dora_scale": "scales whole columns of the sum (DoRA)", ".lora_magnitude_vector": "scales whole columns of the sum (DoRA)",
+    ".lora_mid.weight": "is a LoRA of a convolution", ".hada_w1_a": "is a LoHa", ".lokr_w1": "is a LoKr",
+    ".diff": "replaces a whole weight", ".diff_b": "replaces a bias", ".lora_B.bias": "changes a bias",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What an adapter adds to one layer: `up [out, r] @ down [r, in]`, the scale within `up`."""
+
+    down: Tensor
+    up: Tensor
+
+
+class LoRALinear(nn.Module):
+    """A linear layer and what adapters add to it: all of them are one pair of narrow products."""
+
+    down: Tensor  # [r, in] of all adapters, one after the other
+    up: Tensor  # [out, r], weighted
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.pairs: dict[str, Pair] = {}
+        self.register_buffer("down", torch.empty(0), persistent=False)
+        self.register_buffer("up", torch.empty(0), persistent=False)
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Take the adapters in these weights; those that are not named, or weigh 0, are left out."""
+        active = [(pair, weights[name]) for name, pair in self.pairs.items() if weights.get(name)]
+        like = self.weight if isinstance(self.weight, QuantWeight) else self.weight.data
+        place: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        self.down = torch.cat([pair.down for pair, _ in active]).to(**place) if active else torch.empty(0, **place)
+        self.up = torch.cat([pair.up * w for pair, w in active], 1).to(**place) if active else torch.empty(0, **place)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., out]`, in x's dtype."""
+        y = self.base(x)
+        return y + (x @ self.down.T.to(x.dtype)) @ self.up.T.to(x.dtype) if self.down.numel() else y
+
+    def delta(self) -> Tensor:
+        """What the adapters add to the weight `[out, in]`, in float32."""
+        return self.up.float() @ self.down.float()
+
+    @property
+    def weight(self) -> Any:
+        """The layer's own."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Any:
+        """The layer's own."""
+        return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        """As the layer's."""
+        return int(self.base.in_features)  # type: ignore[arg-type]
+
+    @property
+    def out_features(self) -> int:
+        """As the layer's."""
+        return int(self.base.out_features)  # type: ignore[arg-type]
+
+
+def load_lora(model: Any, path: str | Path | Mapping[str, Tensor], name: str = "", weight: float = 1.0) -> str:
+    """Add an adapter to a model of `load_transformer`, beside those it has; its name, by default the file's.
+
+    `path` is a safetensors file or a state: PEFT's and diffusers' names, kohya's, and those of the original layout, whose joined
+    matrices (qkv) are shared out. Quantised weights stay as they are. LoadError with everything that does not fit, and nothing
+    changed; UnsupportedError for kinds other than LoRA; ConfigError for a name in use or a weight that is no number.
+    """
+    name = name or (Path(path).stem if isinstance(path, (str, Path)) else "default")
+    if name in adapters(model):
+        raise ConfigError(f"the model has an adapter {name!r} already. Pass another name=, or remove_lora(model, {name!r}) first.")  # fmt: skip
+    check_weight(name, weight)
+    state, metadata = (path, {}) if isinstance(path, Mapping) else read_state(Path(path))
+    file = "the adapter" if isinstance(path, Mapping) else str(path)
+    pairs = read_pairs(model, state, metadata, file)
+    for target, pair in pairs.items():
+        layer = model.get_submodule(target)
+        if not isinstance(layer, LoRALinear):
+            parent, _, own = target.rpartition(".")
+            layer = LoRALinear(layer)
+            setattr(model.get_submodule(parent), own, layer)
+        layer.pairs[name] = pair
+    set_lora(model, {**adapters(model), name: weight})
+    return name
+
+
+def adapters(model: Any) -> dict[str, float]:
+    """The adapters of a model and their weights."""
+    return dict(getattr(model, "adapters_", {}))
+
+
+def set_lora(model: Any, weights: Mapping[str, float]) -> None:
+    """Weigh the adapters anew, those not named by 0; ConfigError for a name that the model does not have."""
+    known = {name for layer in _layers(model) for name in layer.pairs}
+    for name, weight in weights.items():
+        if name not in known:
+            raise ConfigError(f"the model has no adapter {name!r}; it has {', '.join(sorted(known)) or 'none'}.")
+        check_weight(name, weight)
+    model.adapters_ = {**dict.fromkeys(known, 0.0), **weights}
+    for layer in _layers(model):
+        layer.weigh(model.adapters_)
+
+
+def remove_lora(model: Any, name: str | None = None) -> None:
+    """Take one adapter away, or all of them; layers are then what they were."""
+    known = adapters(model)
+    if name is not None and name not in known:
+        raise ConfigError(f"the model has no adapter {name!r}; it has {', '.join(sorted(known)) or 'none'}.")
+    for path, layer in [(p, m) for p, m in model.named_modules() if isinstance(m, LoRALinear)]:
+        for gone in [n for n in layer.pairs if name in (None, n)]:
+            del layer.pairs[gone]
+        if not layer.pairs:
+            _put_back(model, path, layer.base)
+    model.adapters_ = {n: w for n, w in known.items() if name not in (None, n)}
+    for layer in _layers(model):
+        layer.weigh(model.adapters_)
+
+
+def fuse_lora(model: Any, type: str | None = None) -> int:
+    """Work the adapters into the weights, which are quantised anew: in `type`, or the type each has. Bytes that then lie in memory.
+
+    Rounding happens a second time, so beside the weights they do no harm. ConfigError for an unknown type; UnsupportedError for one without an encoder.
+    """
+    if type is not None and type.upper() not in BY_NAME:
+        raise ConfigError(f"type is {shown(type)}; expected one such as Q8_0.")
+    layers = [(p, m) for p, m in model.named_modules() if isinstance(m, LoRALinear)]
+    total = 0
+    fused: list[tuple[str, nn.Module]] = []
+    for path, layer in layers:
+        base: Any = layer.base
+        if isinstance(base, QuantLinear):
+            total += _fuse_blocks(base, layer.delta(), type, fused, path)
+        else:
+            made = nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")
+            made.weight = nn.Parameter((base.weight.float() + layer.delta()).to(base.weight.dtype), requires_grad=False)
+            made.bias = base.bias
+            total += made.weight.nbytes
+            fused.append((path, made))
+    for path, module in fused:
+        _put_back(model, path, module)
+    model.adapters_ = {}
+    return total
+
+
+def _fuse_blocks(
+    base: QuantLinear, delta: Tensor, type: str | None, fused: list[tuple[str, nn.Module]], path: str
+) -> int:
+    old = base.weight
+    kind = that_fits(BY_NAME[type.upper()] if type else old.quant_type, old.shape[-1])
+    values = (base.dequantize().float() + delta.to(old.device)).cpu().numpy()
+    data = quantize(np.ascontiguousarray(values).reshape(-1), kind)
+    weight = QuantWeight(QTensor(old.name, kind, values.shape, data, old.file), old.dtype, old.accuracy).to(old.device)
+    fused.append((path, QuantLinear(weight, None if base.bias is None else base.bias.data)))
+    return data.nbytes
+
+
+def check_weight(name: str, weight: Any) -> None:
+    """ConfigError where it is no finite number."""
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < 1e6:
+        raise ConfigError(f"the weight of adapter {name!r} is {shown(weight)}; expected a number such as 0.8.")
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata; LoadError where it is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as e:
+        raise LoadError(f"{path} cannot be read as safetensors ({e}). Fetch the adapter again, or convert it.") from e
+
+
+def read_pairs(model: Any, state: Mapping[str, Tensor], metadata: Mapping[str, str], file: str) -> dict[str, Pair]:
+    """What an adapter adds to each layer, by its path; LoadError or UnsupportedError with everything that does not fit."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    findings = Findings(ANY_LAYER)
+    skipped = 0
+    for key, values in state.items():
+        if ELSEWHERE.match(key):
+            skipped += 1
+            continue
+        refused = next((why for suffix, why in REFUSED.items() if key.endswith(suffix)), None)
+        part = next(((suffix, part) for suffix, part in PARTS.items() if key.endswith(suffix)), None)
+        if refused or part is None:
+            findings.add(
+                key, f"{refused or 'is no part of a LoRA'}, which is not supported. Use a plain LoRA.", "unsupported"
+            )
+            continue
+        groups.setdefault(_stripped(key.removesuffix(part[0])), {})[part[1]] = values
+    alphas = _alphas(metadata)
+    targets = _targets(model)
+    found: dict[str, Pair] = {}
+    for name, parts in groups.items():
+        whole = targets.get(name) or targets.get(name.replace(".", "_"))
+        if whole is None:
+            near = get_close_matches(name, targets, n=2, cutoff=0.75)
+            findings.add(name, f"is no linear layer of {type(model).__name__}.{' Nearest: ' + ', '.join(near) + '.' if near else ''} Use an adapter of this model.")  # fmt: skip
+        elif lacking := [p for p in ("down", "up") if p not in parts]:
+            findings.add(name, f"has no {lacking[0]} matrix. The file is damaged: fetch it again.")
+        else:
+            for path, pair in _shared_out(name, whole, parts, alphas, findings):
+                found[path] = pair
+    problems = [str(p) for p in findings.problems()]
+    unsupported = [p for p in findings.problems() if p.grade == "unsupported"]
+    if not groups and not problems:
+        problems = ["it has no LoRA for the diffusion transformer"]
+    if problems:
+        raise (UnsupportedError if unsupported else LoadError)("\n  ".join((f"{file} does not fit {type(model).__name__}, {len(problems)} problems:", *problems[:40])))  # fmt: skip
+    if skipped:
+        warnings.warn(f"{file}: {skipped} tensors for text encoders are left out", stacklevel=3)
+    return found
+
+
+@dataclass(frozen=True)
+class Target:
+    """A linear layer that a name stands for: whole, or as rows of a joined matrix."""
+
+    path: str
+    ranges: tuple[tuple[int, int], ...]
+    height: int  # rows of the joined matrix
+    width: int
+
+
+def _targets(model: Any) -> dict[str, list[Target]]:
+    """Linear layers by every name that an adapter may call them; joined matrices stand for several."""
+    modules = dict(model.named_modules())
+    linear = {p: m for p, m in modules.items() if isinstance(m, (nn.Linear, LoRALinear)) and not p.endswith(".base")}
+    found: dict[str, list[Target]] = {}
+    for path, module in linear.items():
+        found[path] = [Target(path, (), module.out_features, module.in_features)]
+    plan = getattr(getattr(model, "gguf", None), "plan", None)
+    for declared in plan.spec.declared(plan.config) if plan else ():
+        path = declared.name.removesuffix(".weight")
+        if declared.part == "weight" and declared.origin and path in linear:
+            target = _origin_target(declared, path, linear[path])
+            own = found.setdefault(declared.origin.name.removesuffix(".weight"), [])
+            if target not in own:
+                own.append(target)
+    return {**{name.replace(".", "_"): targets for name, targets in found.items()}, **found}
+
+
+def _origin_target(declared: Declared, path: str, module: Any) -> Target:
+    assert declared.origin is not None
+    height = max((stop for _, stop in declared.origin.ranges), default=module.out_features)
+    return Target(path, declared.origin.ranges, height, module.in_features)
+
+
+def _shared_out(
+    name: str, targets: list[Target], parts: Mapping[str, Tensor], alphas: Mapping[str, float], findings: Findings
+) -> Iterator[tuple[str, Pair]]:
+    down, up = parts["down"], parts["up"]
+    if down.ndim == 4 and down.shape[2:] == (1, 1):  # kohya writes those of 1x1 convolutions so
+        down, up = down.flatten(1), up.flatten(1)
+    height, width = max(t.height for t in targets), targets[0].width
+    rank = down.shape[0] if down.ndim else 0
+    if down.ndim != 2 or up.ndim != 2 or down.shape[1] != width or up.shape != (height, rank) or not rank:
+        findings.add(name, f"has matrices {list(down.shape)} and {list(up.shape)}; expected [r, {width}] and [{height}, r]. Use an adapter of this model.")  # fmt: skip
+        return
+    alpha = float(parts["alpha"]) if "alpha" in parts and parts["alpha"].numel() == 1 else alphas.get(name, alphas.get("", float(rank)))  # fmt: skip
+    down, up = down.float(), up.float() * (alpha / rank)
+    if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+        findings.add(name, "holds values that are not finite. The file is damaged: fetch it again.")
+        return
+    for target in targets:
+        rows = torch.cat([up[start:stop] for start, stop in target.ranges]) if target.ranges else up
+        yield target.path, Pair(down, rows)
+
+
+def _alphas(metadata: Mapping[str, str]) -> dict[str, float]:
+    """alpha as diffusers writes it into a file's metadata: "" for all layers, and by layer."""
+    try:
+        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        return {}
+    found: dict[str, float] = {}
+    for key, value in config.items() if isinstance(config, dict) else ():
+        component, _, own = key.partition(".")
+        if component in ("transformer", "unet") and own == "lora_alpha" and isinstance(value, (int, float)):
+            found[""] = float(value)
+        if component in ("transformer", "unet") and own == "alpha_pattern" and isinstance(value, dict):
+            found |= {k: float(v) for k, v in value.items() if isinstance(v, (int, float))}
+    return found
+
+
+def _stripped(name: str) -> str:
+    """A name without the prefixes that tools put before it."""
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _layers(model: Any) -> list[LoRALinear]:
+    return [m for m in model.modules() if isinstance(m, LoRALinear)]
+
+
+def _put_back(model: Any, path: str, module: nn.Module) -> None:
+    parent, _, own = path.rpartition(".")
+    setattr(model.get_submodule(parent), own, module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.checks import flag, shown, text
+from qtransformers.checks import flag, shown, text, whole
 from qtransformers.checks import path as checked
-from qtransformers.errors import ConfigError, UnsupportedError
+from qtransformers.errors import ConfigError, ContextLengthError, UnsupportedError
 from qtransformers.generate import Completion, Engine, Stream, Usage
 from qtransformers.generate.device import forward_of
 from qtransformers.generate.drafting import draft_of
 from qtransformers.generate.embed import check_pooling, embed, normalized
-from qtransformers.generate.prepare import Preparer
+from qtransformers.generate.prepare import MAX_LOGPROBS, Preparer
 from qtransformers.generate.requests import prompt_ids, texts
 from qtransformers.generate.speculative import Speculation
 from qtransformers.kernels.table import ACCURACY, FEW_ROWS
@@ -32,7 +32,7 @@ from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK
 from qtransformers.load.start import doubts, encode_prompt
 from qtransformers.machine import usable_cores
 from qtransformers.options import MAX_TOKENS, LoadOptions, ModelConfig, Options, PromptOptions
-from qtransformers.sampling import Sampling
+from qtransformers.sampling import Logprob, Sampling, logprobs
 from qtransformers.settings import Settings
 
 if TYPE_CHECKING:
@@ -429,7 +429,30 @@ class Model:
         ids = prompt_ids(tokens, self._engine.n_tokens)
         if not 0 < len(ids) <= self.context_length:
             raise ConfigError(f"tokens has {len(ids):,} ids; expected 1 to {self.context_length:,} (context_length).")
-        return self._engine.logits(ids)
+        return np.concatenate(list(self._engine.logits(ids)))
+
+    def score(self, tokens: Sequence[int], *, top: int = 0) -> Iterator[list[Logprob]]:
+        """Log-probabilities of `tokens` after those before them, but of the first, and of the `top` likeliest in each place.
+
+        They come in lists of at most `logits_rows`, as they are computed; dropping the iterator ends it.
+        """
+        self._check_generates()
+        ids = prompt_ids(tokens, self._engine.n_tokens, "tokens")
+        whole("top", top, 0, MAX_LOGPROBS)
+        if not 0 < len(ids) <= self.context_length:
+            raise ContextLengthError(
+                f"the prompt has {len(ids):,} tokens; expected 1 to {self.context_length:,} (context_length). Shorten it, or load "
+                "the model with a larger context_length."
+            )
+        return self._scores(ids, top)
+
+    def _scores(self, ids: tuple[int, ...], top: int) -> Iterator[list[Logprob]]:
+        at = 1
+        for rows in self._engine.logits(ids[:-1]):
+            rows = rows[:, : self._engine.n_tokens].copy()
+            rows[:, [i for i in self.tokenizer.unused_ids if i < self._engine.n_tokens]] = -np.inf
+            yield [logprobs(row, token, top) for row, token in zip(rows, ids[at : at + len(rows)], strict=True)]
+            at += len(rows)
 
     def save_session(self, path: str | Path, tokens: Sequence[int], *, overwrite: bool = False) -> int:
         """Write the keys and values of `tokens` to a file, computing what the cache lacks; how many tokens it holds.

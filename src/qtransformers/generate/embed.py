@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qtransformers.cache import Batch
 from qtransformers.checks import shown
-from qtransformers.errors import ConfigError
+from qtransformers.errors import ConfigError, ContextLengthError
 from qtransformers.generate.engine import Engine
 from qtransformers.generate.requests import prompt_ids
 
@@ -71,7 +71,7 @@ def fit_context(
     if len(ids) <= context_length:
         return tuple(ids)
     if not truncate:
-        raise ConfigError(
+        raise ContextLengthError(
             f"{where} has {len(ids):,} tokens; the context is {context_length:,}. Split it, or pass truncate=True to leave out its end."
         )
     end = tuple(after) if tuple(ids[len(ids) - len(after) :]) == tuple(after) and len(after) < context_length else ()

@@ -152,9 +152,8 @@ class Engine:
         self._dropped.append(sequence)
         self._reap()
 
-    def logits(self, tokens: Seq[int]) -> F32:
-        """Logits of every token, `[T, vocab_size]`, at most `logits_rows` of them in one forward."""
-        parts = []
+    def logits(self, tokens: Seq[int]) -> Iterator[F32]:
+        """Logits of every token, `[t, vocab_size]`, at most `logits_rows` of them in one forward; others take their turns between."""
         table = Table()
         with self._scoring:  # two could starve each other of pages
             try:
@@ -165,12 +164,12 @@ class Engine:
                         _reserve(engine, table, past + len(chunk))
                         with engine.threads:
                             batch = Batch.single(chunk, past, table.numbers, outputs=None)
-                            parts.append(np.asarray(engine.forward(batch, engine.cache)))
+                            found = np.asarray(engine.forward(batch, engine.cache))
+                    yield found
             finally:
                 with self._exclusive():
                     if self._parts:
                         self._parts.pages.release(table)
-        return np.concatenate(parts)
 
     @contextmanager
     def held(self, tokens: Seq[int]) -> Iterator[tuple[PagedCache, list[int], int]]:

@@ -23,6 +23,7 @@ from qtransformers.serve.errors import HTTPError, anthropic_shape, http_error, o
 from qtransformers.serve.guard import Guard
 from qtransformers.serve.models import Entry, Models, ModelSpec
 from qtransformers.serve.server import Server
+from qtransformers.serve.vectors import detokenize, embeddings, tokenize
 
 LOG = logging.getLogger("qtransformers.serve")
 Handler = Callable[[Server, Call, bytes], Awaitable[None]]
@@ -69,6 +70,9 @@ ROWS = (
     Row("GET", "/v1/models/{name:path}", show_model),
     Row("POST", "/v1/chat/completions", chat_completions),
     Row("POST", "/v1/completions", completions),
+    Row("POST", "/v1/embeddings", embeddings),
+    Row("POST", "/tokenize", tokenize),
+    Row("POST", "/detokenize", detokenize),
 )
 
 

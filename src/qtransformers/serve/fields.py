@@ -12,6 +12,7 @@ from qtransformers.sampling.settings import SamplingOptions
 from qtransformers.serve.errors import HTTPError
 
 T = TypeVar("T")
+Texts = str | list[str | int | list[int]]  # a text, texts, token ids, or lists of them
 SAMPLING = tuple(SamplingOptions.__annotations__)
 MAX_DEPTH = 128  # of what the parser calls itself for; the checks of each field are stricter
 
@@ -120,7 +121,7 @@ class ChatRequest(Generates, kw_only=True, forbid_unknown_fields=True):
 class CompletionRequest(Generates, kw_only=True, forbid_unknown_fields=True):
     """/v1/completions."""
 
-    prompt: str | list[str | int | list[int]]
+    prompt: Texts
     suffix: str | None = None
     echo: bool | None = None
     logprobs: int | None = None
@@ -129,6 +130,51 @@ class CompletionRequest(Generates, kw_only=True, forbid_unknown_fields=True):
     add_bos: bool | None = None
     encode_special: bool = False
     heal: bool = False
+
+
+class EmbeddingsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """/v1/embeddings."""
+
+    input: Texts
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    pooling: str | None = None
+    user: str | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """/tokenize: a text, or a chat."""
+
+    model: str | None = None
+    prompt: str | None = None
+    content: str | None = None  # the same, as llama.cpp calls it
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    encode_special: bool = False
+    return_token_strs: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """/detokenize."""
+
+    tokens: list[int]
+    model: str | None = None
+    decode_special: bool = True
+
+
+def prompts_of(given: Texts, field: str) -> list[str | tuple[int, ...]]:
+    """A text, texts, token ids, or lists of them, as a list; HTTPError where they are mixed."""
+    if isinstance(given, str):
+        return [given]
+    if given and all(isinstance(part, int) for part in given):
+        return [tuple(given)]  # type: ignore[arg-type]
+    if not given or any(isinstance(part, int) for part in given):
+        found = "numbers and texts are mixed" if given else "there is none"
+        raise HTTPError(400, f"{field}: {found}; expected a text, token ids, or a list of either.", "invalid_value", field=field)  # fmt: skip
+    return [part if isinstance(part, str) else tuple(part) for part in given]  # type: ignore[arg-type]
 
 
 def decode(body: bytes, kind: type[T]) -> T:

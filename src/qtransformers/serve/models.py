@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 State = Literal["unloaded", "loading", "ready", "broken"]
 NAME_CHARS = 200
+SCORED = 64  # tokens of a prompt in one forward, where their log-probabilities are asked for
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Entry:
     users: int = 0  # requests that hold it
     used: float = 0.0  # when the last of them let go
     seconds: float = 1.0  # that answers take, of late
+    scoring: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while a prompt's tokens are scored
 
     @property
     def loaded(self) -> Model:
@@ -194,7 +196,7 @@ def _planned(spec: ModelSpec) -> tuple[Path, LoadPlan]:
 
 
 def _loaded(spec: ModelSpec) -> tuple[Model, dict[str, Adapter]]:
-    model = Model.load(spec.reference, spec.model_path, **spec.options)
+    model = Model.load(spec.reference, spec.model_path, **{"logits_rows": SCORED, **spec.options})
     try:
         return model, {name: model.load_lora(path) for name, path in spec.loras.items()}
     except BaseException:

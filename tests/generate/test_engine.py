@@ -235,7 +235,7 @@ def test_seeds_reproduce_whatever_runs_beside():
 def test_logits_of_all_rows_in_chunks():
     script = Script("abcdef", 1)
     e = engine(script, chunk=4)
-    logits = e.logits([1, 2, 3, 4, 5, 6])
+    logits = np.concatenate(list(e.logits([1, 2, 3, 4, 5, 6])))
     assert logits.shape == (6, ROWS) and logits[:, :256].argmax(1).tolist() == list(b"abcdef")
     assert [len(b.tokens) for b in script.batches] == [4, 2] and e.usage.free_pages == 8
 
@@ -247,6 +247,6 @@ def test_a_closed_engine_says_so():
     e.close()
     e.close()
     assert e.closed
-    for use in (lambda: next(s), lambda: e.logits([1]), lambda: stream(e).read()):
+    for use in (lambda: next(s), lambda: next(e.logits([1])), lambda: stream(e).read()):
         with pytest.raises(ConfigError, match="the model is closed"):
             use()

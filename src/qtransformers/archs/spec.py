@@ -92,6 +92,8 @@ class HParam:
     derive: Callable[[Any], Any] | None = (
         None  # diffusion: what the shapes of a file's tensors say (archs.diffusion.shapes); None where they do not
     )
+    nullable: bool = False  # diffusion: None where nothing says it, and the class takes that
+    hint: str = ""  # diffusion: what published models have, for whoever is asked for it
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from qtransformers.archs import SPECS as OTHERS
 from qtransformers.archs.diffusion import ALL, LAYOUTS, SPECS, Declared, DiffusionSpec, Layout, Shapes, stripped
 from qtransformers.archs.spec import BadValue, HParam, Hyperparameters, Problem, checked
 from qtransformers.checks import shown
@@ -81,9 +82,10 @@ class Detected:
 def is_diffusion(gguf: GGUFFile) -> bool:
     """Whether a file is of a diffusion transformer rather than a language model."""
     said = gguf.metadata.get("general.architecture")
-    if isinstance(said, str) and said in SPECS:
-        return True
-    return said in (None, "", *FOREIGN) and any(_found(spec, _tensors(gguf)) for spec in ALL)
+    if isinstance(said, str) and (said in SPECS or said in OTHERS):
+        return said in SPECS
+    tensors = _tensors(gguf)
+    return any(_found(spec, tensors) for spec in ALL)
 
 
 def detect(gguf: GGUFFile) -> Detected:
@@ -93,7 +95,7 @@ def detect(gguf: GGUFFile) -> Detected:
     first = [SPECS[said]] if isinstance(said, str) and said in SPECS else []
     for spec in (*first, *(s for s in ALL if s not in first)):
         if layout := _found(spec, tensors):
-            other = isinstance(said, str) and said not in ("", *FOREIGN) and spec not in first
+            other = isinstance(said, str) and said not in ("", spec.family, *FOREIGN) and spec not in first
             notes = (
                 (f"{gguf.path}: general.architecture is {said!r}, but its tensors are those of {spec.title}",)
                 if other
@@ -178,25 +180,34 @@ def read_settings(
             except BadValue as e:
                 problems.append(e.problem(f"{file}: {p.name}, by the shapes of its tensors,", OTHER))
     published = _published(spec, {k: v for k, v in values.items() if origins[k] == "shapes"})
-    missing = []
+    missing: list[HParam] = []
     for p in spec.hparams:
         if p.name in values or any(f": {p.name} " in problem.text for problem in problems):
             continue
         if published and p.name in published[1]:
             values[p.name], origins[p.name] = published[1][p.name], f"published: {published[0]}"
-        elif p.default is not None and not p.required:
-            values[p.name], origins[p.name] = p.default(values) if callable(p.default) else p.default, "default"
-        elif p.required:
-            missing.append(p.name)
+        elif (default := _default(p, values)) is not None or p.nullable:
+            values[p.name], origins[p.name] = default, "default"
+        elif p.required or p.default is not None:
+            missing.append(p)
         else:
             problems.append(Problem(f"{file}: {p.name} cannot be told: the tensor that shows it is missing, or has another shape. {OTHER}."))  # fmt: skip
     if missing and not problems:
-        raise ConfigError(f"{file}: no tensor shows {' and '.join(missing)} of {spec.title}, and the file does not say. Pass config= with {'it' if len(missing) == 1 else 'them'}, or the folder or Hub id of the model it was made from.")  # fmt: skip
+        names = " and ".join(p.name + (f" ({p.hint})" if p.hint else "") for p in missing)
+        raise ConfigError(f"{file}: no tensor shows {names} of {spec.title}, and the file does not say. Pass config= with {'it' if len(missing) == 1 else 'them'}, or the folder or Hub id of the model it was made from.")  # fmt: skip
     if not problems and spec.check:
         problems += (Problem(f"{file}: {p.text}. {OTHER}.", p.grade) for p in spec.check(values))
     known = {p.name for p in spec.hparams}
     extra = {k: v for source, _ in reversed(said) for k, v in source.items() if k not in known and not k.startswith("_") and k not in spec.ignored_config}  # fmt: skip
     return Hyperparameters.frozen(values, origins), extra, problems
+
+
+def _default(p: HParam, values: Mapping[str, Any]) -> Any:
+    """What published models have; None where that does not fit the settings so far."""
+    try:
+        return None if p.required else p.default(values) if callable(p.default) else p.default
+    except KeyError:  # one that it hangs on is missing, and asked for
+        return None
 
 
 def setting_value(p: HParam, value: Any) -> Any:
@@ -217,13 +228,14 @@ def _element(p: HParam, value: Any) -> Any:
         and not any(isinstance(v, (list, tuple)) for v in value)
     ):
         return tuple(_element(p, v) for v in value)
-    in_range = type(value) in (str, bool) or (
+    anything = p.minimum is None and type(value) in (str, bool)
+    in_range = anything or (
         type(value) in (int, float)
         and (p.minimum is None or value >= p.minimum)
         and (p.maximum is None or value <= p.maximum)
     )
     if not in_range:  # NaN fails too
-        raise BadValue(f"holds {shown(value)}; expected whole numbers" + (f" of at least {p.minimum:g}" if p.minimum is not None else ""))  # fmt: skip
+        raise BadValue(f"holds {shown(value)}; expected numbers" + (f" of at least {p.minimum:g}" if p.minimum is not None else ""))  # fmt: skip
     return value
 
 
@@ -245,6 +257,7 @@ def match(
     for declared in spec.declared(settings):
         if name := source_name(declared, layout):
             expected.setdefault(name, []).append(declared)
+    _all_or_none(expected, tensors, spec, findings)
     strangers = [n for n in tensors if n not in expected and not any(re.fullmatch(u, n) for u in spec.unused)]
     for name, sharers in expected.items():
         tensor = tensors.get(name)
@@ -269,6 +282,20 @@ def match(
     for name in strangers:
         findings.add(name, f"is in the file, but {spec.title} has no such tensor.{_nearest(name, [n for n in expected if n not in tensors], f'what {spec.title} has')} {OTHER}.")  # fmt: skip
     return tuple(parts), list(findings.problems())
+
+
+def _all_or_none(expected: Mapping[str, list[Declared]], tensors: Mapping[str, QTensor], spec: DiffusionSpec, findings: Findings) -> None:  # fmt: skip
+    """A bias that a setting turns on is in every layer, or in none: what a file has in some was lost in the others."""
+    optional: dict[str, list[str]] = {}
+    for name, sharers in expected.items():
+        for d in sharers:
+            if d.part == "bias" and d.presence == "optional":
+                optional.setdefault(d.row.name, []).append(name)
+    for names in optional.values():
+        there = [name for name in names if name in tensors]
+        for name in names if there else ():
+            if name not in tensors:
+                findings.add(name, f"is missing, but {there[0]} is there, and {spec.title} has such biases in all layers or in none. {OTHER}.")  # fmt: skip
 
 
 def source_name(declared: Declared, layout: Layout) -> str:

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from qtransformers.archs.spec import Bias, HParam, TensorSpec, When
+from qtransformers.archs.spec import Bias, HParam, Problem, TensorSpec, When
 
 I: Mapping[str, str] = {}
 
 
 def setting(
     name: str, default: Any = None, *, kind: type = int, derive: Callable[[Any], Any] | None = None,
-    required: bool = False, minimum: float | None = 1, maximum: float | None = 2**20, choices: tuple[Any, ...] = (),
+    required: bool = False, nullable: bool = False, minimum: float | None = 1, maximum: float | None = 2**20,
+    choices: tuple[Any, ...] = (), hint: str = "",
 ) -> HParam:  # fmt: skip
     """A keyword argument of the class; without `derive` no tensor shows it, and `required` has it asked for by name.
 
-    `kind` tuple is a list of whole numbers. A default is one that every published model has.
+    `kind` tuple is a list of numbers, of anything where `minimum` is None. A default is one that every published model has; a
+    function of the settings before may give None for it, and then it is asked for too. `hint` says which models have what.
     """
     bounds = (minimum, maximum) if kind in (int, float, tuple) else (None, None)
-    return HParam(name, name, kind, default, required, *bounds, choices=choices, derive=derive)
+    return HParam(name, name, kind, default, required, *bounds, choices=choices, derive=derive, nullable=nullable, hint=hint)  # fmt: skip
+
+
+def axes(name: str, *published: int, head_dim: str = "attention_head_dim") -> HParam:
+    """How rotary dimensions are shared between axes, which add up to a head; asked for where those of published models do not."""
+    return setting(name, lambda c: published if sum(published) == c[head_dim] else None, kind=tuple, maximum=2**12)
+
+
+def adds_up(c: Mapping[str, Any], axes: str, head_dim: int) -> Iterator[Problem]:
+    """What is wrong with the sizes of the axes of a head."""
+    if sum(c[axes]) != head_dim or any(n % 2 for n in c[axes]):
+        yield Problem(f"{axes} is {list(c[axes])}; expected even numbers that add up to a head of {head_dim}")
+
+
+def heads(c: Mapping[str, Any], dim: int, *, named: str = "num_attention_heads", head_dim: str = "attention_head_dim") -> Iterator[Problem]:  # fmt: skip
+    """What is wrong with the number of heads of a width that tensors show."""
+    if c[named] * c[head_dim] != dim:
+        yield Problem(f"{named} {c[named]} x {head_dim} {c[head_dim]} is {c[named] * c[head_dim]}; expected {dim}")
 
 
 def linear(
@@ -28,6 +47,18 @@ def linear(
 ) -> TensorSpec:  # fmt: skip
     """A matrix `[out, width]` of a linear layer."""
     return TensorSpec(name, name, (out, width), role, bias, on_absent, original=original, repeat=repeat, when=when)
+
+
+def split(
+    original: str, width: str, parts: Mapping[str, str], *, bias: Bias = "required", role: str = "attn",
+    repeat: Mapping[str, str] = I, when: When | None = None,
+) -> Iterator[TensorSpec]:  # fmt: skip
+    """Linear layers (name -> outputs) that the original layout keeps as one, their rows one after the other."""
+    start = "0"
+    for name, out in parts.items():
+        stop = f"{start}+{out}"
+        yield linear(name, out, width, f"{original}[{start}:{stop}]", bias=bias, role=role, repeat=repeat, when=when)
+        start = stop
 
 
 def norm(

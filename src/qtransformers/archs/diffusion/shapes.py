@@ -53,13 +53,17 @@ class Shapes:
 
     def count(self, name: str) -> int:
         """How many layers have it: numbers from 0 on, without a gap, in place of `{i}`."""
+        there = self.layers(name)
+        return next(n for n in range(len(there) + 1) if n not in there)
+
+    def layers(self, name: str) -> tuple[int, ...]:
+        """Which layers have it, in order: the numbers in place of `{i}`."""
         template = self._template(name)
         parts = re.findall(r"(?<=\.)(?:\d+|\{i\})(?=\.)", template)
         place = parts.index("{i}")
         fixed = {k: int(p) for k, p in enumerate(parts) if k != place}
         seen = self._counts.get(re.sub(r"(?<=\.)(?:\d+|\{i\})(?=\.)", "*", template), set())
-        there = {numbers[place] for numbers in seen if all(numbers[k] == n for k, n in fixed.items())}
-        return next(n for n in range(len(there) + 1) if n not in there)
+        return tuple(sorted({numbers[place] for numbers in seen if all(numbers[k] == n for k, n in fixed.items())}))
 
     def _template(self, name: str) -> str:
         row = self._rows.get(name)

@@ -90,6 +90,7 @@ class DiffusionSpec:
     sizes: Callable[[Mapping[str, Any]], Mapping[str, int]] = lambda c: {}  # what symbolic shapes call by a name
     check: Callable[[Mapping[str, Any]], Iterator[Problem]] | None = None  # what is wrong between settings
     aliases: tuple[str, ...] = ()
+    family: str = ""  # general.architecture that other tools give such files, where that is the id of another spec
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # published models: what no tensor shows
     original_names: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) on names that tools write otherwise
     unused: tuple[str, ...] = ()  # patterns of tensors in published files that nothing reads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ from qtransformers.gguf import GGUFFile
 from qtransformers.kernels.table import ACCURACY, check_accuracy
 from qtransformers.load.diffusion import DiffusionPlan, Part, plan_diffusion
 from qtransformers.load.hub import Hub
+from qtransformers.quants import dequantize
 from qtransformers.settings import Settings
 from qtransformers.tensor import QTensor
 from qtransformers.torch import QuantEmbedding, QuantLinear, QuantWeight
+from qtransformers.torch.conv import CONVS
+from qtransformers.torch.conv import why_not as conv_why_not
 from qtransformers.torch.loading import _device, _dtype, _sent, set_tensor
 
 
@@ -111,11 +115,15 @@ def fill(model: nn.Module, plan: DiffusionPlan, dtype: torch.dtype, accuracy: st
     for name, part in parts.items():
         path, _, own = name.rpartition(".")
         module = modules.get(path)
-        if module is None or (name not in state and not (own == "bias" and type(module) is nn.Linear)):
+        if module is None or (name not in state and not (own == "bias" and type(module) in LAYERS)):
             problems.append(f"{part.tensor.name} has no place: {type(model).__name__} has no {name}")
         elif name in state and tuple(state[name].shape) != part.declared.shape:
             problems.append(f"{part.tensor.name} is {list(part.declared.shape)}; {name} of {type(model).__name__} is {list(state[name].shape)}")  # fmt: skip
         elif own == "weight" and (make := LAYERS.get(type(module))):
+            if reason := decoded_at_load(module, part):
+                make = _decoded
+                if part.tensor.type.is_quantized:
+                    warnings.warn(f"{plan.file}: {part.tensor.name} is decoded to {dtype}: {reason}", stacklevel=3)
             layers[path] = (make, module, part)
         elif not (own == "bias" and type(module) in LAYERS):
             plain[name] = part
@@ -149,12 +157,35 @@ def _embedding(module: Any, part: Part, bias: torch.Tensor | None, dtype: torch.
     return QuantEmbedding(QuantWeight(tensor, dtype, accuracy), module.padding_idx)
 
 
-LAYERS = {nn.Linear: _linear, nn.Embedding: _embedding}
+def _conv(module: Any, part: Part, bias: torch.Tensor | None, dtype: torch.dtype, accuracy: str) -> nn.Module:
+    tensor, _ = rows(part)
+    return CONVS[type(module)](module, QuantWeight(tensor, dtype, accuracy), bias)
+
+
+def _decoded(module: Any, part: Part, bias: torch.Tensor | None, dtype: torch.dtype, accuracy: str) -> nn.Module:
+    module.weight = nn.Parameter(values(part, dtype), requires_grad=False)
+    if hasattr(module, "bias"):
+        module.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return module
+
+
+LAYERS = {nn.Linear: _linear, nn.Embedding: _embedding, **dict.fromkeys(CONVS, _conv)}
+
+
+def decoded_at_load(module: Any, part: Part) -> str:
+    """Why a layer cannot keep the blocks of the file; "" where it can, and for layers that have none."""
+    if isinstance(module, tuple(CONVS)) and (reason := conv_why_not(module)):
+        return reason
+    across = math.prod(part.declared.shape[1:]) % part.tensor.type.block_size
+    if across and isinstance(module, nn.Embedding):
+        return "an embedding whose rows are not whole blocks"
+    return "parts of a tensor whose rows are not whole blocks" if across and part.ranges else ""
 
 
 def rows(part: Part) -> tuple[QTensor, Any]:
-    """The tensor `[*shape]` of a part over the file's map, and the order of its rows where that is another (None: as they are)."""
+    """The tensor `[out, in]` of a part over the file's map, and the order of its rows where that is another (None: as they are)."""
     tensor, shape = part.tensor, part.declared.shape
+    shape = (shape[0], math.prod(shape[1:]))
     if not part.ranges:
         return QTensor(tensor.name, tensor.type, shape, tensor.data, tensor.file), None
     if len(part.ranges) == 1:
@@ -162,11 +193,15 @@ def rows(part: Part) -> tuple[QTensor, Any]:
         width = tensor.nbytes // tensor.shape[0]
         return QTensor(tensor.name, tensor.type, shape, tensor.data[start * width : stop * width], tensor.file), None
     order = np.concatenate([np.arange(start, stop) for start, stop in part.ranges])
-    return tensor, order
+    whole = (tensor.shape[0], math.prod(tensor.shape[1:]))
+    return QTensor(tensor.name, tensor.type, whole, tensor.data, tensor.file), order
 
 
 def values(part: Part, dtype: torch.dtype) -> torch.Tensor:
     """The values `[*shape]` of a part, decoded."""
-    tensor, order = rows(part)
-    found = tensor.dequantize()
-    return torch.tensor((found if order is None else found[order]).reshape(part.declared.shape)).to(dtype)
+    tensor = part.tensor
+    found = dequantize(tensor.data, tensor.type)
+    if part.ranges:
+        found = found.reshape(tensor.shape[0], -1)
+        found = np.concatenate([found[start:stop] for start, stop in part.ranges])
+    return torch.tensor(found.reshape(part.declared.shape)).to(dtype)

@@ -11,6 +11,7 @@ except ImportError as e:
         "qtransformers.torch needs torch, which is not installed: pip install 'qtransformers[torch]'"
     ) from e
 
+from qtransformers.torch.conv import QuantConv1d, QuantConv2d, QuantConv3d
 from qtransformers.torch.loading import load_transformers
 from qtransformers.torch.modules import QuantEmbedding, QuantExperts, QuantJoined, QuantLinear, QuantTransposed
 from qtransformers.torch.plain import dequantized
@@ -18,6 +19,9 @@ from qtransformers.torch.saving import save_gguf
 from qtransformers.torch.weight import QuantWeight
 
 __all__ = [
+    "QuantConv1d",
+    "QuantConv2d",
+    "QuantConv3d",
     "QuantEmbedding",
     "QuantExperts",
     "QuantJoined",

@@ -34,7 +34,7 @@ class QuantLinear(nn.Linear):
 
     def __init__(self, weight: QuantWeight, bias: Tensor | None = None, order: Any = None) -> None:
         nn.Module.__init__(self)
-        self.out_features, self.in_features = weight.blocks.shape[0], weight.shape[-1]
+        self.out_features, self.in_features = weight.shape[:-1].numel(), weight.shape[-1]
         self.weight = weight
         self.bias = _parameter(bias)  # type: ignore[assignment]
         self.register_buffer("order", _index(order), persistent=False)

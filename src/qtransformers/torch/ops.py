@@ -5,7 +5,8 @@ Blocks are a `[rows, row_bytes]` uint8 tensor; nothing is kept between calls, so
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -65,8 +66,7 @@ def transposed(x: Tensor, blocks: Tensor, n: int, type_id: int, name: str, accur
     Rows of blocks lie across this product, so it decodes them, CHUNK values at a time.
     """
     tall, wide = blocks.shape[0] // n, _width(blocks, type_id)
-    if x.shape[1] != tall:
-        raise ConfigError(f"{name}: x is {list(x.shape)}; expected [T, {tall}].")
+    _like(x, tall, name)
     x = x.detach().to(torch.float32)
     y = x.new_zeros((len(x), n, wide))
     together, step = max(1, CHUNK // (tall * wide)), max(1, CHUNK // wide)
@@ -82,6 +82,57 @@ def transposed(x: Tensor, blocks: Tensor, n: int, type_id: int, name: str, accur
 @transposed.register_fake
 def _(x: Tensor, blocks: Tensor, n: int, type_id: int, name: str, accuracy: str) -> Tensor:
     return x.new_empty((x.shape[0], n * _width(blocks, type_id)), dtype=torch.float32)
+
+
+def slices(shape: Sequence[int], type: QuantType, together: int) -> Iterator[slice]:
+    """The rows of a matrix, about `together` values at a time, cut where a block ends."""
+    unit = type.block_size // math.gcd(shape[1], type.block_size)
+    step = max(1, together // (unit * shape[1])) * unit
+    yield from (slice(i, min(i + step, shape[0])) for i in range(0, shape[0], step))
+
+
+def decoded(blocks: Tensor, rows: slice, width: int, type_id: int, name: str) -> Tensor:
+    """Rows of a matrix whose blocks lie one after the other, as `slices` cut them: `[n, width]` f32."""
+    kind = TYPES[type_id]
+    flat = blocks.view(-1, kind.block_bytes)
+    first, last = (i * width // kind.block_size for i in (rows.start, rows.stop))
+    ids = torch.arange(first, last, device=blocks.device)
+    return pick(ids, flat, type_id, name).view(-1, width)
+
+
+@torch.library.custom_op("qtransformers::across", mutates_args=())
+def across(x: Tensor, blocks: Tensor, out: int, width: int, type_id: int, name: str) -> Tensor:
+    """`x [T, in] @ W [out, in].T` of a weight whose rows are not whole blocks: `[T, out]` f32, CHUNK values decoded at a time."""
+    _like(x, width, name)
+    x, y = x.detach().to(torch.float32), x.new_empty((len(x), out), dtype=torch.float32)
+    for rows in slices((out, width), TYPES[type_id], CHUNK):
+        torch.matmul(x, decoded(blocks, rows, width, type_id, name).T, out=y[:, rows])
+    return y
+
+
+@across.register_fake
+def _(x: Tensor, blocks: Tensor, out: int, width: int, type_id: int, name: str) -> Tensor:
+    return x.new_empty((x.shape[0], out), dtype=torch.float32)
+
+
+@torch.library.custom_op("qtransformers::across_back", mutates_args=())
+def across_back(x: Tensor, blocks: Tensor, out: int, width: int, type_id: int, name: str) -> Tensor:
+    """`x [T, out] @ W [out, in]` of such a weight: `[T, in]` f32."""
+    _like(x, out, name)
+    x, y = x.detach().to(torch.float32), x.new_zeros((len(x), width), dtype=torch.float32)
+    for rows in slices((out, width), TYPES[type_id], CHUNK):
+        y += x[:, rows] @ decoded(blocks, rows, width, type_id, name)
+    return y
+
+
+@across_back.register_fake
+def _(x: Tensor, blocks: Tensor, out: int, width: int, type_id: int, name: str) -> Tensor:
+    return x.new_empty((x.shape[0], width), dtype=torch.float32)
+
+
+def _like(x: Tensor, width: int, name: str) -> None:
+    if x.shape[1] != width:
+        raise ConfigError(f"{name}: x is {list(x.shape)}; expected [T, {width}].")
 
 
 def dequantize(blocks: Tensor, type: QuantType) -> Tensor:
@@ -107,6 +158,12 @@ def _transposed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return torch.stack(grads).sum(0).to(ctx.dtype), None, None, None, None, None
 
 
+def _across_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (blocks,) = ctx.saved_tensors
+    return across_back(grad, blocks, *ctx.rest).to(ctx.dtype), None, None, None, None, None
+
+
+across.register_autograd(_across_backward, setup_context=_remember)
 linear.register_autograd(_linear_backward, setup_context=_remember)
 transposed.register_autograd(_transposed_backward, setup_context=_remember)
 

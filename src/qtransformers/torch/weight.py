@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class QuantWeight(nn.Module):
     It stands where a layer has its `weight`, without being a tensor: what does not know it fails instead of computing with
     bytes. `dtype` is that of the model around it, and changes with `model.to(dtype)`; the blocks never do. Copies share
     the blocks, which nothing writes to; `load_state_dict` takes those of a state of the same type and shape in their place.
+    Rows that are not whole blocks (comfy.gguf.orig_shape) have `blocks [n, block_bytes]`, and are decoded for each product.
     """
 
     blocks: Tensor  # [rows, row_bytes] uint8
@@ -40,6 +41,11 @@ class QuantWeight(nn.Module):
         self.register_buffer("blocks", _mapped(tensor))
         self.register_buffer("type_id", torch.tensor(tensor.type.id, dtype=torch.int32))
         self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+
+    @property
+    def whole(self) -> bool:
+        """Whether rows are whole blocks."""
+        return self.shape[-1] % self.quant_type.block_size == 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,8 +68,12 @@ class QuantWeight(nn.Module):
 
     def multiply(self, x: Tensor) -> Tensor:
         """`x [..., in] @ W.T`: `[..., rows]` in x's dtype; of a stack, all its matrices one after the other."""
-        product = ops.linear if ops.in_graph(x) else ops.multiply
-        y = product(x.reshape(-1, x.shape[-1]), self.blocks, self.quant_type.id, self.name, self.accuracy)
+        flat = x.reshape(-1, x.shape[-1])
+        if self.whole:
+            product = ops.linear if ops.in_graph(x) else ops.multiply
+            y = product(flat, self.blocks, self.quant_type.id, self.name, self.accuracy)
+        else:
+            y = ops.across(flat, self.blocks, *self.shape, self.quant_type.id, self.name)
         return y.view(*x.shape[:-1], y.shape[-1]).to(x.dtype)
 
     def multiply_transposed(self, x: Tensor) -> Tensor:
@@ -78,6 +88,11 @@ class QuantWeight(nn.Module):
         pick = ops.embedding if torch.compiler.is_compiling() else ops.pick
         y = pick(ids.reshape(-1), self.blocks, self.quant_type.id, self.name)
         return y.view(*ids.shape, y.shape[-1]).to(self.dtype)
+
+    def slices(self, together: int) -> Iterator[tuple[slice, Tensor]]:
+        """Rows `[n, in]` of a matrix, decoded to f32 about `together` values at a time, and which they are."""
+        for rows in ops.slices(self.shape, self.quant_type, together):
+            yield rows, ops.decoded(self.blocks, rows, self.shape[-1], self.quant_type.id, self.name)
 
     def part(self, i: int) -> QuantWeight:
         """Matrix `i` of a stack, over the same blocks."""
@@ -131,7 +146,9 @@ class QuantWeight(nn.Module):
 
 
 def _mapped(tensor: QTensor) -> Tensor:
-    """The bytes `[n_rows, row_bytes]` without a copy."""
+    """The bytes `[n_rows, row_bytes]` without a copy; `[n, block_bytes]` where rows are not whole blocks."""
+    kind = tensor.type
+    width = tensor.row_bytes if tensor.shape[-1] % kind.block_size == 0 else kind.block_bytes
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
-        return torch.from_numpy(tensor.data).view(tensor.n_rows, tensor.row_bytes)
+        return torch.from_numpy(tensor.data).view(-1, width)

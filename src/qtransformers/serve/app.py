@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from qtransformers.machine import resident
+from qtransformers.sampling.settings import RANGES
 from qtransformers.serve.call import Call, event
 from qtransformers.serve.chat import chat_completions
 from qtransformers.serve.completions import completions
@@ -23,6 +25,7 @@ from qtransformers.serve.errors import HTTPError, anthropic_shape, http_error, o
 from qtransformers.serve.guard import Guard
 from qtransformers.serve.models import Entry, Models, ModelSpec
 from qtransformers.serve.server import Server
+from qtransformers.serve.static import page
 from qtransformers.serve.vectors import detokenize, embeddings, tokenize
 
 LOG = logging.getLogger("qtransformers.serve")
@@ -49,7 +52,8 @@ async def health(server: Server, call: Call, body: bytes) -> None:
 
 async def list_models(server: Server, call: Call, body: bytes) -> None:
     """The models, and their adapters."""
-    await call.json({"object": "list", "data": [_model(*item) for item in server.models.names.items()]})
+    data = [_model(*item) for item in server.models.names.items()]
+    await call.json({"object": "list", "data": data, "qtransformers": {"memory_bytes": resident()}})
 
 
 async def show_model(server: Server, call: Call, body: bytes) -> None:
@@ -60,8 +64,13 @@ async def show_model(server: Server, call: Call, body: bytes) -> None:
 
 
 def _model(name: str, entry: Entry) -> dict[str, Any]:
-    context = entry.model.context_length if entry.model else None
-    return {"id": name, "object": "model", "created": entry.created, "owned_by": "qtransformers", "root": entry.spec.name, "max_model_len": context, "state": entry.state}  # fmt: skip
+    model = entry.model
+    context = model.context_length if model else None
+    sampling = (
+        {field: getattr(model.sampling, field) for field in RANGES} if model else None
+    )  # where a request says nothing
+    more = {"kind": "language", "context_length": context, "sampling": sampling}
+    return {"id": name, "object": "model", "created": entry.created, "owned_by": "qtransformers", "root": entry.spec.name, "max_model_len": context, "state": entry.state, "qtransformers": more}  # fmt: skip
 
 
 ROWS = (
@@ -96,8 +105,9 @@ def app_of(server: Server) -> ASGIApp:
             await asyncio.gather(*tasks, return_exceptions=True)
             await server.close()
 
-    routes = [Route(row.path, endpoint=Endpoint(server, row), methods=[row.method]) for row in ROWS]
-    paths = {row.path for row in ROWS if row.public}
+    rows = (*ROWS, *(Row("GET", path, file, public=True) for path, file in page().items()))
+    routes = [Route(row.path, endpoint=Endpoint(server, row), methods=[row.method]) for row in rows]
+    paths = {row.path for row in rows if row.public}
     inner = Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: _lost, 405: _lost})  # type: ignore[dict-item]
     return Guard(inner, server.config, paths.__contains__, log)
 

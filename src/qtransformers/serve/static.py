@@ -47,16 +47,16 @@ class File:
         headers = HEADERS | {"etag": self.tag}
         known = (tag.strip().removeprefix("W/") for tag in call.headers.get("if-none-match", "").split(","))
         if self.tag in known:
-            await call.bytes(b"", self.kind, 304, headers)
+            await call.data(b"", self.kind, 304, headers)
         elif "gzip" in call.headers.get("accept-encoding", ""):
-            await call.bytes(self.packed, self.kind, 200, headers | {"content-encoding": "gzip"})
+            await call.data(self.packed, self.kind, 200, headers | {"content-encoding": "gzip"})
         else:
-            await call.bytes(self.data, self.kind, 200, headers)
+            await call.data(self.data, self.kind, 200, headers)
 
 
 def page() -> dict[str, Callable[[Server, Call, bytes], Awaitable[None]]]:
     """URL path -> what answers there: `/` is index.html, `/page/NAME` any file of the page."""
-    found = {}
+    found: dict[str, Callable[[Server, Call, bytes], Awaitable[None]]] = {}
     for entry in files("qtransformers.serve").joinpath("page").iterdir():
         kind = KINDS.get(entry.name[entry.name.rfind(".") :])
         if kind is not None:

@@ -19,6 +19,8 @@ const channel = "BroadcastChannel" in window ? new BroadcastChannel("qtransforme
 let conversations = (await store.all("conversations")).sort((a, b) => b.updated - a.updated);
 let current = conversations.find((c) => c.id === recall("open")) ?? newConversation(recall("last", {}));
 let models = [];
+let lastUse = 0; // tokens of the context, by the latest answer
+let lost = false; // the server did not answer
 
 const input = $("#input");
 const chat = new Chat($("#log"), { save, changed, used, act, copy, ask });
@@ -28,6 +30,7 @@ const info = (id) => models.find((m) => m.id === id)?.qtransformers ?? {};
 // Conversations
 
 async function save(conversation) {
+  if (!chat.running && conversation === current && !info(current.model).context_length) loadModels(); // it is loaded by now
   if (!conversation.leaf) return;
   const first = Object.values(conversation.messages).find((m) => m.role === "user");
   conversation.title ||= titleOf(first?.content ?? "") || "Conversation";
@@ -125,18 +128,30 @@ const defaultModel = () => (models.find((m) => m.qtransformers?.kind !== "diffus
 const chatModels = () => models.filter((m) => !["diffusion", "embedding"].includes(m.qtransformers?.kind));
 
 async function loadModels() {
+  let found;
   try {
-    models = (await getJson("v1/models")).data ?? [];
+    found = await getJson("v1/models");
   } catch (e) {
-    return act(e.status === 401 ? "key" : "lost");
+    act(e.status === 401 ? "key" : "lost");
+    return false;
   }
+  models = found.data ?? [];
   const painters = models.filter((m) => m.qtransformers?.kind === "diffusion");
   $("#tabs").hidden = !painters.length;
   if (!painters.length) tab("chat");
   images.setModels(painters);
   if (!models.some((m) => m.id === current.model)) current.model = defaultModel();
-  $("#model").replaceChildren(...chatModels().map((m) => el("option", { value: m.id }, m.id)));
-  showModel();
+  const names = chatModels().map((m) => m.id);
+  const options = [...$("#model").options].map((o) => o.value);
+  if (names.join("\n") !== options.join("\n")) $("#model").replaceChildren(...names.map((n) => el("option", { value: n }, n)));
+  if (!$("#settings").open) showModel();
+  const { memory_bytes } = found.qtransformers ?? {};
+  $("#memory").textContent = memory_bytes ? `${bytes(memory_bytes)} of memory` : "";
+  const loading = models.find((m) => m.id === current.model)?.state === "loading";
+  lost = false;
+  $("#banner").hidden = !loading;
+  $("#banner").textContent = loading ? "The model is being loaded." : "";
+  return true;
 }
 
 function showModel() {
@@ -145,7 +160,6 @@ function showModel() {
   used(lastUse);
 }
 
-let lastUse = 0;
 function used(tokens) {
   lastUse = tokens;
   const most = info(current.model).context_length;
@@ -160,22 +174,10 @@ function used(tokens) {
   bar.classList.toggle("full", tokens > 0.9 * most);
 }
 
-let lost = false;
 async function poll() {
-  if (!document.hidden || lost) {
-    try {
-      const health = await getJson("health").catch((e) => (e.status ? e.details : Promise.reject(e)));
-      if (lost || !models.length) await loadModels();
-      lost = false;
-      $("#banner").hidden = health.status !== "loading";
-      $("#banner").textContent = health.status === "loading" ? "The model is being loaded." : "";
-      const memory = health.memory_bytes ?? health.memory;
-      $("#memory").textContent = Number.isFinite(memory) ? `${bytes(memory)} of memory` : "";
-    } catch {
-      act("lost");
-    }
-  }
-  setTimeout(poll, lost ? LOST_MS : POLL_MS);
+  const asked = $("#key-dialog").open || (document.hidden && !lost) || chat.running;
+  const found = asked || (await loadModels());
+  setTimeout(poll, found ? POLL_MS : LOST_MS);
 }
 
 // What messages and errors ask for

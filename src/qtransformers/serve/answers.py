@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -49,20 +50,35 @@ def started(
 
 
 @asynccontextmanager
-async def closing(streams: list[AsyncStream]) -> AsyncIterator[list[AsyncStream]]:
-    """The streams, which end with the block, complete or not."""
+async def closing(call: Call, entry: Entry, streams: list[AsyncStream]) -> AsyncIterator[list[AsyncStream]]:
+    """The streams, which end with the block, complete or not; then log and metrics are told."""
     try:
         yield streams
     finally:
         for stream in streams:
             await stream.aclose()
+        done = [stream.completion for stream in streams]
+        entry.meters.finished(done)
+        tell(call, done)
 
 
-async def merged(streams: list[AsyncStream]) -> AsyncIterator[tuple[int, Chunk]]:
-    """Chunks of all streams as they come, each with its stream's index; one that fails ends all."""
+async def merged(streams: list[AsyncStream], between: Callable[[float], None]) -> AsyncIterator[tuple[int, Chunk]]:
+    """Chunks of all streams as they come, each with its stream's index; one that fails ends all.
+
+    `between` is told the seconds from each chunk of a stream to its next.
+    """
+    last = [0.0] * len(streams)
+
+    def told(i: int, chunk: Chunk) -> tuple[int, Chunk]:
+        now = time.perf_counter()
+        if last[i]:
+            between(now - last[i])
+        last[i] = now
+        return i, chunk
+
     if len(streams) == 1:
         async for chunk in streams[0]:
-            yield 0, chunk
+            yield told(0, chunk)
         return
     queue: asyncio.Queue[tuple[int, Chunk | BaseException | None]] = asyncio.Queue(len(streams))
 
@@ -84,16 +100,16 @@ async def merged(streams: list[AsyncStream]) -> AsyncIterator[tuple[int, Chunk]]
             if found is None:
                 left -= 1
             else:
-                yield i, found
+                yield told(i, found)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def complete(streams: list[AsyncStream]) -> list[Completion]:
+async def complete(streams: list[AsyncStream], between: Callable[[float], None]) -> list[Completion]:
     """All answers; one that fails ends all."""
-    async for _ in merged(streams):
+    async for _ in merged(streams, between):
         pass
     return [stream.completion for stream in streams]
 

@@ -23,6 +23,7 @@ from qtransformers.serve.completions import completions
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.errors import HTTPError, anthropic_shape, http_error, openai_shape
 from qtransformers.serve.guard import Guard
+from qtransformers.serve.metrics import metrics
 from qtransformers.serve.models import Entry, Models, ModelSpec
 from qtransformers.serve.server import Server
 from qtransformers.serve.static import page
@@ -75,6 +76,7 @@ def _model(name: str, entry: Entry) -> dict[str, Any]:
 
 ROWS = (
     Row("GET", "/health", health, public=True),
+    Row("GET", "/metrics", metrics),
     Row("GET", "/v1/models", list_models),
     Row("GET", "/v1/models/{name:path}", show_model),
     Row("POST", "/v1/chat/completions", chat_completions),
@@ -147,6 +149,7 @@ class Endpoint:
     async def _fail(self, call: Call, error: Exception) -> None:
         found = http_error(error)
         call.told["error"] = found.code
+        self._server.models.metrics.refused.labels(str(found.status), found.code or "").inc()
         if found.code == "internal_error":
             LOG.error("request %s: %s", call.id, error, exc_info=error)
         shape = anthropic_shape if self._row.anthropic else openai_shape

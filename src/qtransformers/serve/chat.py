@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtransformers.generate.requests import texts
 from qtransformers.sampling.sampler import Logprob
-from qtransformers.serve.answers import closing, complete, merged, request_options, started, tell, usage_of
+from qtransformers.serve.answers import closing, complete, merged, request_options, started, usage_of
 from qtransformers.serve.call import event
 from qtransformers.serve.errors import HTTPError
 from qtransformers.serve.fields import FINISH, ChatRequest, decode
@@ -29,11 +29,11 @@ async def chat_completions(server: Server, call: Call, body: bytes) -> None:
     async with server.answering(call, ask.model, 1 if ask.n is None else ask.n) as entry:
         streams = await server.off_loop(prepared, call, entry, ask)
         head = {"id": f"chatcmpl-{call.id[4:]}", "created": int(time.time()), "model": ask.model or entry.spec.name}
-        async with closing(streams):
+        async with closing(call, entry, streams):
             if ask.stream:
                 await call.events(_events(call, entry, ask, streams, head))
             else:
-                done = await complete(streams)
+                done = await complete(streams, entry.meters.between)
                 choices = [
                     {
                         "index": i,
@@ -44,7 +44,6 @@ async def chat_completions(server: Server, call: Call, body: bytes) -> None:
                     for i, c in enumerate(done)
                 ]
                 await call.json({**head, "object": "chat.completion", "choices": choices, "usage": usage_of(done)})
-            tell(call, [s.completion for s in streams])
 
 
 def prepared(call: Call, entry: Entry, ask: ChatRequest) -> list[AsyncStream]:
@@ -72,7 +71,7 @@ async def _events(
     head["object"] = "chat.completion.chunk"
     for i in range(len(streams)):
         yield event({**head, "choices": [_choice(i, {"role": "assistant", "content": ""})]})
-    async for i, chunk in merged(streams):
+    async for i, chunk in merged(streams, entry.meters.between):
         logprobs = chat_logprobs(entry.loaded.tokenizer, chunk.logprobs) if ask.logprobs else None
         if chunk.text or logprobs:
             yield event({**head, "choices": [_choice(i, {"content": chunk.text}, logprobs)]})

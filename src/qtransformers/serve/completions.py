@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtransformers.load.start import encode_prompt
 from qtransformers.sampling.sampler import Logprob
-from qtransformers.serve.answers import closing, complete, merged, request_options, started, tell, usage_of
+from qtransformers.serve.answers import closing, complete, merged, request_options, started, usage_of
 from qtransformers.serve.call import event
 from qtransformers.serve.errors import HTTPError
 from qtransformers.serve.fields import FINISH, CompletionRequest, decode, prompts_of
@@ -55,11 +55,11 @@ async def completions(server: Server, call: Call, body: bytes) -> None:
         echoes = [echo for echo in echoes for _ in range(n)]
         streams = [] if ask.max_tokens == 0 else await server.off_loop(_prepared, call, entry, ask, prompts, ids, n)
         head = {"id": f"cmpl-{call.id[4:]}", "object": "text_completion", "created": int(time.time()), "model": ask.model or entry.spec.name}  # fmt: skip
-        async with closing(streams):
+        async with closing(call, entry, streams):
             if ask.stream:
                 await call.events(_events(entry, ask, streams, head, echoes, ids))
             else:
-                done = await complete(streams)
+                done = await complete(streams, entry.meters.between)
                 choices = [
                     _choice(i, echo.text + c.text, FINISH[c.finish_reason or "cancelled"], echo.before(_logprobs(entry, ask, c.logprobs, echo)))
                     for i, (c, echo) in enumerate(zip(done, echoes, strict=True))
@@ -67,7 +67,6 @@ async def completions(server: Server, call: Call, body: bytes) -> None:
                 await call.json(
                     {**head, "choices": choices, "usage": usage_of(done) if streams else _prompt_usage(ids)}
                 )
-            tell(call, [s.completion for s in streams])
 
 
 def _check(ask: CompletionRequest, n: int) -> None:
@@ -132,7 +131,7 @@ async def _events(
     for i, echo in enumerate(echoes):
         if echo.text:
             yield event({**head, "choices": [_choice(i, echo.text, None if streams else "length", echo.logprobs)]})
-    async for i, chunk in merged(streams):
+    async for i, chunk in merged(streams, entry.meters.between):
         finish = FINISH[chunk.finish_reason] if chunk.finish_reason else None
         logprobs = None if ask.logprobs is None else text_logprobs(entry.loaded.tokenizer, chunk.logprobs, offsets[i])
         offsets[i] += sum(map(len, logprobs["tokens"])) if logprobs else 0

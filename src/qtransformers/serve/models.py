@@ -18,6 +18,7 @@ from qtransformers.load.survey import find_sources, judge, survey
 from qtransformers.machine import memory
 from qtransformers.model import Model
 from qtransformers.serve.errors import HTTPError
+from qtransformers.serve.metrics import Meters, Metrics
 
 if TYPE_CHECKING:
     from qtransformers.load.adapters import Adapter
@@ -58,6 +59,7 @@ class Entry:
 
     spec: ModelSpec
     created: int  # seconds since 1970
+    meters: Meters
     state: State = "unloaded"
     model: Model | None = None
     adapters: dict[str, Adapter] = field(default_factory=dict)
@@ -82,7 +84,9 @@ class Models:
     """
 
     def __init__(self, specs: Iterable[ModelSpec], keep_alive: float | None = None) -> None:
-        self.entries = [Entry(spec, int(time.time())) for spec in specs]
+        self.metrics = Metrics()
+        self.entries = [Entry(spec, int(time.time()), self.metrics.of(spec.name)) for spec in specs]
+        self.metrics.watch(self.entries)
         if not self.entries:
             raise ConfigError("there is no model to serve. Name at least one.")
         self._by_name: dict[str, tuple[Entry, str | None]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -89,9 +90,12 @@ def serve(server: Server, ready: Callable[[str], None]) -> None:
         listening.should_exit = True
 
     server.give_up = give_up
+    # uvicorn sends itself the signal again once it has ended; then that is no news, and we end with 0.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         listening.run([bound])
     finally:
+        signal.signal(signal.SIGTERM, before)
         bound.close()
     if errors:
         raise errors[0]

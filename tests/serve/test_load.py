@@ -1,0 +1,240 @@
+"""A server that has much to do: queues, limits, deadlines, clients that leave, an end that lets answers finish."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import httpx2 as httpx
+import pytest
+
+from qtransformers.serve import run
+from qtransformers.serve.config import ServerConfig, hashed
+from qtransformers.serve.errors import HTTPError
+from qtransformers.serve.guard import Rates
+from servers import running
+
+LONG = {"prompt": "Once", "max_tokens": 900, "stream": True, "min_tokens": 900}
+
+
+def settled(entry):
+    """Whether nothing is under way any more, soon."""
+    for _ in range(500):
+        usage = entry.loaded.usage
+        if not (entry.answers or entry.users or usage.running or usage.waiting):
+            return usage
+        time.sleep(0.01)
+    raise AssertionError((entry, usage))
+
+
+def data(line):
+    return json.loads(line.removeprefix("data: "))
+
+
+@pytest.fixture(scope="module")
+def small(demo):
+    """A server for one answer at a time, and one that waits."""
+    with running([replace(demo, options={"threads": 1, "parallel": 1})], ServerConfig(queue=1)) as found:
+        yield found
+
+
+def test_one_too_many_is_told_when_to_come_back(small):
+    url, server = small
+    entry = server.models.entries[0]
+    with httpx.Client(base_url=url, timeout=60) as http, ThreadPoolExecutor(1) as pool:
+        with http.stream("POST", "/v1/completions", json=LONG) as first:
+            lines = first.iter_lines()
+            next(lines)
+            second = pool.submit(http.post, "/v1/completions", json={"prompt": "A", "max_tokens": 2})
+            while entry.answers < 2:
+                time.sleep(0.001)
+            third = http.post("/v1/completions", json={"prompt": "A", "max_tokens": 2})
+            assert third.status_code == 503
+            assert int(third.headers["retry-after"]) >= 1
+            assert third.json()["error"]["code"] == "overloaded"
+            assert "--queue" in third.json()["error"]["message"]
+            assert http.get("/health").status_code == 200, "a full queue is no illness"
+        assert second.result().status_code == 200, "the first has left, so its turn came"
+    settled(entry)
+
+
+def test_who_hangs_up_is_no_longer_computed(served):
+    url, server = served
+    entry = server.models.entries[0]
+    free = settled(entry).free_pages
+    with httpx.Client(base_url=url) as http:
+        for stream in (True, False):
+            before = entry.meters.counters["generation_tokens"]._value.get()
+            try:
+                with http.stream("POST", "/v1/completions", json=LONG | {"stream": stream}, timeout=0.2) as found:
+                    for _ in zip(range(6), found.iter_lines(), strict=False):
+                        pass
+            except httpx.ReadTimeout:
+                assert not stream
+            assert settled(entry).free_pages == free
+            assert entry.meters.counters["generation_tokens"]._value.get() - before < 900
+
+
+def test_many_at_once_and_some_leave_or_err(served):
+    url, server = served
+    model = server.models.entries[0].loaded
+    prompts = [f"The {word} said" for word in ("fox", "duck", "owl", "crow", "dog", "cat", "bear", "hare")]
+    expected = {p: model.generate(p, max_tokens=30, temperature=0).text for p in prompts}
+
+    def one(i):
+        prompt = prompts[i % len(prompts)]
+        ask = {"prompt": prompt, "max_tokens": 30, "temperature": 0}
+        with httpx.Client(base_url=url, timeout=60) as http:
+            if i % 4 == 1:  # leaves
+                with http.stream("POST", "/v1/completions", json=LONG) as found:
+                    next(found.iter_lines())
+                return True
+            if i % 4 == 2:  # errs
+                return http.post("/v1/completions", json=ask | {"regex": "("}).status_code == 400
+            return http.post("/v1/completions", json=ask).json()["choices"][0]["text"] == expected[prompt]
+
+    with ThreadPoolExecutor(12) as pool:
+        assert all(pool.map(one, range(48)))
+    settled(server.models.entries[0])
+
+
+def test_an_answer_that_takes_too_long(demo):
+    with running([demo], ServerConfig(timeout=0.3)) as (url, server), httpx.Client(base_url=url) as http:
+        with http.stream("POST", "/v1/completions", json=LONG) as found:
+            lines = [line for line in found.iter_lines() if line]
+        assert found.status_code == 200
+        assert len(lines) > 1
+        assert data(lines[-1])["error"]["code"] == "timeout"
+        late = http.post("/v1/completions", json=LONG | {"stream": False})
+        assert (late.status_code, late.headers["x-should-retry"]) == (504, "false")
+        assert "--timeout" in late.json()["error"]["message"]
+        settled(server.models.entries[0])
+
+
+def test_silence_is_filled(demo):
+    with running([demo], ServerConfig(ping=0.02)) as (url, server), httpx.Client(base_url=url) as http:
+        engine = server.models.entries[0].loaded._engine
+        ask = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        # as if a long prompt were computed
+        with engine._exclusive(), http.stream("POST", "/v1/chat/completions", json=ask) as found:
+            lines = found.iter_lines()
+            pings = [line for line in (next(lines) for _ in range(8)) if line.startswith(":")]
+        assert len(pings) >= 3
+
+
+def test_limits_of_a_key(demo):
+    keys = {"ann": hashed("a" * 20), "ben": hashed("b" * 20)}
+    with running([demo], ServerConfig(keys=keys, per_key=1)) as (url, server), httpx.Client(base_url=url) as http:
+        ann, ben = ({"authorization": f"Bearer {c * 20}"} for c in "ab")
+        ask = {"prompt": "A", "max_tokens": 1}
+        with (
+            server.models.entries[0].loaded._engine._exclusive(),
+            http.stream("POST", "/v1/completions", json=LONG, headers=ann),
+        ):
+            found = http.post("/v1/completions", json=ask, headers=ann)
+            assert (found.status_code, found.json()["error"]["code"]) == (429, "concurrency")
+            assert http.post("/tokenize", json={"prompt": "A"}, headers=ben).status_code == 200
+        settled(server.models.entries[0])
+        assert http.post("/v1/completions", json=ask, headers=ann).status_code == 200
+
+
+def test_rates_refill():
+    now = [0.0]
+    rates = Rates(None, 2, clock=lambda: now[0])
+    for _ in range(2):
+        rates.enter("a")
+    with pytest.raises(HTTPError, match="30 seconds") as e:
+        rates.enter("a")
+    assert (e.value.status, e.value.headers["retry-after"]) == (429, "30")
+    rates.enter("b")
+    now[0] = 30.0
+    rates.enter("a")
+    with pytest.raises(HTTPError):
+        rates.enter("a")
+
+
+def test_prompts_of_other_keys_are_not_to_be_found_in_the_cache(demo):
+    keys = {"ann": hashed("a" * 20), "ben": hashed("b" * 20)}
+    ask = {
+        "prompt": "The lantern of the lighthouse keeper burned all night, and the ships came home. " * 8,
+        "max_tokens": 1,
+    }
+    with running([demo], ServerConfig(keys=keys)) as (url, _), httpx.Client(base_url=url) as http:
+
+        def cached(key, **more):
+            found = http.post("/v1/completions", json=ask | more, headers={"x-api-key": key * 20}).json()
+            return found["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+        assert [cached("a"), cached("b"), cached("a", cache_salt="x")] == [0, 0, 0]
+        assert min(cached("a"), cached("b"), cached("a", cache_salt="x")) > 50
+
+
+def test_slow_clients_are_let_go(served, monkeypatch):
+    monkeypatch.setattr(run, "HEADERS_SECONDS", 0.2)
+    host, port = served[0].removeprefix("http://").split(":")
+    for sent in (b"", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-"):
+        with socket.create_connection((host, int(port)), timeout=5) as s:
+            s.sendall(sent)
+            assert s.recv(100) == b""
+    with socket.create_connection((host, int(port)), timeout=5) as s:  # one that keeps its connection is not disturbed
+        for _ in range(2):
+            s.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert s.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(0.3)
+
+
+def test_a_body_that_does_not_come(demo):
+    with running([demo], ServerConfig(body_timeout=0.2)) as (url, _):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as s:
+            s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
+            found = s.recv(4096)
+            assert found.startswith(b"HTTP/1.1 408")
+            assert b"0.2 seconds" in found
+
+
+@pytest.fixture
+def command(data, tmp_path):
+    """The command, listening: its process and URL."""
+    words = ["serve", str(data / "demo-Q8_0.gguf"), "--port", "0", "--alias", "demo", "--threads", "1"]
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qtransformers", *words], stderr=subprocess.PIPE, text=True, env=env
+    )
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if found := re.search(r"listening at (\S+)", line):
+            break
+    threading.Thread(target=lambda: said.extend(process.stderr), daemon=True).start()
+    yield process, found[1], said
+    process.kill()
+    process.wait()
+
+
+def test_sigterm_lets_answers_finish(command):
+    process, url, said = command
+    with httpx.Client(base_url=url, timeout=60) as http:
+        for _ in range(500):
+            if http.get("/health").status_code == 200:
+                break
+            time.sleep(0.02)
+        with http.stream("POST", "/v1/completions", json=LONG | {"max_tokens": 500, "min_tokens": 500}) as found:
+            lines = found.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert data(rest[-2])["choices"][0]["finish_reason"] == "length"
+        assert process.wait(20) == 0
+        with pytest.raises(httpx.ConnectError):
+            http.get("/health")
+    assert any("curl http" in line for line in said)
+    assert any('"finish": "length"' in line for line in said)

@@ -19,7 +19,7 @@ Bias = Literal["never", "optional", "required"]
 Absent = Literal["error", "none"]
 Agreement = Literal["equal", "at_most", "free"]
 Grade = Literal["error", "unsupported", "warning"]
-Policy = Literal["keep", "embed", "output", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "other"]  # fmt: skip
+Policy = Literal["keep", "embed", "output", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "embed_in", "modulation", "conv", "other"]  # fmt: skip
 
 REMAKE = "The file is damaged or was made by a faulty tool: convert the model again"
 IGNORED_KEYS = (
@@ -141,7 +141,7 @@ class TensorSpec:
         if self.role in KEPT_ROLES or len(self.shape) < 2:
             return "keep"
         part = "_".join(self.attr.split("_")[:2]) if self.attr.startswith("ffn_") else self.attr  # of experts too
-        row = self.role if self.role in ("embed", "output") else FUSED.get(part, part)
+        row = self.role if self.role in get_args(Policy) else FUSED.get(part, part)
         return cast(Policy, row) if row in get_args(Policy) else "other"
 
 

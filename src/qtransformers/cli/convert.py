@@ -1,5 +1,5 @@
-"""Make a GGUF file of a Hugging Face model (config.json, tokenizer and safetensors), or of another GGUF file; or, where the output
-ends in .safetensors, a checkpoint of a GGUF file (-t F16, BF16 or F32; --config has the config.json that goes beside it).
+"""Make a GGUF file of a Hugging Face model (config.json, tokenizer and safetensors), of a diffusion model (a folder of diffusers, or
+safetensors of either layout), or of another GGUF file; or, where the output ends in .safetensors, a checkpoint of a GGUF file (-t F16, BF16 or F32; --config has the config.json that goes beside it).
 
 Weights pass through slab by slab: memory does not limit the size of a model. Interrupted, the same command goes on where it was."""
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, the type and where to write."""
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a Hugging Face model, or a GGUF file")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="folder or Hub id of a Hugging Face model, a pipeline of diffusers, safetensors of a diffusion model, or a GGUF file",
+    )
     add_flags(
         parser,
         "type",
@@ -32,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         *learned.FLAGS,
         "shard-size",
         "config",
+        "layout",
         "name",
         "pre",
         "force",
@@ -49,13 +54,11 @@ def run(args: argparse.Namespace) -> int:
     model, name = _at_hand(args.model, args.color, args.dry_run)
     if (args.output or "").endswith(".safetensors"):
         return _restore(args, model)
-    if args.config is not None:
-        raise ConfigError("--config is for .safetensors; a GGUF file is made of MODEL alone.")
     with plain_warnings(args.color):
         plan = plan_conversion(
             model, args.type or DEFAULT_TYPE, name=args.name or (name if model.is_dir() else None), pre=args.pre,
             overrides=_overrides(args.tensor_type or ()), keep=args.keep or (),
-            importance=_importance(args.imatrix), force=args.force,
+            importance=_importance(args.imatrix), force=args.force, layout=args.layout, config=args.config,
         )  # fmt: skip
     kind = f"{args.budget:g}bpw" if args.budget else "fit" if args.fit else plan.file_type
     output = Path(args.output or f"{name}-{kind}.gguf")
@@ -81,13 +84,14 @@ def run(args: argparse.Namespace) -> int:
 def _at_hand(model: str, color: str, dry_run: bool) -> tuple[Path, str]:
     """Where the model lies, fetched from the Hub when it must be, and what to call it."""
     from qtransformers.cli.models import fetched
+    from qtransformers.convert.diffusion import title_of
     from qtransformers.load.files import size_text
     from qtransformers.load.hub import local_model, missing, the_hub, the_reference
     from qtransformers.load.originals import checkpoint_of, fetch_checkpoint
 
     path = local_model(model)
     if path is not None:
-        return path, path.resolve().name.removesuffix(".gguf")
+        return path, title_of(path)
     ref, hub = the_reference(model), the_hub()
     name = ref.repo.rpartition("/")[2]
     if ref.quant:
@@ -107,7 +111,20 @@ def _restore(args: argparse.Namespace, model: Path) -> int:
     from qtransformers.convert import restore
     from qtransformers.load.files import size_text
 
-    for flag in ("tensor_type", "keep", "imatrix", "awq", "refine", "budget", "fit", "name", "pre", "force", "dry_run"):
+    for flag in (
+        "tensor_type",
+        "keep",
+        "imatrix",
+        "awq",
+        "refine",
+        "budget",
+        "fit",
+        "layout",
+        "name",
+        "pre",
+        "force",
+        "dry_run",
+    ):
         if getattr(args, flag):
             raise ConfigError(f"--{flag.replace('_', '-')} is not for .safetensors.")
     output = Path(args.output)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.checks import shown
+from qtransformers.convert.mixtures import mixed
 from qtransformers.convert.recipes import RECIPES, needs_importance, policies, recipe_of, types_for
 from qtransformers.convert.sources import Changed, Lying, Source, Values
 from qtransformers.errors import ConfigError, UnsupportedError
@@ -116,9 +117,11 @@ def typed(
     keep: Iterable[str] = (),
     importance: Importance | None = None,
     force: bool = False,
+    policy_of: Mapping[str, str] | None = None,
 ) -> tuple[Target, ...]:
     """The targets with the types of a file of type `file_type`; `kept` is that of what no recipe touches, None: as stored.
 
+    `policy_of` are the policies of a diffusion model's tensors, which follow mixtures of their own.
     `overrides` and `keep` are regular expressions searched in names: (pattern, type), and what stays as it is stored. Weights that
     are quantised in a way of their own (AWQ, GPTQ, ...) keep their integers in files of quantised types. ConfigError: what has no
     place in the model, types that are noise without an importance matrix (unless `force`), a wrong importance matrix.
@@ -131,7 +134,11 @@ def typed(
         raise ConfigError(
             f"the importance matrix has no tensor of this model ({shown(next(iter(importance), 'it is empty'))}, ...). It is of another model."
         )
-    found = types_for(name, shapes, metadata, importance=importance is not None, overrides=overrides)
+    if policy_of is None:
+        policy_of = policies(shapes, str(metadata.get("general.architecture", "")))
+        found = types_for(name, shapes, metadata, importance=importance is not None, overrides=overrides)
+    else:
+        found = mixed(name, shapes, policy_of, overrides)
     _check_effect([pattern for pattern, _ in overrides], found)
     done = []
     for t in targets:
@@ -149,7 +156,7 @@ def typed(
         done.append(replace(t, type=type_, importance=_importance_of(t, type_, importance), stated=stated or kept_so))
     if importance is not None:
         _say_uncovered(done, importance)
-    _check_encodable(done, policies(shapes, str(metadata.get("general.architecture", ""))), name, force)
+    _check_encodable(done, policy_of, name, force)
     anew = [t.name for t in done if t.type.is_quantized and not t.packed and _was_packed(t)]
     if anew:
         warnings.warn(

@@ -289,7 +289,7 @@ def types_for(
     does not fit the rows gives way. ConfigError: an unknown type, or a pattern that is no regular expression.
     """
     _, recipe = recipe_of(file_type)
-    patterns = [(_pattern(pattern), plain_type(type)) for pattern, type in overrides]
+    patterns = [(compiled(pattern), plain_type(type)) for pattern, type in overrides]
     arch = str(metadata.get("general.architecture", ""))
     n_layers, n_experts = (_number(metadata, f"{arch}.{key}") for key in ("block_count", "expert_count"))
     heads, kv_heads = (_number(metadata, f"{arch}.attention.{key}") for key in ("head_count", "head_count_kv"))
@@ -349,7 +349,8 @@ def _in_order(name: str) -> tuple[int, bytes]:
     return int(layer[1]) if layer else -1, name.encode()
 
 
-def _pattern(text: str) -> re.Pattern[str]:
+def compiled(text: str) -> re.Pattern[str]:
+    """A regular expression that finds tensors; ConfigError where it is none."""
     try:
         return re.compile(text)
     except re.error as e:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,15 +37,9 @@ def plan_requantization(
         [Target(t.name, t.type, t.shape, (Lying(t),)) for t in gguf.tensors.values()], gguf.metadata, file_type,
         kept=None, overrides=overrides, keep=keep, importance=importance, force=force,
     )  # fmt: skip
-    again = [t for t in targets if t.stored and t.stored.is_quantized and t.stored is not t.type]
-    if again:
-        warnings.warn(
-            f"{gguf.path}: {len(again)} tensors are quantised already ({again[0].name} is {again[0].stored}); quantising them again "
-            "adds to their error. Convert the original model where you have it.",
-            stacklevel=2,
-        )
+    warn_of_requantizing(str(gguf.path), targets)
     metadata = {
-        **_metadata(gguf),
+        **kept_metadata(gguf),
         **({"general.name": name} if name else {}),
         "general.file_type": np.uint32(file_type_of(targets, file_type)),
         "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
@@ -52,7 +47,18 @@ def plan_requantization(
     return ConversionPlan(Path(gguf.path), metadata, targets, file_type, gguf.paths, force)
 
 
-def _metadata(gguf: GGUFFile) -> dict[str, object]:
-    """All keys with their types, but those of shards."""
+def warn_of_requantizing(file: str, targets: Iterable[Target]) -> None:
+    """A warning where what is quantised is quantised again."""
+    again = [t for t in targets if t.stored and t.stored.is_quantized and t.stored is not t.type]
+    if again:
+        warnings.warn(
+            f"{file}: {len(again)} tensors are quantised already ({again[0].name} is {again[0].stored}); quantising them again "
+            "adds to their error. Convert the original model where you have it.",
+            stacklevel=3,
+        )
+
+
+def kept_metadata(gguf: GGUFFile) -> dict[str, Any]:
+    """All keys of a file with their types, but those of shards."""
     said = gguf.metadata
     return {key: said.typed(key) if gguf.big_endian else said.encoded(key) for key in said if key not in SPLIT_KEYS}

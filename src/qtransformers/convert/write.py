@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.convert.checkpoints import plan_checkpoint
+from qtransformers.convert.diffusion import is_diffusion_model, plan_diffusion_conversion
 from qtransformers.convert.plan import ConversionPlan, Importance, Target
 from qtransformers.convert.recipes import recipe_of
 from qtransformers.convert.requantize import plan_requantization
@@ -32,9 +33,13 @@ def plan_conversion(
     keep: Iterable[str] = (),
     importance: Importance | None = None,
     force: bool = False,
+    layout: str | None = None,
+    config: Mapping[str, Any] | str | Path | None = None,
 ) -> ConversionPlan:
     """What converting `model`, a Hugging Face folder or a GGUF file, to the file type `type` (Q4_K_M, ...) will write.
 
+    Of diffusion models a folder of diffusers (a pipeline's or the transformer's), a safetensors file of either layout, or a GGUF file;
+    `layout` is that of the result (`original`, the default where there is one, or `diffusers`), `config` says what no tensor shows.
     `name` becomes general.name (default: the folder's), `pre` overrides the derived pre-tokenizer. `overrides` are (pattern, type)
     and `keep` patterns, regular expressions searched in the names of tensors: those get the type, or stay as they are stored.
     `importance` says by tensor how much each column counts, `[width]` or `[n_experts, width]`. `force` lets pass what is refused
@@ -51,6 +56,12 @@ def plan_conversion(
         "importance": importance,
         "force": force,
     }
+    if is_diffusion_model(path):
+        if pre is not None:
+            raise ConfigError(f"{path} is a diffusion model, which has no tokenizer; leave out pre.")
+        return plan_diffusion_conversion(path, type, layout=layout, config=config, **said)
+    if layout is not None or config is not None:
+        raise ConfigError(f"{path} is no diffusion model; leave out {'layout' if layout is not None else 'config'}.")
     if path.is_file() or (not (path / "config.json").is_file() and any(path.glob("*.gguf"))):
         if pre is not None:
             raise ConfigError(f"{path} is a GGUF file, whose tokenizer stays as it is; leave out pre.")
@@ -82,7 +93,7 @@ def convert(
 def default_name(plan: ConversionPlan) -> str:
     """`<model>-<type>.gguf`."""
     stem = plan.model.resolve().name
-    return f"{stem.removesuffix('.gguf')}-{plan.file_type}.gguf"
+    return f"{stem.removesuffix('.gguf').removesuffix('.safetensors')}-{plan.file_type}.gguf"
 
 
 def slabs(target: Target, force: bool = False) -> Iterator[NDArray[Any]]:
@@ -114,7 +125,12 @@ def write(
     done, total = 0, plan.nbytes
     specs = [(t.name, t.shape, t.type) for t in plan.tensors]
     with GGUFWriter(
-        output, plan.metadata, specs, overwrite=overwrite, max_bytes=max_bytes, resume=plan.fingerprint()
+        output,
+        plan.metadata,
+        specs,
+        overwrite=overwrite,
+        max_bytes=max_bytes,
+        resume=plan.fingerprint() if plan.files else "",
     ) as writer:
         for i, target in enumerate(plan.tensors):
             if i < writer.finished:

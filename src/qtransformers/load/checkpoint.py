@@ -21,6 +21,7 @@ from qtransformers.load.files import lfs_remedy, pointer_size
 from qtransformers.types import BY_NAME, QuantType
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+DIFFUSERS = "diffusion_pytorch_model"  # what diffusers calls them instead of `model`
 MAX_HEADER = 100 << 20  # bytes; the format's own limit
 # Bytes of a value by its name in a header; those of quantised checkpoints that GGUF has no type for among them
 DTYPES = {
@@ -64,18 +65,18 @@ def interleave(n_rows: int, n_heads: int) -> NDArray[np.intp]:
     return np.arange(n_rows).reshape(n_heads, 2, -1).swapaxes(1, 2).reshape(-1)
 
 
-def open_checkpoint(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the checkpoint in `folder`, by name.
+def open_checkpoint(folder: Path, stem: str = "model") -> dict[str, Stored]:
+    """Every tensor of the checkpoint in `folder`, by name; its files are called `<stem>.safetensors` and the like.
 
     ModelNotFoundError when a file is absent or a git-LFS pointer; LoadError when a header and its file disagree.
     """
-    index = folder / INDEX
+    index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
     if not index.exists():
-        if not (folder / SINGLE).exists():
+        if not single.exists():
             raise ModelNotFoundError(
-                f"{folder}: no {SINGLE} and no {INDEX}; conversion needs the weights of a Hugging Face model in safetensors."
+                f"{folder}: no {single.name} and no {index.name}; conversion needs the weights of a Hugging Face model in safetensors."
             )
-        return open_file(folder / SINGLE)
+        return open_file(single)
     places = _index_of(index)
     tensors: dict[str, Stored] = {}
     for file in sorted(set(places.values())):

@@ -26,6 +26,7 @@ from qtransformers.tensor import QTensor
 
 SCHEMA = 1  # of the annotations we write
 SCHEMA_KEY, CONFIG_KEY, LAYOUT_KEY = "qtransformers.schema", "qtransformers.config", "qtransformers.layout"
+BIASES_KEY = "qtransformers.biases"  # layers that have one, by their names in the class; `{i}`: all of that kind
 ORIG_SHAPE = "comfy.gguf.orig_shape."
 FOREIGN = ("pig", "cow")  # general.architecture of tools that name none; empty names are alike
 OTHER = "Pass a file of this architecture, or convert the model again"
@@ -84,25 +85,25 @@ def is_diffusion(gguf: GGUFFile) -> bool:
     said = gguf.metadata.get("general.architecture")
     if isinstance(said, str) and (said in SPECS or said in OTHERS):
         return said in SPECS
-    tensors = _tensors(gguf)
+    tensors = tensors_of(gguf)
     return any(_found(spec, tensors) for spec in ALL)
 
 
 def detect(gguf: GGUFFile) -> Detected:
     """Which architecture and layout the file has, by names and logical shapes; UnsupportedError with the nearest ones."""
-    tensors = _tensors(gguf)
-    said = gguf.metadata.get("general.architecture")
-    first = [SPECS[said]] if isinstance(said, str) and said in SPECS else []
+    return detected(tensors_of(gguf), str(gguf.path), gguf.metadata.get("general.architecture"))
+
+
+def detected(tensors: Mapping[str, QTensor], file: str, said: Any = None) -> Detected:
+    """The same of tensors by their names without a prefix, where `file` says that its architecture is `said`."""
+    first = [spec for spec in ALL if isinstance(said, str) and said in (spec.id, *spec.aliases)]
     for spec in (*first, *(s for s in ALL if s not in first)):
         if layout := _found(spec, tensors):
             other = isinstance(said, str) and said not in ("", spec.family, *FOREIGN) and spec not in first
-            notes = (
-                (f"{gguf.path}: general.architecture is {said!r}, but its tensors are those of {spec.title}",)
-                if other
-                else ()
-            )
+            notes = (f"{file}: general.architecture is {said!r}, but its tensors are those of {spec.title}",) if other else ()  # fmt: skip
             return Detected(spec, layout, _renamed(spec, layout, tensors), notes)
-    raise UnsupportedError(f"{gguf.path} is no diffusion transformer that this version knows (general.architecture {shown(said)}, {len(tensors)} tensors).{_nearest_specs(tensors)}")  # fmt: skip
+    what = "" if said is None else f"general.architecture {shown(said)}, "
+    raise UnsupportedError(f"{file} is no diffusion transformer that this version knows ({what}{len(tensors)} tensors).{_nearest_specs(tensors)}")  # fmt: skip
 
 
 def plan_diffusion(
@@ -114,30 +115,50 @@ def plan_diffusion(
     """
     found = detect(gguf)
     spec, file = found.spec, str(gguf.path)
-    settings, extra, problems = read_settings(found, file, annotated(gguf), config, config_file)
+    settings, extra, problems = read_settings(found, file, annotated(gguf.metadata, file), config, config_file)
     headline = f"{file} cannot be loaded as {spec.title}"
     raise_problems(headline, problems)
     parts, misfits = match(spec, found.layout, settings, found.tensors)
-    raise_problems(headline, [Problem(f"{file}: {p.text}", p.grade) for p in misfits])
+    other = _other_biases(gguf.metadata.get(BIASES_KEY), parts, file) if not misfits else ()
+    raise_problems(headline, [*(Problem(f"{file}: {p.text}", p.grade) for p in misfits), *other])
     notes = (p.text for p in (*problems, *misfits) if p.grade == "warning")
     return DiffusionPlan(file, spec, found.layout, settings, extra, parts, (*found.warnings, *notes))
 
 
-def annotated(gguf: GGUFFile) -> dict[str, Any] | None:
+def annotated(metadata: Mapping[str, Any], file: str) -> dict[str, Any] | None:
     """The config in a file that we wrote; LoadError where it is garbled, None where there is none."""
-    text = gguf.metadata.get(CONFIG_KEY)
+    text = metadata.get(CONFIG_KEY)
     if text is None:
         return None
-    schema = gguf.metadata.get(SCHEMA_KEY)
+    schema = metadata.get(SCHEMA_KEY)
     if type(schema) is not int or schema > SCHEMA:
-        raise UnsupportedError(f"{gguf.path}: {SCHEMA_KEY} is {shown(schema)}; this version reads up to {SCHEMA}. Use a newer version of qtransformers.")  # fmt: skip
+        raise UnsupportedError(f"{file}: {SCHEMA_KEY} is {shown(schema)}; this version reads up to {SCHEMA}. Use a newer version of qtransformers.")  # fmt: skip
     try:
         config = json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise LoadError(f"{gguf.path}: {CONFIG_KEY} is {shown(text)}; expected a JSON object. Convert the model again.")
+        raise LoadError(f"{file}: {CONFIG_KEY} is {shown(text)}; expected a JSON object. Convert the model again.")
     return config
+
+
+def biases(parts: Iterable[Part]) -> list[str]:
+    """The layers that have a bias, by their names in the class: with `{i}` where all of the kind do, else one by one."""
+    rows: dict[str, tuple[list[str], list[str]]] = {}
+    for part in parts:
+        weights, found = rows.setdefault(part.declared.row.name, ([], []))
+        (found if part.declared.part == "bias" else weights).append(part.name.rpartition(".")[0])
+    return [name for row, (weights, found) in rows.items() for name in ((row,) if found and len(found) == len(weights) else found)]  # fmt: skip
+
+
+def _other_biases(said: Any, parts: Iterable[Part], file: str) -> Iterable[Problem]:
+    """What the file says of its biases that is not so."""
+    if said is None:
+        return
+    found, listed = set(biases(parts)), set(map(str, said)) if isinstance(said, (list, tuple)) else set()
+    for name in sorted(listed ^ found):
+        what = "is said to have a bias, which is not there" if name in listed else "has a bias that the file does not list"  # fmt: skip
+        yield Problem(f"{file}: {name} {what} ({BIASES_KEY}). The file is damaged: convert the model again.")
 
 
 def read_settings(
@@ -328,7 +349,7 @@ def _nearest(name: str, candidates: Iterable[str], where: str) -> str:
     return f" Nearest in {where}: {', '.join(sorted(close))}." if close else ""
 
 
-def _tensors(gguf: GGUFFile) -> dict[str, QTensor]:
+def tensors_of(gguf: GGUFFile) -> dict[str, QTensor]:
     """Tensors by name without the prefix that tools put before all of them, in logical shapes."""
     prefix = stripped(gguf.tensors)
     found = {}

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from qtransformers.archs.spec import Bias, HParam, Problem, TensorSpec, When
+from qtransformers.archs.spec import Bias, HParam, Policy, Problem, TensorSpec, When
 
 I: Mapping[str, str] = {}
+# What a linear layer is to a recipe, by the end of its name in diffusers
+POLICIES: Mapping[str, Policy] = {
+    **dict.fromkeys((".to_q", ".add_q_proj", ".q_proj", ".attn_q"), "attn_q"),
+    **dict.fromkeys((".to_k", ".add_k_proj", ".k_proj", ".attn_k"), "attn_k"),
+    **dict.fromkeys((".to_v", ".add_v_proj", ".v_proj", ".to_kv", ".to_qkv", ".to_qkv_mlp_proj"), "attn_v"),
+    **dict.fromkeys((".to_out.0", ".to_add_out", ".out_proj"), "attn_output"),
+    **dict.fromkeys((".net.0.proj", ".proj_mlp", ".up_proj", ".w3"), "ffn_up"),
+    **dict.fromkeys((".net.2", ".out_projection", ".proj_out", ".down_proj", ".w2", ".linear_out"), "ffn_down"),
+}  # fmt: skip
 
 
 def setting(
@@ -43,10 +52,12 @@ def heads(c: Mapping[str, Any], dim: int, *, named: str = "num_attention_heads",
 
 def linear(
     name: str, out: str, width: str, original: str = "", *, bias: Bias = "required", role: str = "linear",
-    repeat: Mapping[str, str] = I, when: When | None = None, on_absent: str = "error",
+    repeat: Mapping[str, str] = I, when: When | None = None, on_absent: str = "error", quant: Policy | None = None,
 ) -> TensorSpec:  # fmt: skip
-    """A matrix `[out, width]` of a linear layer."""
-    return TensorSpec(name, name, (out, width), role, bias, on_absent, original=original, repeat=repeat, when=when)
+    """A matrix `[out, width]` of a linear layer; `quant` is its row in recipes where role and name (POLICIES) do not say it."""
+    if quant is None and role in ("linear", "attn", "dense_ffn"):
+        quant = next((policy for end, policy in POLICIES.items() if name.endswith(end)), "other")
+    return TensorSpec(name, name, (out, width), role, bias, on_absent, original=original, repeat=repeat, when=when, quant=quant)  # fmt: skip
 
 
 def split(

@@ -96,6 +96,7 @@ class DiffusionSpec:
     unused: tuple[str, ...] = ()  # patterns of tensors in published files that nothing reads
     ignored_config: tuple[str, ...] = ()  # keys of config.json that change nothing
     pipelines: tuple[str, ...] = ()  # classes of diffusers that run it, the usual one first
+    packs_convs: bool = False  # whether convolutions are quantised, as rows of `[out, in * kernel]`
     paper: str = ""  # where it is described
     title: str = ""  # for people
 

@@ -1,0 +1,246 @@
+"""Diffusion transformers to GGUF: from a folder of diffusers, a safetensors file of either layout or another GGUF file, into either layout."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qtransformers.archs.diffusion import ALL, DiffusionSpec, Layout, stripped
+from qtransformers.archs.diffusion.spec import LAYOUTS
+from qtransformers.archs.spec import Problem
+from qtransformers.convert.layouts import Piece, laid_out
+from qtransformers.convert.plan import (
+    QUANTIZATION_VERSION,
+    ConversionPlan,
+    Importance,
+    Target,
+    file_type_of,
+    size_label,
+    typed,
+)  # fmt: skip
+from qtransformers.convert.recipes import recipe_of
+from qtransformers.convert.requantize import kept_metadata, warn_of_requantizing
+from qtransformers.convert.sources import Lying
+from qtransformers.errors import ConfigError, ModelNotFoundError
+from qtransformers.gguf import GGUFFile
+from qtransformers.gguf.values import Typed
+from qtransformers.load.checkpoint import DIFFUSERS, Stored, open_checkpoint, open_file
+from qtransformers.load.config import raise_problems, read_json
+from qtransformers.load.diffusion import (
+    BIASES_KEY,
+    CONFIG_KEY,
+    LAYOUT_KEY,
+    ORIG_SHAPE,
+    SCHEMA,
+    SCHEMA_KEY,
+    annotated,
+    biases,
+    detected,
+    is_diffusion,
+    match,
+    read_settings,
+    tensors_of,
+)  # fmt: skip
+from qtransformers.load.source import open_model
+from qtransformers.tensor import QTensor
+from qtransformers.types import BY_NAME
+
+FOLDERS = ("transformer", "unet")  # of a pipeline
+MAX_DIMENSIONS = 4  # of a GGUF tensor
+SMALL = 1024  # values up to which ComfyUI-GGUF expects plain numbers
+# What holds the diffusion model in checkpoints of whole pipelines
+WHOLE = ("model.diffusion_model.", "diffusion_model.")
+F32 = BY_NAME["F32"]
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionSource:
+    """A diffusion model at hand: its tensors by name, and what is known of its settings."""
+
+    path: Path
+    tensors: Mapping[str, QTensor]
+    config: Mapping[str, Any] | None = None  # what comes with it
+    config_file: str = "config"
+    gguf: GGUFFile | None = None  # whose metadata it has
+    files: tuple[Path, ...] = ()
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Of a GGUF file; else there is none."""
+        return self.gguf.metadata if self.gguf else {}
+
+
+def is_diffusion_model(path: Path) -> bool:
+    """Whether what lies there is a diffusion model: a pipeline or transformer of diffusers, a safetensors file, or a GGUF file of one."""
+    if path.is_file():
+        return path.suffix == ".safetensors" or (path.suffix == ".gguf" and _gguf_of(path) is not None)
+    if (path / "model_index.json").is_file():
+        return True
+    config = path / "config.json"
+    if config.is_file():
+        said = read_json(config)
+        return "_class_name" in said and "model_type" not in said
+    return any(path.glob("*.gguf")) and _gguf_of(path) is not None
+
+
+def _gguf_of(path: Path) -> GGUFFile | None:
+    gguf = open_model(path)
+    return gguf if is_diffusion(gguf) else None
+
+
+def plan_diffusion_conversion(
+    path: Path, file_type: str, *, layout: str | None = None, config: Mapping[str, Any] | str | Path | None = None, name: str | None = None,
+    overrides: Iterable[tuple[str, str]] = (), keep: Iterable[str] = (), importance: Importance | None = None, force: bool = False,
+) -> ConversionPlan:  # fmt: skip
+    """What converting a diffusion model will write; arguments and errors as for `plan_conversion`.
+
+    `layout` is that of the file: `original` (the default where there is one; ComfyUI-GGUF reads it), or `diffusers`. `config` has
+    the settings that no tensor shows: a mapping, a config.json, or its folder.
+    """
+    source = opened(path)
+    if config is not None:
+        given, where = _config_of(config)
+        source = replace(source, config=given, config_file=where)
+    return planned(
+        source, file_type, layout=layout, name=name, overrides=overrides, keep=keep, importance=importance, force=force
+    )
+
+
+def planned(
+    source: DiffusionSource, file_type: str, *, layout: str | None = None, name: str | None = None,
+    overrides: Iterable[tuple[str, str]] = (), keep: Iterable[str] = (), importance: Importance | None = None, force: bool = False,
+) -> ConversionPlan:  # fmt: skip
+    """The plan of a model at hand."""
+    file_type, recipe = recipe_of(file_type)
+    file = str(source.path)
+    found = detected(source.tensors, file, source.metadata.get("general.architecture"))
+    spec = found.spec
+    noted = annotated(source.metadata, file)
+    settings, extra, problems = read_settings(found, file, noted, source.config, source.config_file)
+    raise_problems(f"{file} cannot be converted as {spec.title}", problems)
+    parts, misfits = match(spec, found.layout, settings, found.tensors)
+    to = _layout(layout, spec)
+    pieces, misplaced = laid_out(spec, settings, parts, to) if not misfits else ((), [])
+    raise_problems(
+        f"{file} cannot be converted as {spec.title}",
+        [Problem(f"{file}: {p.text}", p.grade) for p in (*misfits, *misplaced)],
+    )
+    for note in found.warnings:
+        warnings.warn(note, stacklevel=4)
+    shapes = {p.name: _stored_shape(p, spec, recipe.type.is_quantized) for p in pieces}
+    targets = typed(
+        [Target(p.name, F32, shapes[p.name], tuple(map(Lying, p.sources(shapes[p.name])))) for p in pieces],
+        {}, file_type, kept=F32, overrides=overrides, keep=keep, importance=importance, force=force,
+        policy_of={p.name: policy(p, spec) for p in pieces},
+    )  # fmt: skip
+    warn_of_requantizing(file, targets)
+    metadata = {
+        **{
+            k: v for k, v in (kept_metadata(source.gguf) if source.gguf else {}).items() if not k.startswith(ORIG_SHAPE)
+        },
+        "general.architecture": spec.family if to == "original" and spec.family else spec.id,
+        "general.type": "model",
+        "general.name": name or source.metadata.get("general.name") or title_of(source.path),
+        "general.size_label": size_label(sum(math.prod(t.shape) for t in targets)),
+        "general.file_type": np.uint32(file_type_of(targets, file_type)),
+        "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
+        SCHEMA_KEY: np.uint32(SCHEMA),
+        LAYOUT_KEY: to,
+        CONFIG_KEY: json.dumps({"_class_name": spec.class_name, **extra, **settings}),
+        BIASES_KEY: biases(parts) or Typed("str", []),
+        **{ORIG_SHAPE + p.name: np.array(p.shape, np.int32) for p in pieces if shapes[p.name] != p.shape},
+    }
+    return ConversionPlan(source.path, metadata, targets, file_type, source.files, force)
+
+
+def policy(piece: Piece, spec: DiffusionSpec) -> str:
+    """The row of the mixtures that a tensor follows: of what several layers share, that of the most sensitive one."""
+    shape = piece.shape
+    packed = spec.packs_convs and any(d.row.role == "conv" for d in piece.sharers)
+    if piece.sharers[0].part == "bias" or math.prod(shape) <= SMALL or not (len(shape) == 2 or packed):
+        return "keep"
+    found = [d.row.policy for d in piece.sharers]
+    return next((row for row in SENSITIVE if row in found), found[0])
+
+
+SENSITIVE = ("keep", "embed_in", "output", "attn_v", "ffn_down", "modulation")  # the most so first
+
+
+def _stored_shape(piece: Piece, spec: DiffusionSpec, quantised: bool) -> tuple[int, ...]:
+    """The shape in the file: GGUF has no more than four dimensions, and blocks lie along rows."""
+    rows = policy(piece, spec) == "conv" and quantised
+    return (
+        piece.shape if len(piece.shape) <= MAX_DIMENSIONS and not rows else (piece.shape[0], math.prod(piece.shape[1:]))
+    )
+
+
+def _layout(layout: str | None, spec: DiffusionSpec) -> Layout:
+    if layout is None:
+        return "original" if "original" in spec.marks else "diffusers"
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout is {layout!r}; expected {' or '.join(LAYOUTS)}.")
+    if layout not in spec.marks:
+        raise ConfigError(f"layout is {layout!r}, which {spec.title} does not have; expected {' or '.join(spec.marks)}.")  # fmt: skip
+    return layout  # type: ignore[return-value]
+
+
+def opened(path: Path) -> DiffusionSource:
+    """A model on disk; only headers are read."""
+    if path.is_file() and path.suffix == ".safetensors":
+        config = path.with_name("config.json")
+        said = read_json(config) if config.is_file() else {}
+        ours = said if said.get("_class_name") in {spec.class_name for spec in ALL} else None
+        return DiffusionSource(path, _of_checkpoint(open_file(path)), ours, str(config), files=(path,))
+    if path.is_dir() and not any((path / n).is_file() for n in ("model_index.json", "config.json")):
+        path = path if not (inner := _inner(path)) else inner
+    if path.is_file() or (not (path / "config.json").is_file() and not (path / "model_index.json").is_file()):
+        gguf = open_model(path)
+        return DiffusionSource(Path(gguf.path), tensors_of(gguf), gguf=gguf, files=gguf.paths)
+    folder = path
+    if (path / "model_index.json").is_file():
+        inner = _inner(path)
+        if inner is None:
+            raise ModelNotFoundError(f"{path}: a pipeline of diffusers without {' or '.join(FOLDERS)}; expected a folder of that name with the diffusion model.")  # fmt: skip
+        folder = inner
+    config = folder / "config.json"
+    stem = next((s for s in (DIFFUSERS, "model") if any(folder.glob(f"{s}*.safetensors*"))), DIFFUSERS)
+    tensors = _of_checkpoint(open_checkpoint(folder, stem))
+    return DiffusionSource(path, tensors, read_json(config), str(config), files=tuple(sorted(folder.glob("*.safetensors"))))  # fmt: skip
+
+
+def _inner(path: Path) -> Path | None:
+    return next((path / name for name in FOLDERS if (path / name / "config.json").is_file()), None)
+
+
+def _of_checkpoint(stored: Mapping[str, Stored]) -> dict[str, QTensor]:
+    """The diffusion model's tensors of a checkpoint, which may hold a text encoder and a VAE too, without a common prefix."""
+    prefix = next((p for p in WHOLE if any(name.startswith(p) for name in stored)), None) or stripped(stored)
+    return {
+        name.removeprefix(prefix): QTensor(name, tensor.type, tensor.shape, tensor.data, tensor.file)
+        for name, tensor in stored.items() if name.startswith(prefix)
+    }  # fmt: skip
+
+
+def _config_of(config: Mapping[str, Any] | str | Path) -> tuple[Mapping[str, Any], str]:
+    if isinstance(config, Mapping):
+        return config, "config="
+    path = Path(config)
+    for file in (path, path / "config.json", *(path / folder / "config.json" for folder in FOLDERS)):
+        if file.is_file():
+            return read_json(file), str(file)
+    raise ConfigError(f"config is {str(config)!r}, where no config.json is. Pass the folder of the model's transformer.")  # fmt: skip
+
+
+def title_of(path: Path) -> str:
+    """What a model is called by where it lies."""
+    path = path.resolve()
+    named = path.parent if path.name in FOLDERS or path.stem.startswith(DIFFUSERS) else path
+    named = named.parent if named.name in FOLDERS else named
+    return named.name.removesuffix(".gguf").removesuffix(".safetensors")

@@ -110,7 +110,7 @@ class Options(SamplingOptions, total=False):
     banned: str | Sequence[str] | None  # texts that the answer does not hold: it goes back and takes another way
     max_repeats: int | None  # the answer ends where its last tokens are the same so many times in a row
     heal: bool  # let the first tokens of the answer complete the last of the prompt
-    decode_special: bool  # show control tokens in the text
+    decode_special: bool | Sequence[str]  # show control tokens in the text: all, or those spelled so
     logprobs: int | None  # log-probabilities of the tokens by the model, and of so many of the likeliest each time
     hooks: Sequence[Hook]  # functions (tokens so far, logits) -> logits, called before sampling in their order
     speculate: bool | Speculate | None  # guess ahead by repeats in the text (`ngram`), a draft model (`draft`), or both

@@ -393,14 +393,23 @@ def _lark(kind: Kind, source: str, schema: schemas.Schema | None) -> str:
     return source + OPTIONS
 
 
+def json_in_lark(schema: schemas.Schema) -> str:
+    """A JSON schema as part of a Lark grammar; ConstraintError where it is none, or beyond the limits."""
+    return _json_rule(schemas.lean(schemas.read(schema)))
+
+
 def _json_lark(schema: schemas.Schema) -> str:
+    return f"start: {_json_rule(schema)}{OPTIONS}"
+
+
+def _json_rule(schema: schemas.Schema) -> str:
     if isinstance(schema, Mapping):
         given = schema.get("x-guidance", {})
         if not isinstance(given, Mapping):
             raise ConstraintError(f"json_schema /x-guidance: {shown(given)}; expected a JSON object.")
         own = {} if {"whitespace_flexible", "whitespace_pattern"} & given.keys() else {"whitespace_pattern": WHITESPACE}
         schema = {**schema, "x-guidance": {**own, **given}}
-    return f"start: %json {json.dumps(schema)}{OPTIONS}"
+    return f"%json {json.dumps(schema)}"
 
 
 def _located(kind: Kind, message: str, schema: schemas.Schema | None) -> str:

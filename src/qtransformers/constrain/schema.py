@@ -38,6 +38,9 @@ OTHER = (
     *("readOnly", "writeOnly", "examples", "deprecated", "contentMediaType", "contentEncoding", "contentSchema", "x-guidance"),
 )  # fmt: skip
 SQUARED = ("properties", "patternProperties", "anyOf", "oneOf", "allOf")
+ANNOTATIONS = frozenset(
+    ("title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly")
+)
 KNOWN = frozenset((*ONE, *MANY, *NAMED, *OTHER))
 
 Schema = Mapping[str, Any] | bool
@@ -71,6 +74,24 @@ def read(source: str | Schema) -> dict[str, Any] | bool:
                 f"json_schema {place or '/'}: the objects and alternatives up to here are too many to compile; at most {math.isqrt(MAX_SQUARES):,} properties in all in one object, or fewer in several."
             )
     return schema if isinstance(schema, bool) else dict(schema)
+
+
+def lean(schema: Any) -> Any:
+    """A schema that `read` gave, without what says nothing of values."""
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {}
+    for key, value in schema.items():
+        if key in ANNOTATIONS:
+            continue
+        if key in NAMED and isinstance(value, Mapping):
+            value = {name: lean(part) for name, part in value.items()}
+        elif key in MANY and isinstance(value, list):
+            value = [lean(part) for part in value]
+        elif key in ONE:
+            value = lean(value)
+        found[key] = value
+    return found
 
 
 def unknown_keywords(schema: Schema) -> list[str]:

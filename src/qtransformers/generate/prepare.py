@@ -52,7 +52,7 @@ class Preparer:
         banned: str | Seq[str] | None = None,
         max_repeats: int | None = None,
         heal: bool = False,
-        decode_special: bool = False,
+        decode_special: bool | Seq[str] = False,
         logprobs: int | None = None,
         hooks: Seq[Hook] = (),
         speculate: bool | Speculate | None = None,
@@ -85,9 +85,8 @@ class Preparer:
         stops, bans = texts("stop", stop), texts("banned", banned)
         ids, healing = take_back(ids, self._tokenizer) if flag("heal", heal) else (ids, None)
         skip = len(healing.text) if healing else 0
-        decoder = self._tokenizer.decoder(
-            flag("decode_special", decode_special), continues=continues or skip > 0 or followed is not None, skip=skip
-        )
+        visible = decode_special if isinstance(decode_special, bool) else texts("decode_special", decode_special)
+        decoder = self._tokenizer.decoder(visible, continues=continues or skip > 0 or followed is not None, skip=skip)
         sampling = (sampling or self._sampling).override(**fields)
         request = Request(
             prompt=ids,

@@ -98,9 +98,18 @@ class Tokenizer:
             text = text.removeprefix(b" ")
         return text.decode("utf-8", "replace")
 
-    def decoder(self, decode_special: bool = False, *, continues: bool = False, skip: int = 0) -> StreamDecoder:
-        """A decoder for one stream of ids; its pieces together are `decode` of them all, less the first `skip` bytes."""
-        piece = self._shown if decode_special else self._hidden
+    def decoder(
+        self, decode_special: bool | Iterable[str] = False, *, continues: bool = False, skip: int = 0
+    ) -> StreamDecoder:
+        """A decoder for one stream of ids; its pieces together are `decode` of them all, less the first `skip` bytes.
+
+        decode_special: True shows control tokens, texts those that are spelled so.
+        """
+        piece = self._shown if decode_special is True else self._hidden
+        if not isinstance(decode_special, bool) and (
+            shown := {self.id_of(t) for t in decode_special} & self.special_ids
+        ):
+            piece = lambda i: self._parts.piece(i) if i in shown else self._hidden(i)  # noqa: E731
         return StreamDecoder(piece, self._parts.strip_space and not continues, skip)
 
     def token_text(self, i: int) -> str:

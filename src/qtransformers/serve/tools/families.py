@@ -14,18 +14,19 @@ from typing import Any, TypeVar
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError
 from qtransformers.serve.tools.forms import Json, Named, Xml
-from qtransformers.serve.tools.parser import Frame, Parser, Thoughts, call_id, short_id
+from qtransformers.serve.tools.parser import HARMONY, Frame, Parser, Thoughts, call_id, short_id
 from qtransformers.serve.tools.python import Python
+from qtransformers.serve.tools.written import PYTHON, Control, Parameter, Written, grammar_of, json_grammar
 
 
 @dataclass(frozen=True)
 class Family:
-    """One way to write calls."""
+    """One way to write calls: how they are read, and how they are written where an answer has to call."""
 
     name: str
     marks: tuple[str, ...]  # of its templates
     frame: Frame | None = None
-    harmony: bool = False
+    written: Written | None = None
     new_id: Callable[[], str] = call_id
 
 
@@ -39,71 +40,106 @@ class ThoughtFamily:
 
 
 _WORD = r"(?P<name>[\w.:/-]+)"
-_HERMES = Frame(Json(), ("<tool_call>",), ("</tool_call>",))
 _INVOKE = Xml(('">',), '<parameter name="', ">", "</parameter>")
-_LFM2 = Frame(Python(), ("<|tool_call_start|>",), ("<|tool_call_end|>",))
 _LINES = Xml((">",), "<parameter=", ">", "</parameter>", lines=True)
+_DSML = Xml(('">',), '<｜DSML｜parameter name="', ">", "</｜DSML｜parameter>")
+_PARAMETER = Parameter("<parameter=", ">\n", "\n</parameter>\n")
+_LIST = '{"name": "@", "arguments": #}'
+_HERMES = Frame(Json(), ("<tool_call>",), ("</tool_call>",))
+_HERMES_WRITTEN = Written('<tool_call>\n{"name": "@", "arguments": #}\n</tool_call>', between="\n")
+_LFM2 = Frame(Python(), ("<|tool_call_start|>",), ("<|tool_call_end|>",))
+_LFM2_WRITTEN = Written("@(#)", "<|tool_call_start|>[", ", ", "]<|tool_call_end|>", PYTHON)
 
 FAMILIES = (
-    Family("gpt-oss", ("<|channel|>", "<|message|>", "<|start|>"), harmony=True),
+    Family("gpt-oss", ("<|channel|>", "<|message|>", "<|start|>"), HARMONY,
+        Written("<|channel|>commentary to=functions.@ <|constrain|>json<|message|>#", several=False)),
     Family("deepseek-v3.2", ("｜DSML｜",), Frame(
-        Xml(('">',), '<｜DSML｜parameter name="', ">", "</｜DSML｜parameter>"), ('<｜DSML｜invoke name="',), ("</｜DSML｜invoke>",),
-        ("<｜DSML｜function_calls>", "<｜DSML｜tool_calls>"), ("</｜DSML｜function_calls>", "</｜DSML｜tool_calls>"), wrapped=True)),
+        _DSML, ('<｜DSML｜invoke name="',), ("</｜DSML｜invoke>",), ("<｜DSML｜function_calls>", "<｜DSML｜tool_calls>"),
+        ("</｜DSML｜function_calls>", "</｜DSML｜tool_calls>"), wrapped=True),
+        Written('<｜DSML｜invoke name="@">\n#</｜DSML｜invoke>\n', "<｜DSML｜function_calls>\n", "", "</｜DSML｜function_calls>",
+            Parameter('<｜DSML｜parameter name="', '" string="?">', "</｜DSML｜parameter>\n"))),
     Family("deepseek-v3", ("<｜tool▁sep｜>", "```json"), Frame(
-        Named(re.compile(rf"\s*function<｜tool▁sep｜>\s*{_WORD}\s*"), ("```json",), within=("<｜tool▁sep｜>",)), ("<｜tool▁call▁begin｜>",), ("```", "<｜tool▁call▁end｜>"),
-        ("<｜tool▁calls▁begin｜>",), ("<｜tool▁calls▁end｜>",))),
+        Named(re.compile(rf"\s*function<｜tool▁sep｜>\s*{_WORD}\s*"), ("```json",), within=("<｜tool▁sep｜>",)),
+        ("<｜tool▁call▁begin｜>",), ("```", "<｜tool▁call▁end｜>"), ("<｜tool▁calls▁begin｜>",), ("<｜tool▁calls▁end｜>",)),
+        Written("<｜tool▁call▁begin｜>function<｜tool▁sep｜>@\n```json\n#\n```<｜tool▁call▁end｜>", "<｜tool▁calls▁begin｜>", "\n",
+            "<｜tool▁calls▁end｜>")),
     Family("deepseek-v3.1", ("<｜tool▁sep｜>",), Frame(
         Named(re.compile(rf"\s*{_WORD}\s*"), ("<｜tool▁sep｜>",)), ("<｜tool▁call▁begin｜>",), ("<｜tool▁call▁end｜>",),
-        ("<｜tool▁calls▁begin｜>",), ("<｜tool▁calls▁end｜>",))),
+        ("<｜tool▁calls▁begin｜>",), ("<｜tool▁calls▁end｜>",)),
+        Written("<｜tool▁call▁begin｜>@<｜tool▁sep｜>#<｜tool▁call▁end｜>", "<｜tool▁calls▁begin｜>", "", "<｜tool▁calls▁end｜>")),
     Family("kimi-k2", ("<|tool_call_begin|>", "<|tool_call_argument_begin|>"), Frame(
         Named(re.compile(r"\s*(?P<id>(?:functions\.)?(?P<name>[\w.-]+?)(?::\d+)?)\s*"), ("<|tool_call_argument_begin|>",)),
-        ("<|tool_call_begin|>",), ("<|tool_call_end|>",), ("<|tool_calls_section_begin|>",), ("<|tool_calls_section_end|>",))),
+        ("<|tool_call_begin|>",), ("<|tool_call_end|>",), ("<|tool_calls_section_begin|>",), ("<|tool_calls_section_end|>",)),
+        Written("<|tool_call_begin|>functions.@:%<|tool_call_argument_begin|>#<|tool_call_end|>",
+            "<|tool_calls_section_begin|>", "", "<|tool_calls_section_end|>")),
     Family("solar", ("<|tool_call:begin|>", "<|tool_call:args|>"), Frame(
         Named(re.compile(rf"(?P<id>\S*?)<\|tool_call:name\|>{_WORD}"), ("<|tool_call:args|>",), within=("<|tool_call:name|>",)),
-        ("<|tool_call:begin|>",), ("<|tool_call:end|>",), ("<|tool_calls|>",), ("<|calls|>",))),
+        ("<|tool_call:begin|>",), ("<|tool_call:end|>",), ("<|tool_calls|>",), ("<|calls|>",)),
+        Written("<|tool_call:begin|>%<|tool_call:name|>@<|tool_call:args|>#<|tool_call:end|>", "<|tool_calls|>")),
     Family("minimax-m2", ("<minimax:tool_call>",), Frame(
-        _INVOKE, ('<invoke name="',), ("</invoke>",), ("<minimax:tool_call>",), ("</minimax:tool_call>",), wrapped=True)),
+        _INVOKE, ('<invoke name="',), ("</invoke>",), ("<minimax:tool_call>",), ("</minimax:tool_call>",), wrapped=True),
+        Written('<invoke name="@">\n#</invoke>\n', "<minimax:tool_call>\n", "", "</minimax:tool_call>",
+            Parameter('<parameter name="', '">', "</parameter>\n"))),
     Family("seed-oss", ("<seed:tool_call>",), Frame(
-        _LINES, ("<function=",), ("</function>",), ("<seed:tool_call>",), ("</seed:tool_call>",), wrapped=True)),
+        _LINES, ("<function=",), ("</function>",), ("<seed:tool_call>",), ("</seed:tool_call>",), wrapped=True),
+        Written("<seed:tool_call>\n<function=@>\n#</function>\n</seed:tool_call>", between="\n",
+            arguments=Parameter("<parameter=", ">", "</parameter>\n"))),
     Family("glm-4.5", ("<arg_key>", "<arg_value>"), Frame(
         Xml(("\n", "<arg_key>", "</tool_call>"), "<arg_key>", "</arg_key>", "</arg_value>", value="<arg_value>",
-            kept=frozenset(["<arg_key>", "</tool_call>"])), ("<tool_call>",), ("</tool_call>",))),
+            kept=frozenset(["<arg_key>", "</tool_call>"])), ("<tool_call>",), ("</tool_call>",)),
+        Written("<tool_call>@\n#</tool_call>", between="\n",
+            arguments=Parameter("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"))),
     Family("qwen3-coder", ("<tool_call>", "<function=", "<parameter="), Frame(
-        _LINES, ("<function=",), ("</function>",), ("<tool_call>",), ("</tool_call>",))),
+        _LINES, ("<function=",), ("</function>",), ("<tool_call>",), ("</tool_call>",)),
+        Written("<tool_call>\n<function=@>\n#</function>\n</tool_call>", between="\n", arguments=_PARAMETER)),
     Family("functionary-v3.1", ("<function=", "</function>"), Frame(
-        Named(re.compile(rf"\s*{_WORD}\s*"), (">", "{")), ("<function=",), ("</function>",))),
+        Named(re.compile(rf"\s*{_WORD}\s*"), (">", "{")), ("<function=",), ("</function>",)),
+        Written("<function=@>#</function>")),
     Family("mistral-args", ("[TOOL_CALLS]", "[ARGS]"), Frame(
-        Named(re.compile(rf"\s*{_WORD}(?:\[CALL_ID\](?P<id>\w*))?\s*"), ("[ARGS]", "{"), other=Json(),
-            within=("[CALL_ID]",)), ("[TOOL_CALLS]",)), new_id=short_id),
+        Named(re.compile(rf"\s*{_WORD}(?:\[CALL_ID\](?P<id>\w*))?\s*"), ("[ARGS]", "{"), Json(), ("[CALL_ID]",)), ("[TOOL_CALLS]",)),
+        Written("[TOOL_CALLS]@[ARGS]#"), short_id),
     Family("mistral", ("[TOOL_CALLS]",), Frame(
-        Named(re.compile(rf"\s*{_WORD}\s*"), ("[ARGS]", "{"), other=Json()), ("[TOOL_CALLS]",)), new_id=short_id),
-    Family("command-r7b", ("<|START_ACTION|>",), Frame(Json(), ("<|START_ACTION|>",), ("<|END_ACTION|>",))),
-    Family("command-r", ("Action:", "```json", "tool_name"), Frame(Json(), ("```json",), ("```",), ("Action:",), wrapped=True)),
-    Family("lfm2", ("<|tool_list_start|>",), _LFM2),
-    Family("lfm2", ("<|tool_call_start|>",), _LFM2),
+        Named(re.compile(rf"\s*{_WORD}\s*"), ("[ARGS]", "{"), other=Json()), ("[TOOL_CALLS]",)),
+        Written(_LIST, "[TOOL_CALLS][", ", ", "]"), short_id),
+    Family("command-r7b", ("<|START_ACTION|>",), Frame(Json(), ("<|START_ACTION|>",), ("<|END_ACTION|>",)),
+        Written('    {"tool_call_id": "%", "tool_name": "@", "parameters": #}', "<|START_ACTION|>[\n", ",\n", "\n]<|END_ACTION|>")),
+    Family("command-r", ("Action:", "```json", "tool_name"), Frame(Json(), ("```json",), ("```",), ("Action:",), wrapped=True),
+        Written('    {\n        "tool_name": "@",\n        "parameters": #\n    }', "Action: ```json\n[\n", ",\n", "\n]```")),
+    Family("lfm2", ("<|tool_list_start|>",), _LFM2, _LFM2_WRITTEN),
+    Family("lfm2", ("<|tool_call_start|>",), _LFM2, _LFM2_WRITTEN),
     Family("granite-3", ("<|tool_call|>", "<|start_of_role|>"), Frame(
-        Json(), ("<|tool_call|>", "<tool_call>"), ("</tool_call>",))),
+        Json(), ("<|tool_call|>", "<tool_call>"), ("</tool_call>",)), Written(_LIST, "<|tool_call|>[", ", ", "]")),
     Family("phi-4-mini", ("<|/tool|>",), Frame(
-        Json(), ("<|tool_call|>", "functools"), ("<|/tool_call|>",), first=("[",), first_form=Json(bare=True))),
-    Family("apertus", ("<|tools_prefix|>",), Frame(Json(keyed=True), ("<|tools_prefix|>",), ("<|tools_suffix|>",))),
-    Family("nemotron", ("<TOOLCALL>",), Frame(Json(), ("<TOOLCALL>",), ("</TOOLCALL>",))),
-    Family("firefunction", ("functools",), Frame(Json(), ("functools",))),
-    Family("tool-calls", ("<tool_calls>",), Frame(Json(), ("<tool_calls>",), ("</tool_calls>",))),
-    Family("hermes", ("<tool_call>",), _HERMES),
-    Family("olmo-3", ("<function_calls>", "</function_calls>"), Frame(
-        Python(), ("<function_calls>",), ("</function_calls>",))),
+        Json(), ("<|tool_call|>", "functools"), ("<|/tool_call|>",), first=("[",), first_form=Json(bare=True)),
+        Written(_LIST, "<|tool_call|>[", ", ", "]<|/tool_call|>")),
+    Family("apertus", ("<|tools_prefix|>",), Frame(Json(keyed=True), ("<|tools_prefix|>",), ("<|tools_suffix|>",)),
+        Written('{"@": #}', "<|tools_prefix|>[", ", ", "]<|tools_suffix|>")),
+    Family("nemotron", ("<TOOLCALL>",), Frame(Json(), ("<TOOLCALL>",), ("</TOOLCALL>",)),
+        Written(_LIST, "<TOOLCALL>[", ", ", "]</TOOLCALL>")),
+    Family("firefunction", ("functools",), Frame(Json(), ("functools",)), Written(_LIST, " functools[", ", ", "]")),
+    Family("tool-calls", ("<tool_calls>",), Frame(Json(), ("<tool_calls>",), ("</tool_calls>",)),
+        Written(_LIST, "<tool_calls>[", ", ", "]</tool_calls>")),
+    Family("hermes", ("<tool_call>",), _HERMES, _HERMES_WRITTEN),
+    Family("olmo-3", ("<function_calls>", "</function_calls>"), Frame(Python(), ("<function_calls>",), ("</function_calls>",)),
+        Written("@(#)", "<function_calls>\n", "\n", "\n</function_calls>", PYTHON)),
     Family("llama-4", ("<|header_start|>",), Frame(
-        Python(), ("<|python_start|>", "<|python_tag|>"), ("<|python_end|>",), first=("[",), first_form=Python(bare=True))),
+        Python(), ("<|python_start|>", "<|python_tag|>"), ("<|python_end|>",), first=("[",), first_form=Python(bare=True)),
+        Written("@(#)", "[", ", ", "]", PYTHON)),
     Family("llama-3", ("<|start_header_id|>", "ipython", "parameters"), Frame(
-        Json(), ("<|python_tag|>",), first=("{",), first_form=Json(bare=True))),
+        Json(), ("<|python_tag|>",), first=("{",), first_form=Json(bare=True)),
+        Written('{"name": "@", "parameters": #}', several=False)),
     Family("gemma", ("<start_of_turn>",), Frame(
-        Python(bare=True), ("```tool_code", "```python"), ("```",), first=("[",), first_form=Python(bare=True))),
+        Python(bare=True), ("```tool_code", "```python"), ("```",), first=("[",), first_form=Python(bare=True)),
+        Written("@(#)", "```tool_code\n", "\n", "\n```", PYTHON)),
 )  # fmt: skip
-GENERIC = Family("generic", (), _HERMES)  # for templates that know no tools: `prompts` says how to call
+GENERIC = Family(
+    "generic", (), _HERMES, _HERMES_WRITTEN
+)  # for templates that know no tools: `prompts` says how to call
 
 _THINK = Thoughts(("<think>",), ("</think>",))
 THOUGHTS = (
-    ThoughtFamily("gpt-oss", ("<|channel|>", "<|message|>", "<|start|>"), None),
+    ThoughtFamily("gpt-oss", ("<|channel|>", "<|message|>", "<|start|>"), Thoughts(  # the parser of calls reads them, too
+        ("<|channel|>analysis<|message|>",), ("<|end|>",), then="<|start|>assistant")),
     ThoughtFamily("command-r7b", ("<|START_THINKING|>",), Thoughts(
         ("<|START_THINKING|>",), ("<|END_THINKING|>",), ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"))),
     ThoughtFamily("seed-oss", ("<seed:think>",), Thoughts(("<seed:think>",), ("</seed:think>",))),
@@ -111,7 +147,7 @@ THOUGHTS = (
     ThoughtFamily("mistral", ("[THINK]",), Thoughts(("[THINK]",), ("[/THINK]",))),
     ThoughtFamily("apertus", ("<|inner_prefix|>",), Thoughts(("<|inner_prefix|>",), ("<|inner_suffix|>",))),
     ThoughtFamily("solar", ("<|think|>", "<|content|>"), Thoughts(
-        ("<|think|>",), ("<|end|>",), ("<|begin|>assistant", "<|content|>"))),
+        ("<|think|>",), ("<|end|>",), ("<|begin|>assistant", "<|content|>"), then="<|begin|>assistant")),
     ThoughtFamily("apriel", ("[BEGIN FINAL RESPONSE]",), Thoughts(
         (), ("[BEGIN FINAL RESPONSE]",), ("[END FINAL RESPONSE]",), assumed=True)),
     ThoughtFamily("granite-3.2", ("Here is my thought process:", "Here is my response:"), Thoughts(
@@ -159,8 +195,58 @@ class Syntax:
             tools=parameters(tools),
             thinking=self.thinking(prompt),
             new_id=new_id or self.family.new_id,
-            harmony=self.family.harmony,
         )
+
+    def grammar(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        choice: str | Mapping[str, Any] | None,
+        control: Control,
+        *,
+        prompt: str = "",
+        several: bool = True,
+    ) -> str | None:
+        """The Lark grammar of answers to a request with `tool_choice`; None where any text will do.
+
+        "required": one call or more (`several`), of any tool; {"function": {"name"}}: one of this tool; "auto": text, or
+        calls, which follow the schemas where tools ask for it (`strict`). `control`: the ids of control tokens by text.
+        ConfigError for another choice, or a family that cannot call; ConstraintError for schemas that are none.
+        """
+        offered = parameters(tools)
+        strict = any(tool.get("function", tool).get("strict") for tool in tools)
+        if (choice in (None, "auto") and not strict) or choice == "none":
+            return None
+        written, frame = self.family.written, self.family.frame
+        if written is None or frame is None:
+            raise ConfigError(f"tool_choice={shown(choice)}, but calls are not looked for (tool_parser=none).")
+        if isinstance(choice, Mapping):
+            name = (
+                choice.get("function", choice).get("name") if isinstance(choice.get("function", {}), Mapping) else None
+            )
+            if name not in offered:
+                raise ConfigError(
+                    f"tool_choice names {shown(name)}; expected one of tools: {', '.join(offered) or 'none'}."
+                )
+            offered, several = {name: offered[name]}, False
+        elif choice not in (None, "auto", "required"):
+            raise ConfigError(
+                f'tool_choice={shown(choice)}; expected none, auto, required or {{"type": "function", ...}}.'
+            )
+        if not offered:
+            raise ConfigError(f"tool_choice={shown(choice)}, but there are no tools. Give some.")
+        optional = choice in (None, "auto")
+        begins = _HARMONY_CALLS if frame is HARMONY else frame.begin + (() if frame.wrapped else frame.open)
+        return grammar_of(
+            written, self.thoughts.thoughts, offered, control, thinking=self.thinking(prompt),
+            optional=optional, several=several, begins=begins,
+        )  # fmt: skip
+
+    def json_grammar(self, schema: Any, control: Control, prompt: str = "") -> str | None:
+        """The Lark grammar of answers in JSON that a thought may precede; None where none does: the schema alone will do."""
+        thoughts = self.thoughts.thoughts
+        if thoughts is None:
+            return None
+        return json_grammar(schema, thoughts, control, thinking=self.thinking(prompt))
 
 
 def syntax_of(
@@ -193,6 +279,7 @@ def parameters(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Mapping[s
     return {str(f["name"]): f.get("parameters") or {} for f in functions}
 
 
+_HARMONY_CALLS = ("to=functions.",)  # every answer has marks there
 _NO_CALLS = Family(NONE, ())
 _NO_THOUGHTS = ThoughtFamily(NONE, (), None)
 _Row = TypeVar("_Row", Family, ThoughtFamily)

@@ -10,7 +10,7 @@ from typing import Any
 
 from qtransformers.serve.tools.answer import MAX_NAME, Answer
 from qtransformers.serve.tools.events import Event, Message, collect
-from qtransformers.serve.tools.forms import Form
+from qtransformers.serve.tools.forms import Form, Json
 from qtransformers.serve.tools.reader import Marks
 
 Steps = Generator[None, None, None]
@@ -43,6 +43,7 @@ class Thoughts:
     close: tuple[str, ...]
     answer: tuple[str, ...] = ()  # marks around the rest, which are not shown
     assumed: bool = False  # thinks from the start, without a mark
+    then: str = ""  # what stands between the end of a thought and a call
 
 
 class Parser:
@@ -56,15 +57,14 @@ class Parser:
         tools: Mapping[str, Mapping[str, Any]] | None = None,
         thinking: bool = False,
         new_id: Callable[[], str] | None = None,
-        harmony: bool = False,
     ) -> None:
         """`tools`: name -> JSON schema of the parameters. `thinking`: the prompt has opened a thought already."""
         self._answer = Answer(tools or {}, new_id or call_id)
-        if harmony:
-            steps = _harmony(self._answer)
-        else:
-            steps = _usual(self._answer, frame if tools else None, thoughts, thinking)
-        self._steps = steps
+        self._steps = (
+            _harmony(self._answer)
+            if frame is HARMONY
+            else _usual(self._answer, frame if tools else None, thoughts, thinking)
+        )
         self._over = False
         self._advance()
 
@@ -166,6 +166,9 @@ def _calls(answer: Answer, frame: Frame, mark: str) -> Steps:
     answer.give_back()
 
 
+HARMONY = Frame(
+    Json(), ("<|start|>", "<|channel|>"), ("<|end|>", "<|call|>", "<|return|>", "<|message|>", "<|constrain|>")
+)
 _HEADS = Marks(["<|start|>", "<|channel|>"])
 _HEAD_END = Marks(["<|message|>"])
 _ENDS = Marks(["<|end|>", "<|call|>", "<|return|>", "<|start|>", "<|channel|>"])

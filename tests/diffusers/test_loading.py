@@ -97,5 +97,6 @@ def test_the_config_of_another_model_is_an_error(tmp_path):
 
 
 def test_an_unknown_file_lists_the_nearest_architectures(tmp_path):
-    with pytest.raises(UnsupportedError, match=r"Nearest: AuraFlow \(diffusers layout\) would need"):
-        load_transformer(write(tmp_path / "m.gguf", "x", {"context_embedder.weight": torch.ones(8, 8)}))
+    state = {"context_embedder.weight": torch.ones(8, 8), "register_tokens": torch.ones(1, 8)}
+    with pytest.raises(UnsupportedError, match=r"Nearest: AuraFlow \(diffusers layout\) would need time_step_proj"):
+        load_transformer(write(tmp_path / "m.gguf", "x", state))

@@ -1,11 +1,10 @@
 """Every spec against the class of diffusers: the same tensors, and the original layout as diffusers' own functions read it."""
 
-import diffusers.loaders.single_file_utils as theirs
 import pytest
 import torch
 
 from diffusion.cases import CASES
-from diffusion.files import model_of, original_layout, settings
+from diffusion.files import conversion, model_of, original_layout, settings
 from qtransformers.archs.diffusion import ALL, SPECS
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -37,7 +36,7 @@ def test_diffusers_reads_our_original_layout(case):
     model = model_of(case)
     state = model.state_dict()
     there = original_layout(SPECS[case.id], settings(case, model), state)
-    back = getattr(theirs, case.convert)({name: values.clone() for name, values in there.items()})
+    back = conversion(case)({name: values.clone() for name, values in there.items()})
     assert {name for name, values in back.items() if values is not None} == state.keys()
     for name, values in state.items():
         assert torch.equal(back[name], values), name

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import diffusers
+import diffusers.loaders.single_file_utils as theirs
 import numpy as np
 import torch
 
@@ -81,4 +83,16 @@ def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def run(model: Any, case: Case) -> torch.Tensor:
     """What the model makes of the case's inputs."""
     with torch.no_grad():
-        return model(**case.inputs(model.config), return_dict=False)[0]
+        picture = model(**case.inputs(model.config), return_dict=False)[0]
+    return picture[0] if isinstance(picture, list) else picture
+
+
+def conversion(case: Case) -> Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]:
+    """The function of diffusers from the original layout to its own, with the widths of the tiny model in place of the real one's."""
+    found = getattr(theirs, case.convert)
+    return FunctionType(_resized(found.__code__, case.widths), found.__globals__)
+
+
+def _resized(code: CodeType, widths: Mapping[int, int]) -> CodeType:
+    constants = (_resized(c, widths) if isinstance(c, CodeType) else widths.get(c, c) if type(c) is int else c for c in code.co_consts)  # fmt: skip
+    return code.replace(co_consts=tuple(constants))

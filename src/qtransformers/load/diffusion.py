@@ -401,7 +401,8 @@ def _nearest_specs(tensors: Mapping[str, QTensor]) -> str:
                 lacking = [n for n in (*marks.all, *marks.shapes) if n not in tensors] + [
                     f"no {n}" for n in marks.none if n in tensors
                 ]
-                share = 1 - len(lacking) / max(1, len(marks.all) + len(marks.shapes) + len(marks.none))
+                marked = {*marks.all, *marks.shapes}
+                share = sum(name in tensors for name in marked) / len(marked)
                 near.append((share, f"{spec.title} ({layout} layout) would need {', '.join(lacking)}"))
     best = sorted((n for n in near if n[0] > 0), key=lambda n: -n[0])[:3]
     told = "; ".join(text for _, text in best)

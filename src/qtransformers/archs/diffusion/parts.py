@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 from qtransformers.archs.spec import Bias, HParam, Policy, Problem, TensorSpec, When
@@ -33,9 +34,9 @@ def setting(
     return HParam(name, name, kind, default, required, *bounds, choices=choices, derive=derive, nullable=nullable, hint=hint)  # fmt: skip
 
 
-def axes(name: str, *published: int, head_dim: str = "attention_head_dim") -> HParam:
+def axes(name: str, *published: int, size: Callable[[Mapping[str, Any]], int] = itemgetter("attention_head_dim")) -> HParam:  # fmt: skip
     """How rotary dimensions are shared between axes, which add up to a head; asked for where those of published models do not."""
-    return setting(name, lambda c: published if sum(published) == c[head_dim] else None, kind=tuple, maximum=2**12)
+    return setting(name, lambda c: published if sum(published) == size(c) else None, kind=tuple, maximum=2**12)
 
 
 def adds_up(c: Mapping[str, Any], axes: str, head_dim: int) -> Iterator[Problem]:

@@ -1,0 +1,128 @@
+"""Stable Diffusion 3 and 3.5: joint blocks of text and image, the last of which drops the text; 3.5 norms queries and keys.
+
+https://arxiv.org/abs/2403.03206; the first blocks of 3.5 Medium have a second attention of the image alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import isqrt
+from typing import Any
+
+from qtransformers.archs.diffusion.parts import conv, heads, linear, norm, over, parameter, setting, split
+from qtransformers.archs.diffusion.shapes import Shapes
+from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
+from qtransformers.archs.spec import Problem, TensorSpec
+
+BLOCKS = {"i": "num_layers"}
+
+
+def _side(s: Shapes) -> int | None:
+    n = s.size("pos_embed.pos_embed", -2)
+    return isqrt(n) if n and isqrt(n) ** 2 == n else None
+
+
+def _head_dim(s: Shapes) -> int | None:
+    return s.size("transformer_blocks.{i}.attn.norm_q", 0)
+
+
+def _heads(s: Shapes) -> int | None:
+    return over(s.size("context_embedder", 0), _head_dim(s) or 64)
+
+
+def _check(c: Mapping[str, Any]) -> Iterator[Problem]:
+    yield from heads(c, c["caption_projection_dim"])
+    if outside := [i for i in c["dual_attention_layers"] if i >= c["num_layers"]]:
+        yield Problem(f"dual_attention_layers has {outside[0]}; expected numbers below num_layers {c['num_layers']}")
+
+
+def _normed(c: Mapping[str, Any], layer: int) -> bool:
+    return c["qk_norm"] is not None
+
+
+def _dual(c: Mapping[str, Any], layer: int) -> bool:
+    return layer in c["dual_attention_layers"]
+
+
+def _last(c: Mapping[str, Any], layer: int) -> bool:
+    return layer == int(c["num_layers"]) - 1
+
+
+def _attention(ours: str, theirs: str, names: tuple[str, ...], **row: Any) -> Iterator[TensorSpec]:
+    """Queries, keys and values, then norms, of one stream."""
+    *qkv, norm_q, norm_k = (f"transformer_blocks.{{i}}.{ours}.{name}" for name in names)
+    when = row.pop("when", None)
+    normed = (lambda c, i: _normed(c, i) and when(c, i)) if when else _normed
+    there = f"joint_blocks.{{i}}.{theirs}"
+    yield from split(f"{there}.qkv", "dim", dict.fromkeys(qkv, "dim"), repeat=BLOCKS, when=when)
+    yield norm(norm_q, "attention_head_dim", f"{there}.ln_q", repeat=BLOCKS, when=normed)
+    yield norm(norm_k, "attention_head_dim", f"{there}.ln_k", repeat=BLOCKS, when=normed)
+
+
+def _block(name: str, out: str, width: str, original: str, role: str, when: Any = None) -> TensorSpec:
+    return linear(f"transformer_blocks.{{i}}.{name}", out, width, f"joint_blocks.{{i}}.{original}", role=role, repeat=BLOCKS, when=when)  # fmt: skip
+
+
+def _unless(when: Any) -> Any:
+    return lambda c, i: not when(c, i)
+
+
+IMAGE = ("to_q", "to_k", "to_v", "norm_q", "norm_k")
+TEXT = ("add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k")
+ADALN = "adaLN_modulation.1"
+TENSORS = (
+    parameter("pos_embed.pos_embed", "1", "pos_embed_max_size*pos_embed_max_size", "dim", original="pos_embed"),
+    conv("pos_embed.proj", "dim", "in_channels", ("patch_size", "patch_size"), "x_embedder.proj"),
+    linear("context_embedder", "caption_projection_dim", "joint_attention_dim", "context_embedder", role="embed_in"),
+    linear("time_text_embed.timestep_embedder.linear_1", "dim", "256", "t_embedder.mlp.0", role="modulation"),
+    linear("time_text_embed.timestep_embedder.linear_2", "dim", "dim", "t_embedder.mlp.2", role="modulation"),
+    linear("time_text_embed.text_embedder.linear_1", "dim", "pooled_projection_dim", "y_embedder.mlp.0", role="modulation"),
+    linear("time_text_embed.text_embedder.linear_2", "dim", "dim", "y_embedder.mlp.2", role="modulation"),
+    _block("norm1.linear", "6*dim", "dim", f"x_block.{ADALN}", "modulation", _unless(_dual)),
+    _block("norm1.linear", "9*dim", "dim", f"x_block.{ADALN}", "modulation", _dual),
+    _block("norm1_context.linear", "6*dim", "dim", f"context_block.{ADALN}", "modulation", _unless(_last)),
+    _block("norm1_context.linear", "2*dim", "dim", f"context_block.{ADALN}[dim:2*dim,0:dim]", "modulation", _last),
+    *_attention("attn", "x_block.attn", IMAGE),
+    *_attention("attn", "context_block.attn", TEXT),
+    *_attention("attn2", "x_block.attn2", IMAGE, when=_dual),
+    _block("attn.to_out.0", "dim", "dim", "x_block.attn.proj", "attn"),
+    _block("attn.to_add_out", "dim", "dim", "context_block.attn.proj", "attn", _unless(_last)),
+    _block("attn2.to_out.0", "dim", "dim", "x_block.attn2.proj", "attn", _dual),
+    _block("ff.net.0.proj", "4*dim", "dim", "x_block.mlp.fc1", "dense_ffn"),
+    _block("ff.net.2", "dim", "4*dim", "x_block.mlp.fc2", "dense_ffn"),
+    _block("ff_context.net.0.proj", "4*dim", "dim", "context_block.mlp.fc1", "dense_ffn", _unless(_last)),
+    _block("ff_context.net.2", "dim", "4*dim", "context_block.mlp.fc2", "dense_ffn", _unless(_last)),
+    linear("norm_out.linear", "2*dim", "dim", f"final_layer.{ADALN}[dim:2*dim,0:dim]", role="modulation"),
+    linear("proj_out", "pixels", "dim", "final_layer.linear", role="output"),
+)  # fmt: skip
+
+SPEC = DiffusionSpec(
+    id="sd3",
+    title="Stable Diffusion 3 and 3.5",
+    aliases=("sd3.5",),
+    class_name="SD3Transformer2DModel",
+    hparams=(
+        setting("sample_size", 128),
+        setting("patch_size", derive=lambda s: s.size("pos_embed.proj", -1), maximum=64),
+        setting("in_channels", derive=lambda s: s.size("pos_embed.proj", 1)),
+        setting("num_layers", derive=lambda s: s.count("transformer_blocks.{i}.attn.to_out.0"), maximum=1024),
+        setting("attention_head_dim", 64, derive=_head_dim),
+        setting("num_attention_heads", derive=_heads),
+        setting("joint_attention_dim", derive=lambda s: s.size("context_embedder", 1)),
+        setting("caption_projection_dim", derive=lambda s: s.size("context_embedder", 0)),
+        setting("pooled_projection_dim", derive=lambda s: s.size("time_text_embed.text_embedder.linear_1", 1)),
+        setting("out_channels", derive=lambda s: over(s.size("proj_out", 0), (s.size("pos_embed.proj", -1) or 0) ** 2)),
+        setting("pos_embed_max_size", derive=_side, maximum=2**12),
+        setting("dual_attention_layers", kind=tuple, minimum=0, maximum=1024, derive=lambda s: s.layers("transformer_blocks.{i}.attn2.to_out.0")),
+        setting("qk_norm", kind=str, nullable=True, choices=("rms_norm",), derive=lambda s: "rms_norm" if _head_dim(s) else None),
+    ),
+    sizes=lambda c: {"dim": c["num_attention_heads"] * c["attention_head_dim"], "pixels": c["patch_size"] ** 2 * c["out_channels"]},
+    check=_check,
+    tensors=TENSORS,
+    marks={
+        "original": (Marks(("joint_blocks.0.x_block.attn.qkv.weight",)),),
+        "diffusers": (Marks(("transformer_blocks.0.attn.add_q_proj.weight", "pos_embed.proj.weight", "time_text_embed.text_embedder.linear_1.weight")),),
+    },
+    pipelines=("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
+    paper="https://arxiv.org/abs/2403.03206",
+)  # fmt: skip

@@ -1,0 +1,120 @@
+"""Z-Image: text and image refined apart, then blocks of both in one stream; Omni has refined SigLIP features too.
+
+https://github.com/Tongyi-MAI/Z-Image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qtransformers.archs.diffusion.parts import adds_up, axes, heads, linear, norm, over, parameter, setting, split
+from qtransformers.archs.diffusion.shapes import Shapes
+from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
+from qtransformers.archs.spec import Problem, TensorSpec, When
+
+CONDITION = 256  # widest condition of a block
+PATCH = "2-1"  # of the one size of patches that is published: 2 x 2 of one frame
+
+
+def _sizes(c: Mapping[str, Any]) -> dict[str, int]:
+    dim = c["dim"]
+    return {
+        "condition": min(dim, CONDITION),
+        "ff": int(dim / 3 * 8),
+        "head_dim": dim // c["n_heads"],
+        "patch": 4 * c["in_channels"],
+    }
+
+
+def _head_dim(s: Shapes) -> int | None:
+    return s.size("layers.{i}.attention.norm_q", 0)
+
+
+def _check(c: Mapping[str, Any]) -> Iterator[Problem]:
+    head_dim = c["dim"] // c["n_heads"]
+    yield from heads({**c, "head_dim": head_dim}, c["dim"], named="n_heads", head_dim="head_dim")
+    yield from adds_up(c, "axes_dims", head_dim)
+    if len(c["axes_lens"]) != len(c["axes_dims"]):
+        yield Problem(f"axes_lens has {len(c['axes_lens'])} numbers; expected as many as axes_dims, {len(c['axes_dims'])}")  # fmt: skip
+    if c["all_patch_size"] != (2,) or c["all_f_patch_size"] != (1,):
+        yield Problem(f"all_patch_size is {list(c['all_patch_size'])} and all_f_patch_size {list(c['all_f_patch_size'])}; expected [2] and [1]", "unsupported")  # fmt: skip
+
+
+def _blocks(name: str, count: str, modulated: bool = True, when: When | None = None) -> Iterator[TensorSpec]:
+    block, repeat = f"{name}.{{i}}", {"i": count}
+
+    def normed(c: Mapping[str, Any], layer: int) -> bool:
+        return bool(c["qk_norm"]) and (when is None or when(c, layer))
+
+    qkv = {f"{block}.attention.to_{n}": "dim" for n in "qkv"}
+    yield from split(f"{block}.attention.qkv", "dim", qkv, bias="never", repeat=repeat, when=when)
+    yield linear(f"{block}.attention.to_out.0", "dim", "dim", f"{block}.attention.out", bias="never", role="attn", repeat=repeat, when=when)  # fmt: skip
+    yield norm(f"{block}.attention.norm_q", "head_dim", f"{block}.attention.q_norm", repeat=repeat, when=normed)
+    yield norm(f"{block}.attention.norm_k", "head_dim", f"{block}.attention.k_norm", repeat=repeat, when=normed)
+    for key, out, width in (("w1", "ff", "dim"), ("w2", "dim", "ff"), ("w3", "ff", "dim")):
+        yield linear(f"{block}.feed_forward.{key}", out, width, f"{block}.feed_forward.{key}", bias="never", role="dense_ffn", repeat=repeat, when=when)  # fmt: skip
+    if modulated:
+        yield linear(f"{block}.adaLN_modulation.0", "4*dim", "condition", f"{block}.adaLN_modulation.0", role="modulation", repeat=repeat)  # fmt: skip
+    for key in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"):
+        yield norm(f"{block}.{key}", "dim", f"{block}.{key}", repeat=repeat, when=when)
+
+
+def _omni(c: Mapping[str, Any], layer: int) -> bool:
+    return c["siglip_feat_dim"] is not None
+
+
+TENSORS = (
+    linear(f"all_x_embedder.{PATCH}", "dim", "patch", "x_embedder", role="embed_in"),
+    parameter("x_pad_token", "1", "dim", original="x_pad_token"),
+    parameter("cap_pad_token", "1", "dim", original="cap_pad_token"),
+    linear("t_embedder.mlp.0", "1024", "256", "t_embedder.mlp.0", role="modulation"),
+    linear("t_embedder.mlp.2", "condition", "1024", "t_embedder.mlp.2", role="modulation"),
+    norm("cap_embedder.0", "cap_feat_dim", "cap_embedder.0"),
+    linear("cap_embedder.1", "dim", "cap_feat_dim", "cap_embedder.1", role="embed_in"),
+    norm("siglip_embedder.0", "siglip_feat_dim", "siglip_embedder.0", when=_omni),
+    linear("siglip_embedder.1", "dim", "siglip_feat_dim", "siglip_embedder.1", role="embed_in", when=_omni),
+    parameter("siglip_pad_token", "1", "dim", original="siglip_pad_token", when=_omni),
+    *_blocks("noise_refiner", "n_refiner_layers"),
+    *_blocks("context_refiner", "n_refiner_layers", modulated=False),
+    *_blocks("siglip_refiner", "n_refiner_layers", modulated=False, when=_omni),
+    *_blocks("layers", "n_layers"),
+    linear(f"all_final_layer.{PATCH}.adaLN_modulation.1", "dim", "condition", "final_layer.adaLN_modulation.1", role="modulation"),
+    linear(f"all_final_layer.{PATCH}.linear", "patch", "dim", "final_layer.linear", role="output"),
+)  # fmt: skip
+
+SPEC = DiffusionSpec(
+    id="z_image",
+    title="Z-Image",
+    aliases=("zimage",),
+    family="lumina2",
+    class_name="ZImageTransformer2DModel",
+    hparams=(
+        setting("all_patch_size", (2,), kind=tuple, maximum=64),
+        setting("all_f_patch_size", (1,), kind=tuple, maximum=64),
+        setting("in_channels", derive=lambda s: over(s.size(f"all_x_embedder.{PATCH}", 1), 4)),
+        setting("dim", derive=lambda s: s.size(f"all_x_embedder.{PATCH}", 0)),
+        setting("n_layers", derive=lambda s: s.count("layers.{i}.attention.to_out.0"), maximum=1024),
+        setting("n_refiner_layers", derive=lambda s: s.count("noise_refiner.{i}.attention.to_out.0"), maximum=1024),
+        setting("qk_norm", kind=bool, derive=lambda s: _head_dim(s) is not None),
+        setting("n_heads", required=True, derive=lambda s: over(s.size(f"all_x_embedder.{PATCH}", 0), _head_dim(s))),
+        setting("n_kv_heads", lambda c: c["n_heads"]),
+        setting("norm_eps", 1e-5, kind=float, minimum=0, maximum=1),
+        setting("cap_feat_dim", derive=lambda s: s.size("cap_embedder.0", 0)),
+        setting("siglip_feat_dim", nullable=True, derive=lambda s: s.size("siglip_embedder.0", 0)),
+        setting("rope_theta", 256.0, kind=float, maximum=1e9),
+        setting("t_scale", 1000.0, kind=float),
+        axes("axes_dims", 32, 48, 48, size=lambda c: c["dim"] // c["n_heads"]),
+        setting("axes_lens", (1024, 512, 512), kind=tuple, maximum=2**16),
+    ),
+    sizes=_sizes,
+    check=_check,
+    tensors=TENSORS,
+    marks={
+        "original": (Marks(("cap_embedder.1.weight", "context_refiner.0.attention.qkv.weight", "x_pad_token", "cap_pad_token")),),
+        "diffusers": (Marks((f"all_x_embedder.{PATCH}.weight", "context_refiner.0.attention.to_q.weight")),),
+    },
+    unused=(r"norm_final\.weight",),
+    pipelines=("ZImagePipeline", "ZImageImg2ImgPipeline"),
+    paper="https://github.com/Tongyi-MAI/Z-Image",
+)  # fmt: skip

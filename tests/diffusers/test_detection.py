@@ -1,0 +1,39 @@
+"""Which spec and layout a file is of: every tiny model is its own spec's, whatever the file says, and nobody else's."""
+
+import pytest
+
+from diffusion.cases import CASES
+from diffusion.files import model_of, original_layout, settings, write
+from qtransformers.archs.diffusion import ALL, LAYOUTS, SPECS
+from qtransformers.gguf import GGUFFile
+from qtransformers.load.diffusion import detect, is_diffusion
+
+FILES = [(case, layout) for case in CASES for layout in LAYOUTS if layout == "diffusers" or case.original]
+files = pytest.mark.parametrize("case, layout", FILES, ids=[f"{case.name}-{layout}" for case, layout in FILES])
+
+
+def tensors(case, layout):
+    model = model_of(case)
+    state = model.state_dict()
+    return state if layout == "diffusers" else original_layout(SPECS[case.id], settings(case, model), state)
+
+
+@files
+def test_a_file_has_the_marks_of_its_own_spec_and_layout_and_of_no_other(case, layout):
+    shapes = {name: tuple(values.shape) for name, values in tensors(case, layout).items()}
+    found = {
+        (spec.id, there) for spec in ALL for there in LAYOUTS if any(m.found(shapes) for m in spec.marks.get(there, ()))
+    }
+    assert found == {(case.id, layout)}
+
+
+@files
+def test_what_a_file_says_of_itself_does_not_decide(case, layout, tmp_path):
+    state = tensors(case, layout)
+    for said in ("no such thing", SPECS[case.id].family or "flux"):
+        gguf = GGUFFile(write(tmp_path / "m.gguf", said, state))
+        assert is_diffusion(gguf)
+        found = detect(gguf)
+        assert (found.spec.id, found.layout) == (case.id, layout)
+        warned = said not in (case.id, SPECS[case.id].family)
+        assert [f"general.architecture is {said!r}" in w for w in found.warnings] == [True] * warned

@@ -190,17 +190,21 @@ def request_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def loras(model: Model, given: str | None) -> dict[str, Any]:
-    """The adapters of `PATH[=SCALE],...`; ConfigError for a scale that is no number."""
+    """The adapters of `PATH[=SCALE],...`, loaded."""
+    found = [(model.load_lora(path), scale) for path, scale in scaled_paths(given)]
+    return {"lora": found} if found else {}
+
+
+def scaled_paths(given: str | None) -> list[tuple[str, float]]:
+    """The paths of `PATH[=SCALE],...` with their scales; ConfigError for a scale that is no number."""
     found = []
     for item in given.split(",") if given else ():
         path, _, scale = item.partition("=")
         try:
-            found.append((model.load_lora(path), float(scale or 1)))
-        except ValueError as e:
-            if isinstance(e, ConfigError):
-                raise
+            found.append((path, float(scale or 1)))
+        except ValueError:
             raise ConfigError(f"--lora {item!r}: {scale!r} is no number. Write PATH=0.5, or PATH alone.") from None
-    return {"lora": found} if found else {}
+    return found
 
 
 def file_or_text(flag: str, value: str | None, text: str) -> str | None:

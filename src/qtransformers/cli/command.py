@@ -18,6 +18,7 @@ from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransfor
 VERBS = {
     "run": "chat with a model, or get one answer",
     "serve": "answer over HTTP: OpenAI's and Anthropic's APIs",
+    "image": "pictures from a diffusion model",
     "show": "what is in a GGUF file",
     "plan": "whether a model fits, and what would make it fit",
     "advise": "which type and method a model should have here",

@@ -193,6 +193,15 @@ _ROWS = (
     Flag(("--max-answer",), "most tokens that one answer may ask for (default: the context)", integer(1), "N"),
     Flag(("--max-choices",), "most answers to one request: n, times the number of prompts (default: 16)", integer(1), "N"),
     Flag(("--allow-templates",), "requests may bring chat templates"),
+    # what to paint
+    Flag(("--base",), "folder or Hub id of the pipeline that has text encoders, VAE and scheduler", str, "PATH"),
+    Flag(("--negative",), "what the picture should not show", str, "TEXT", env=False),
+    Flag(("--steps",), "denoising steps (default: the pipeline's)", integer(1), "N"),
+    Flag(("--size",), "pixels of the picture (default: the model's)", str, "WIDTHxHEIGHT"),
+    Flag(("--guidance",), "how much the prompt counts (default: the pipeline's)", number(0, 1000), "X"),
+    Flag(("--count",), "so many pictures (default: 1)", integer(1), "N", default=1, env=False),
+    Flag(("--device",), "where to compute: cpu, or cuda (default: cpu)", str, "DEVICE", default="cpu"),
+    Flag(("--offload",), "what leaves the GPU while it is not needed: none, model, group or sequential (default: none)", str, choices=("none", "model", "group", "sequential"), default="none"),
     # what to measure
     Flag(("--kl-divergence",), "compare with BASE, the model it was made of: Kullback-Leibler divergence, same favourites, changes of probability", str, "BASE", env=False),
     Flag(("-f", "--file"), "a text to learn from, UTF-8; may be given several times (default: a small multilingual one that comes with the package)", str, "TEXT", env=False, repeats=True),

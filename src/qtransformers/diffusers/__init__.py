@@ -14,7 +14,20 @@ except ImportError as e:
 
 from qtransformers.diffusers.loading import load_transformer
 from qtransformers.diffusers.lora import adapters, fuse_lora, load_lora, remove_lora, set_lora
+from qtransformers.diffusers.pipelines import Picture, load_pipeline, paint
+from qtransformers.diffusers.plain import dequantized
 
-__all__ = ["adapters", "fuse_lora", "load_lora", "load_transformer", "remove_lora", "set_lora"]
+__all__ = [
+    "Picture",
+    "adapters",
+    "dequantized",
+    "fuse_lora",
+    "load_lora",
+    "load_pipeline",
+    "load_transformer",
+    "paint",
+    "remove_lora",
+    "set_lora",
+]
 
 del accelerate, diffusers

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from qtransformers.errors import ConfigError, LoadError, UnsupportedError
+from qtransformers.errors import LoadError, ModelNotFoundError, UnsupportedError
 from qtransformers.gguf import GGUFFile
 from qtransformers.kernels.table import ACCURACY, check_accuracy
+from qtransformers.load.config import read_json
 from qtransformers.load.diffusion import DiffusionPlan, Part, plan_diffusion
-from qtransformers.load.hub import Hub
+from qtransformers.load.hub import Hub, fetch_files, parse_reference, the_hub
 from qtransformers.quants import dequantize
 from qtransformers.settings import Settings
 from qtransformers.tensor import QTensor
@@ -29,12 +30,17 @@ from qtransformers.torch.conv import CONVS
 from qtransformers.torch.conv import why_not as conv_why_not
 from qtransformers.torch.loading import _device, _dtype, _sent, set_tensor
 
+CONFIGS = ("transformer/config.json", "unet/config.json", "config.json")  # of a pipeline, or of the transformer itself
+
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model's weights came from."""
+    """Where a model's weights came from; copies of the model share it."""
 
     plan: DiffusionPlan
+
+    def __deepcopy__(self, memo: Any) -> Origin:
+        return self
 
 
 def load_transformer(
@@ -57,10 +63,9 @@ def load_transformer(
     an argument; then nothing is loaded.
     """
     check_accuracy(accuracy)
-    device = _device(device)
-    kind = _dtype(dtype, device)
+    device, kind = check_device(device, dtype)
     gguf = GGUFFile(gguf_path)
-    given, name = read_config(config, settings, hub)
+    given, name = read_config(config, hub or the_hub(settings))
     plan = plan_diffusion(gguf, given, name)
     for text in plan.warnings:
         warnings.warn(text, stacklevel=2)
@@ -72,21 +77,28 @@ def load_transformer(
     return model if device.type == "cpu" else _sent(model, device)
 
 
-def read_config(
-    config: Mapping[str, Any] | str | Path | None, settings: Settings | None = None, hub: Hub | None = None
-) -> tuple[Mapping[str, Any] | None, str]:
-    """The settings that a caller gives, and what to call them in messages."""
+def check_device(device: str | torch.device, dtype: torch.dtype | str | None) -> tuple[torch.device, torch.dtype]:
+    """A device that has kernels, and what is computed in there; ConfigError, UnsupportedError."""
+    found = _device(device)
+    return found, _dtype(dtype, found)
+
+
+def read_config(config: Mapping[str, Any] | str | Path | None, hub: Hub) -> tuple[Mapping[str, Any] | None, str]:
+    """The settings that a caller gives, and what to call them in messages; ModelNotFoundError where a path or Hub id has none."""
     if config is None or isinstance(config, Mapping):
         return config, "config="
-    from qtransformers.load.config import read_json
-
     path = Path(config)
-    for file in (path, path / "config.json", path / "transformer" / "config.json", path / "unet" / "config.json"):
+    for file in (path, *(path / name for name in CONFIGS)):
         if file.is_file():
             return read_json(file), str(file)
-    raise ConfigError(
-        f"config={str(config)!r}: no config.json there. Pass the folder of the model's transformer, or its settings."
-    )
+    ref = None if path.exists() else parse_reference(str(config))
+    if ref is None or ref.quant:
+        raise ModelNotFoundError(f"config={str(config)!r}: no config.json there. Pass the folder or Hub id of the model's transformer, or its settings.")  # fmt: skip
+    found = fetch_files(ref, CONFIGS, hub)
+    if not found:
+        raise ModelNotFoundError(f"config={str(config)!r}: {ref} on the Hub has none of {', '.join(CONFIGS)}.")
+    file = next(found[name] for name in CONFIGS if name in found)
+    return read_json(file), str(file)
 
 
 def build(plan: DiffusionPlan) -> Any:

@@ -116,6 +116,24 @@ def fetch_auxiliary(ref: Reference, hub: Hub) -> Fetched:
     return Fetched(directory, fetched, full_weights(listing.sizes))
 
 
+def fetch_files(ref: Reference, names: Sequence[str], hub: Hub) -> dict[str, Path]:
+    """Those of these files that a repository has, brought into the cache; errors as `fetch_auxiliary`, and for what is too large."""
+    try:
+        listing = list_files(ref, hub)
+    except NetworkError:
+        directory = cached_directory(ref, hub)
+        if directory is None:
+            raise
+        return {name: directory / name for name in names if (directory / name).is_file()}
+    wanted = {name: listing.sizes[name] for name in names if name in listing.sizes}
+    for name, n in wanted.items():
+        if n > ALLOWED_BYTES:
+            raise NetworkError(
+                f"{ref}: {name} has {size_text(n)}; expected at most {size_text(ALLOWED_BYTES)} of such a file."
+            )
+    return _download(ref, listing, wanted, hub)[0] if wanted else {}
+
+
 def resolve_model(
     reference: str,
     settings: Settings | None = None,

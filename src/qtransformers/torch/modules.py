@@ -14,8 +14,12 @@ from qtransformers.torch.weight import QuantWeight
 Tensor = torch.Tensor
 
 
-def _index(order: Any) -> Tensor | None:
-    return None if order is None else torch.as_tensor(order, dtype=torch.int64)
+def _keep_order(module: nn.Module, order: Any) -> None:
+    """A buffer only where there is an order: tools that move buffers trip over one that is None."""
+    if order is None:
+        module.order = None  # type: ignore[assignment]
+    else:
+        module.register_buffer("order", torch.as_tensor(order, dtype=torch.int64), persistent=False)
 
 
 def _parameter(values: Tensor | None) -> nn.Parameter | None:
@@ -37,11 +41,11 @@ class QuantLinear(nn.Linear):
         self.out_features, self.in_features = weight.shape[:-1].numel(), weight.shape[-1]
         self.weight = weight
         self.bias = _parameter(bias)  # type: ignore[assignment]
-        self.register_buffer("order", _index(order), persistent=False)
+        _keep_order(self, order)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., out]`, in x's dtype."""
-        return _finished(self.weight.multiply(x), self.order, self.bias)
+        return _finished(self.weight(x), self.order, self.bias)
 
     def dequantize(self) -> Tensor:
         """The weight `[out, in]` in the order of the outputs."""
@@ -64,7 +68,7 @@ class QuantTransposed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., out]`, in x's dtype."""
-        return self.weight.multiply_transposed(x)
+        return self.weight(x, "multiply_transposed")  # type: ignore[no-any-return]
 
     def dequantize(self) -> Tensor:
         """The weight as a linear layer has it, `[out, in]`."""
@@ -83,7 +87,7 @@ class QuantJoined(nn.Module):
         self.in_features, self.out_features = parts[0].in_features, sum(p.out_features for p in parts)
         self.parts = nn.ModuleList(parts)
         self.bias = _parameter(bias)
-        self.register_buffer("order", _index(order), persistent=False)
+        _keep_order(self, order)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., out]`, in x's dtype."""
@@ -118,7 +122,7 @@ class QuantEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """`[..., width]` of ids `[...]`, in the model's dtype."""
-        y = self.weight.rows(input)
+        y: Tensor = self.weight(input, "rows")
         return y if self.scale is None else y * torch.tensor(self.scale, dtype=y.dtype)
 
     def dequantize(self) -> Tensor:

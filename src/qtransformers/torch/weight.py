@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -61,6 +61,11 @@ class QuantWeight(nn.Module):
     def tensor(self) -> QTensor:
         """The same blocks as a QTensor, in main memory: without a copy where they are there."""
         return QTensor(self.name, self.quant_type, tuple(self.shape), self.blocks.cpu().numpy().reshape(-1), self.file)
+
+    def forward(self, x: Tensor, operation: str = "multiply") -> Tensor:
+        """One of `multiply`, `multiply_transposed` and `rows`: called as a module, so that hooks which bring blocks to a device run."""
+        run: Callable[[Tensor], Tensor] = getattr(self, operation)
+        return run(x)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The values `[*shape]`, in `dtype` or that of the model."""

@@ -111,5 +111,6 @@ SPEC = DiffusionSpec(
         },
     },
     pipelines=("AuraFlowPipeline",),
+    base="fal/AuraFlow-v0.3",
     paper="https://blog.fal.ai/auraflow/",
 )  # fmt: skip

@@ -97,6 +97,7 @@ class DiffusionSpec:
     ignored_config: tuple[str, ...] = ()  # keys of config.json that change nothing
     pipelines: tuple[str, ...] = ()  # classes of diffusers that run it, the usual one first
     packs_convs: bool = False  # whether convolutions are quantised, as rows of `[out, in * kernel]`
+    base: str = ""  # a published pipeline on the Hub
     paper: str = ""  # where it is described
     title: str = ""  # for people
 

@@ -1,0 +1,237 @@
+"""A whole tiny AuraFlow: the picture of diffusers with dequantised weights, and another one when prompt or any bias changes."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion.files import model_of, original_layout, settings, write
+from diffusion.pipelines import AURA, saved
+from qtransformers.archs.diffusion import SPECS
+from qtransformers.cli import main
+from qtransformers.diffusers import Picture, dequantized, load_pipeline, load_transformer, paint
+from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError
+
+WISH = Picture("a red fox in the rain", steps=2, width=32, height=32, guidance=3.5, seed=1)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The pipeline of diffusers, its folder without the transformer's weights, and GGUF files of these in both layouts."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipe, base = saved(folder / "base")
+    pipe.set_progress_bar_config(disable=True)
+    state = pipe.transformer.state_dict()
+    files = {
+        "diffusers": write(folder / "d.gguf", "aura", state, "Q4_K"),
+        "original": write(folder / "o.gguf", "aura", original_layout(SPECS["aura"], settings(AURA, pipe.transformer), state), "Q4_K"),
+        "F32": write(folder / "f.gguf", "aura", state),
+    }  # fmt: skip
+    return pipe, base, files
+
+
+def pixels(pipe, wish=WISH, **more):
+    return paint(pipe, wish, output_type="np", **more).images[0]
+
+
+def test_f32_gives_the_picture_of_diffusers(tiny):
+    theirs, base, files = tiny
+    ours = load_pipeline(files["F32"], base, accuracy="exact")
+    assert np.abs(pixels(ours) - pixels(theirs)).max() < 1e-4
+    assert pixels(theirs).std() > 0.01
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+def test_quantised_gives_the_picture_of_diffusers_with_the_decoded_weights(tiny, layout):
+    _, base, files = tiny
+    ours = load_pipeline(files[layout], base, accuracy="exact")
+    twin = load_pipeline(files[layout], base, accuracy="exact")
+    twin.transformer = dequantized(twin.transformer)
+    assert not any(type(m).__name__.startswith("Quant") for m in twin.transformer.modules())
+    assert np.abs(pixels(ours) - pixels(twin)).max() < 1e-4
+
+
+def test_the_same_seed_gives_the_same_picture_and_another_another(tiny):
+    _, base, files = tiny
+    pipe = load_pipeline(files["diffusers"], base)
+    assert np.array_equal(pixels(pipe), pixels(pipe))
+    assert not np.array_equal(
+        pixels(pipe), pixels(pipe, Picture("a red fox in the rain", steps=2, width=32, height=32, seed=2))
+    )
+
+
+def test_another_prompt_gives_another_picture(tiny):
+    _, base, files = tiny
+    pipe = load_pipeline(files["diffusers"], base)
+    other = Picture("the brave house", steps=2, width=32, height=32, guidance=3.5, seed=1)
+    assert np.abs(pixels(pipe) - pixels(pipe, other)).max() > 1e-3
+
+
+def test_ready_embeddings_go_through_and_count(tiny):
+    _, base, files = tiny
+    pipe = load_pipeline(files["diffusers"], base)
+    ready = {f"{sign}prompt_{what}": t for sign, seed in (("", 1), ("negative_", 2)) for what, t in (("embeds", torch.randn(1, 5, 256, generator=torch.Generator().manual_seed(seed))), ("attention_mask", torch.ones(1, 5)))}  # fmt: skip
+    a = pixels(pipe, **ready)
+    ready["prompt_embeds"] = ready["prompt_embeds"] * 1.5
+    assert np.abs(a - pixels(pipe, **ready)).max() > 1e-3
+
+
+def test_any_one_bias_changes_the_picture(tiny):
+    _, base, files = tiny
+    pipe = load_pipeline(files["diffusers"], base)
+    before = pixels(pipe)
+    biased = [m for m in pipe.transformer.modules() if getattr(m, "bias", None) is not None]
+    assert len(biased) == 3, "AuraFlow has three biases"
+    for module in biased:
+        module.bias.data += 0.5
+        assert np.abs(before - pixels(pipe)).max() > 1e-4
+        module.bias.data -= 0.5
+
+
+def test_progress_counts_steps_and_what_it_raises_ends_the_work(tiny):
+    _, base, files = tiny
+    pipe = load_pipeline(files["diffusers"], base)
+    seen = []
+    paint(pipe, WISH, lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        paint(pipe, WISH, stop)
+
+
+@pytest.mark.parametrize(
+    "fields, text",
+    [
+        ({"width": 33}, "width is 33; expected a multiple of 4 pixels, such as 32"),
+        ({"width": 0}, "width is 0"), ({"height": 10**9}, "height is"), ({"steps": 0}, "steps is 0"), ({"steps": 2.5}, "steps is 2.5"),
+        ({"seed": -1}, "seed is -1"), ({"count": 1000}, "count is"), ({"guidance": float("nan")}, "guidance is"), ({"prompt": 3}, "prompt is 3"),
+    ],
+)  # fmt: skip
+def test_wishes_that_cannot_be_are_refused(tiny, fields, text):
+    _, base, files = tiny
+    with pytest.raises(ConfigError, match=text):
+        paint(
+            load_pipeline(files["diffusers"], base),
+            Picture(**{"prompt": "a fox", "steps": 1, "height": 32, "width": 32, **fields}),
+        )
+
+
+def test_without_a_base_it_says_what_is_needed(tiny):
+    with pytest.raises(ConfigError, match=r"holds the transformer of AuraFlow only. Pass base=.*fal/AuraFlow"):
+        load_pipeline(tiny[2]["diffusers"])
+
+
+def test_a_base_of_another_model_is_an_error(tiny, tmp_path):
+    _, base, files = tiny
+    index = json.loads((base / "model_index.json").read_text())
+    index["transformer"] = ["diffusers", "FluxTransformer2DModel"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(LoadError, match=r"FluxTransformer2DModel.*is a AuraFlowTransformer2DModel"):
+        load_pipeline(files["diffusers"], tmp_path)
+    with pytest.raises(ModelNotFoundError, match=r"model_index\.json"):
+        load_pipeline(files["diffusers"], tmp_path / "..")
+    with pytest.raises(ModelNotFoundError, match="no such folder"):
+        load_pipeline(files["diffusers"], "nowhere/at/all")
+
+
+def test_a_base_that_lacks_a_part_is_an_error(tiny, tmp_path):
+    _, base, files = tiny
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "base" / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x00" * 40)
+    with pytest.raises(LoadError, match="cannot build the pipeline"):
+        load_pipeline(files["diffusers"], tmp_path / "base")
+
+
+def test_offloading_needs_a_gpu(tiny):
+    _, base, files = tiny
+    with pytest.raises(ConfigError, match="device is the CPU"):
+        load_pipeline(files["diffusers"], base, offload="model")
+    with pytest.raises(ConfigError, match="expected one of none, model, group, sequential"):
+        load_pipeline(files["diffusers"], base, offload="disk")
+
+
+def test_layers_that_leave_and_come_back_are_what_they_were(tiny):
+    """Sequential offload of accelerate, from the meta device to the CPU and back: what it does before every layer on a GPU."""
+    import accelerate
+
+    _, _, files = tiny
+    told = {name: AURA.config[name] for name in AURA.told}
+    model = load_transformer(files["diffusers"], told)
+    inputs = AURA.inputs(model.config)
+    with torch.no_grad():
+        before = model(**inputs, return_dict=False)[0]
+        accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=True)
+        assert any(b.is_meta for b in model.buffers())
+        after = model(**inputs, return_dict=False)[0]
+        again = model(**inputs, return_dict=False)[0]
+    assert torch.equal(before, after)
+    assert torch.equal(before, again)
+
+
+def test_group_offload_of_diffusers_keeps_the_picture(tiny):
+    from diffusers.hooks import apply_group_offloading
+
+    _, _, files = tiny
+    told = {name: AURA.config[name] for name in AURA.told}
+    model = load_transformer(files["diffusers"], told)
+    inputs = AURA.inputs(model.config)
+    with torch.no_grad():
+        before = model(**inputs, return_dict=False)[0]
+        apply_group_offloading(model, onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type="leaf_level")  # fmt: skip
+        assert torch.equal(before, model(**inputs, return_dict=False)[0])
+
+
+def test_the_command_paints_a_png_that_says_how_it_was_made(tiny, tmp_path, capsys, monkeypatch):
+    _, base, files = tiny
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "image",
+        str(files["original"]),
+        "a red fox",
+        "--base",
+        str(base),
+        "--steps",
+        "1",
+        "--size",
+        "32x16",
+        "--seed",
+        "5",
+    ]
+    assert main([*words, "-o", "fox.png"]) == 0
+    assert capsys.readouterr().out == "fox.png\n"
+    picture = Image.open("fox.png")
+    assert picture.size == (32, 16)
+    assert json.loads(picture.text["parameters"])["seed"] == 5
+    assert main([*words, "-o", "fox.png"]) == 2
+    assert "fox.png exists" in capsys.readouterr().err
+    assert main([*words, "--count", "2"]) == 0
+    assert capsys.readouterr().out == "image.png\nimage-2.png\n"
+    assert np.array_equal(np.asarray(Image.open("image.png")), np.asarray(picture))
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["--size", "big"], "--size is 'big'"), (["--size", "33x32"], "width is 33"), (["-o", "x.exe"], "ends in .exe"),
+        (["-o", "nowhere/x.png"], "is no folder"), (["--lora", "x=y"], "is no number"),
+    ],
+)  # fmt: skip
+def test_the_command_refuses_what_cannot_be(tiny, words, text, capsys, tmp_path, monkeypatch):
+    _, base, files = tiny
+    monkeypatch.chdir(tmp_path)
+    assert main(["image", str(files["diffusers"]), "a fox", "--base", str(base), "--steps", "1", *words]) == 2
+    assert text in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_the_base_are_held_against_the_file(tiny, tmp_path):
+    _, base, _ = tiny
+    other = write(tmp_path / "m.gguf", "aura", model_of(AURA, num_single_dit_layers=1).state_dict())
+    with pytest.raises(LoadError, match=r"num_single_dit_layers is 2, but the tensors of .* say 1"):
+        load_pipeline(other, base)

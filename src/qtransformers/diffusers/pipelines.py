@@ -28,6 +28,11 @@ from qtransformers.settings import Settings
 Offload = Literal["none", "model", "group", "sequential"]
 SIZES = (16, 16384)  # pixels of a side
 STEPS = 10_000
+WHOLE = [
+    "QuantConv1d",
+    "QuantConv2d",
+    "QuantConv3d",
+]  # layers that come with what is in them: their forward reads blocks itself
 
 
 def load_pipeline(
@@ -66,7 +71,7 @@ def load_pipeline(
     of_base = index.get(component)
     if not isinstance(of_base, Sequence) or of_base[-1] != spec.class_name:
         raise LoadError(f"{index_file}: the pipeline's {component or 'transformer'} is {shown(of_base)}, but {gguf.path} is a {spec.class_name}. Pass base= of the model it was made from.")  # fmt: skip
-    if config is None and annotated(gguf) is None:
+    if config is None and annotated(gguf.metadata, str(gguf.path)) is None:
         config = base
     parts: dict[str, Any] = {}
     parts[component] = load_transformer(gguf.path, config, dtype=kind, accuracy=accuracy, settings=settings, hub=hub)
@@ -98,7 +103,7 @@ def _placed(pipe: Any, device: torch.device, offload: Offload) -> Any:
     elif offload == "sequential":
         ours = [name for name, part in pipe.components.items() if getattr(part, "gguf", None)]
         for name in ours:  # blocks are buffers, which diffusers would leave on the GPU
-            accelerate.cpu_offload(getattr(pipe, name), device, offload_buffers=True)
+            accelerate.cpu_offload(getattr(pipe, name), device, offload_buffers=True, preload_module_classes=WHOLE)
         pipe._exclude_from_cpu_offload = [*pipe._exclude_from_cpu_offload, *ours]
         pipe.enable_sequential_cpu_offload(device=device)
     else:

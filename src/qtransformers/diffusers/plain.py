@@ -10,6 +10,7 @@ from torch import nn
 from qtransformers.diffusers.lora import LoRALinear
 from qtransformers.errors import ConfigError
 from qtransformers.torch import QuantEmbedding, QuantLinear
+from qtransformers.torch.conv import CONVS
 
 
 def dequantized(model: Any) -> Any:
@@ -42,4 +43,15 @@ def _embedding(layer: Any) -> nn.Module:
     return plain
 
 
-PLAIN = {QuantLinear: _linear, QuantEmbedding: _embedding}
+def _conv(layer: Any) -> nn.Module:
+    made: Any = next(plain for plain, quantised in CONVS.items() if quantised is type(layer))
+    plain = made(
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        bias=False, padding_mode=layer.padding_mode, device="meta",
+    )  # fmt: skip
+    plain.weight = nn.Parameter(layer.dequantize().to(layer.weight.dtype), requires_grad=False)
+    plain.bias = layer.bias
+    return plain
+
+
+PLAIN = {QuantLinear: _linear, QuantEmbedding: _embedding, **dict.fromkeys(CONVS.values(), _conv)}

@@ -61,7 +61,7 @@ class QuantConv(nn.Module):
         for n, some in itertools.product(range(len(x)), _bounded(positions, max(1, ops.CHUNK // width))):
             place = (n, slice(None), *some)
             part = windows[place].movedim(0, len(positions))
-            product = self.weight.multiply(part.reshape(-1, width))
+            product = self.weight(part.reshape(-1, width))
             y[place] = product.T.reshape(-1, *part.shape[: len(positions)])
         return y
 

@@ -12,6 +12,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -19,7 +20,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from qtransformers.checks import shown, text, whole
-from qtransformers.errors import ConfigError
+from qtransformers.errors import ConfigError, TemplateError
 from qtransformers.load.chat.budget import Limits
 from qtransformers.load.chat.formats import CHOICES, PromptFormat
 from qtransformers.load.chat.sandbox import Template
@@ -138,9 +139,20 @@ class ChatTemplate:
             if not isinstance(name, str) or name in given:
                 raise ConfigError(f"template variable {shown(name)} is set by the chat itself. Leave it out.")
             given[name] = plain(name, value)
-        guarded, mark = (given, "") if encode_special else self._guard(given)
         template = self._tool_template if tools and self.tool_template else self._template
-        rendered = template.render(guarded, now=now, limits=limits)
+        if any(message.get("tool_calls") for message in given["messages"]) and self._arguments_are_text:
+            for message in given["messages"]:
+                message["tool_calls"] = [_with_text(call) for call in message.get("tool_calls") or ()]
+        guarded, mark = (given, "") if encode_special else self._guard(given)
+        try:
+            rendered = template.render(guarded, now=now, limits=limits)
+        except TemplateError:
+            silent = [message for message in guarded["messages"] if message.get("content", "") is None]
+            if not silent:
+                raise
+            for message in silent:  # some templates ask whether there is content, others take it for text
+                message["content"] = ""
+            rendered = template.render(guarded, now=now, limits=limits)
         if mark:  # templates may write JSON in ASCII
             rendered = rendered.replace(_escaped(mark), mark)
         return Prompt(rendered, mark)
@@ -170,6 +182,24 @@ class ChatTemplate:
         for message, original in zip(guarded["messages"], given["messages"], strict=True):
             message["role"] = original["role"]  # one of ROLES, and part of control tokens in some templates
         return {**given, **guarded}, mark
+
+    @cached_property
+    def _arguments_are_text(self) -> bool:
+        """Whether the template writes the arguments of calls as they are: then they must be JSON text, else the object."""
+        template = self._tool_template if self.tool_template else self._template
+        for arguments, sign in (({"probe": 1}, r"(?<!')probe(?!')"), ('{"probe": 1}', '"probe"')):
+            for content in (None, ""):
+                call = {"type": "function", "id": "probe0001", "function": {"name": "probing", "arguments": arguments}}
+                messages = [
+                    {"role": "user", "content": "?"},
+                    {"role": "assistant", "content": content, "tool_calls": [call]},
+                ]
+                given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False}
+                with suppress(TemplateError):
+                    found = template.render({**given, **self.special_tokens})
+                    if "probing" in found and re.search(sign, found):
+                        return isinstance(arguments, str)
+        return False
 
     @cached_property
     def _template(self) -> Template:
@@ -233,7 +263,7 @@ def _part(where: str, part: JSON) -> str:
 
 
 def _tool_call(where: str, call: JSON) -> JSON:
-    """A tool call whose arguments are an object: clients send them as JSON text, templates expect the object."""
+    """A tool call whose arguments are an object: clients send them as JSON text, most templates expect the object."""
     if not isinstance(call, dict):
         raise ConfigError(f"{where}={shown(call)}; expected an object.")
     function = call.get("function", call)
@@ -249,6 +279,14 @@ def _tool_call(where: str, call: JSON) -> JSON:
             raise
         raise ConfigError(f"{where}.function.arguments={shown(arguments)}; expected a JSON object.") from None
     function = {**function, "arguments": parsed}
+    return {**call, "function": function} if "function" in call else function
+
+
+def _with_text(call: JSON) -> JSON:
+    """A checked call with its arguments as JSON text."""
+    function = call.get("function", call)
+    text = function.get("arguments", {})
+    function = {**function, "arguments": text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)}
     return {**call, "function": function} if "function" in call else function
 
 

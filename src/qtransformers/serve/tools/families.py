@@ -28,6 +28,12 @@ class Family:
     frame: Frame | None = None
     written: Written | None = None
     new_id: Callable[[], str] = call_id
+    tools_in_system: bool = False  # its template reads tools from the system's message
+
+    @property
+    def short_ids(self) -> bool:
+        """Whether its template takes ids of nine letters and digits only."""
+        return self.new_id is short_id
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ FAMILIES = (
         Json(), ("<|tool_call|>", "<tool_call>"), ("</tool_call>",)), Written(_LIST, "<|tool_call|>[", ", ", "]")),
     Family("phi-4-mini", ("<|/tool|>",), Frame(
         Json(), ("<|tool_call|>", "functools"), ("<|/tool_call|>",), first=("[",), first_form=Json(bare=True)),
-        Written(_LIST, "<|tool_call|>[", ", ", "]<|/tool_call|>")),
+        Written(_LIST, "<|tool_call|>[", ", ", "]<|/tool_call|>"), tools_in_system=True),
     Family("apertus", ("<|tools_prefix|>",), Frame(Json(keyed=True), ("<|tools_prefix|>",), ("<|tools_suffix|>",)),
         Written('{"@": #}', "<|tools_prefix|>[", ", ", "]<|tools_suffix|>")),
     Family("nemotron", ("<TOOLCALL>",), Frame(Json(), ("<TOOLCALL>",), ("</TOOLCALL>",)),
@@ -167,6 +173,8 @@ class Syntax:
     family: Family
     thoughts: ThoughtFamily
     knows_tools: bool  # its template puts tools in the prompt
+    knows_calls: bool = True  # and calls of earlier turns
+    no_system: bool = False  # its template has no place for a system's text
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -256,7 +264,10 @@ def syntax_of(
     text = template or ("<|start|><|channel|><|message|>" if architecture == "gpt-oss" else "")
     family = _named("tool_parser", tool_parser, (*FAMILIES, GENERIC, _NO_CALLS)) or _found(text, FAMILIES) or GENERIC
     thoughts = _named("reasoning_parser", reasoning_parser, (*THOUGHTS, _NO_THOUGHTS)) or _found(text, THOUGHTS)
-    return Syntax(family, thoughts or _NO_THOUGHTS, re.search(r"\btools\b", text) is not None)
+    knows_tools = re.search(r"\btools\b", text) is not None
+    return Syntax(
+        family, thoughts or _NO_THOUGHTS, knows_tools, "tool_calls" in text, "system role not supported" in text.lower()
+    )
 
 
 def parser_for(

@@ -192,6 +192,8 @@ _ROWS = (
     Flag(("--max-body",), "largest body of a request (default: 32MiB)", memory, "SIZE"),
     Flag(("--max-answer",), "most tokens that one answer may ask for (default: the context)", integer(1), "N"),
     Flag(("--max-choices",), "most answers to one request: n, times the number of prompts (default: 16)", integer(1), "N"),
+    Flag(("--tool-parser",), "how the model writes calls of tools, by the name of a family, or none (default: as its chat template shows)", str, "NAME"),
+    Flag(("--reasoning-parser",), "how it writes what it thinks before it answers, the same way", str, "NAME"),
     Flag(("--allow-templates",), "requests may bring chat templates"),
     # what to paint
     Flag(("--base",), "folder or Hub id of the pipeline that has text encoders, VAE and scheduler", str, "PATH"),

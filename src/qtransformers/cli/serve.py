@@ -22,7 +22,7 @@ LOADING = (
 )  # fmt: skip
 SERVING = (
     "host", "port", "api-key-file", "allow-anyone", "allow-host", "allow-origin", "alias", "adapter", "queue", "per-key", "rate",
-    "timeout", "drain", "keep-alive", "max-body", "max-answer", "max-choices", "allow-templates",
+    "timeout", "drain", "keep-alive", "max-body", "max-answer", "max-choices", "allow-templates", "tool-parser", "reasoning-parser",
 )  # fmt: skip
 OF_THE_FIRST = ("draft", "pre", "prompt_format")
 # Flag -> field of Model.load, where both are not the same
@@ -96,6 +96,7 @@ def model_specs(args: argparse.Namespace) -> list[ModelSpec]:
     specs = []
     for i, (model, its) in enumerate(names.items()):
         more: dict[str, Any] = {"model_path": args.model_path, "loras": loras, "options": options}
+        more |= {"tool_parser": args.tool_parser, "reasoning_parser": args.reasoning_parser}
         if i:
             more = {"options": {name: value for name, value in options.items() if name not in OF_THE_FIRST}}
         specs.append(ModelSpec(model, tuple(its), **more))

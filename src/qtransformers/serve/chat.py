@@ -6,80 +6,91 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from qtransformers.generate.requests import texts
 from qtransformers.sampling.sampler import Logprob
-from qtransformers.serve.answers import closing, complete, merged, request_options, started, usage_of
+from qtransformers.serve.answers import closing
 from qtransformers.serve.call import event
-from qtransformers.serve.errors import HTTPError
-from qtransformers.serve.fields import FINISH, ChatRequest, decode
+from qtransformers.serve.fields import ChatRequest, decode
+from qtransformers.serve.tools import CallStart, Content, Event, Reasoning, collect
+from qtransformers.serve.turns import Turn, complete_turns, said, turns, usage_of_turns
 
 if TYPE_CHECKING:
-    from qtransformers.generate.asynchronous import AsyncStream
     from qtransformers.load.tokenizer import Tokenizer
     from qtransformers.serve.call import Call
     from qtransformers.serve.models import Entry
     from qtransformers.serve.server import Server
-
-MOST_TOP = 20  # as OpenAI's API has it
 
 
 async def chat_completions(server: Server, call: Call, body: bytes) -> None:
     """Answer messages."""
     ask = decode(body, ChatRequest)
     async with server.answering(call, ask.model, 1 if ask.n is None else ask.n) as entry:
-        streams = await server.off_loop(prepared, call, entry, ask)
+        found = await server.off_loop(turns, call, entry, ask)
         head = {"id": f"chatcmpl-{call.id[4:]}", "created": int(time.time()), "model": ask.model or entry.spec.name}
-        async with closing(call, entry, streams):
+        async with closing(call, entry, [turn.stream for turn in found]):
             if ask.stream:
-                await call.events(_events(call, entry, ask, streams, head))
+                await call.events(_events(entry, ask, found, head))
             else:
-                done = await complete(streams, entry.meters.between)
+                await complete_turns(found, entry.meters.between)
                 choices = [
                     {
                         "index": i,
-                        "message": {"role": "assistant", "content": c.text, "refusal": None},
-                        "logprobs": chat_logprobs(entry.loaded.tokenizer, c.logprobs) if ask.logprobs else None,
-                        "finish_reason": FINISH[c.finish_reason or "cancelled"],
+                        "message": message_of(turn),
+                        "logprobs": _logprobs(entry, ask, turn.completion.logprobs),
+                        "finish_reason": turn.finish_reason,
                     }
-                    for i, c in enumerate(done)
+                    for i, turn in enumerate(found)
                 ]
-                await call.json({**head, "object": "chat.completion", "choices": choices, "usage": usage_of(done)})
+                usage = usage_of_turns(found)
+                await call.json({**head, "object": "chat.completion", "choices": choices, "usage": usage})
 
 
-def prepared(call: Call, entry: Entry, ask: ChatRequest) -> list[AsyncStream]:
-    """The answers to a chat, ready to begin."""
-    options = request_options(call, entry, ask)
-    if ask.max_completion_tokens is not None:
-        options["max_tokens"] = ask.max_completion_tokens
-    if ask.logprobs:
-        options["logprobs"] = ask.top_logprobs or 0
-    elif ask.top_logprobs:
-        raise HTTPError(400, f"top_logprobs: {ask.top_logprobs} without logprobs. Say logprobs=true.", "invalid_value", field="top_logprobs")  # fmt: skip
-    if not 0 <= (ask.top_logprobs or 0) <= MOST_TOP:
-        raise HTTPError(400, f"top_logprobs: {ask.top_logprobs:,}; expected 0 to {MOST_TOP}.", "invalid_value", field="top_logprobs")  # fmt: skip
-    model = entry.loaded
-    ids = model.chat_ids(
-        ask.messages, tools=ask.tools, documents=ask.documents, template_variables=ask.chat_template_kwargs
-    )
-    options["stop"] = (*model.chat_template.format.stop, *texts("stop", ask.stop))
-    return started(entry, [ids], ask.n or 1, options, add_bos=False, continues=False)
+def message_of(turn: Turn) -> dict[str, Any]:
+    """A whole answer as a message."""
+    said = collect(turn.events)
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": said.content or (None if said.calls else ""),
+        "refusal": None,
+    }
+    if said.reasoning:
+        message |= {"reasoning": said.reasoning, "reasoning_content": said.reasoning}
+    if said.calls:
+        message["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in said.calls
+        ]
+    return message
 
 
-async def _events(
-    call: Call, entry: Entry, ask: ChatRequest, streams: list[AsyncStream], head: dict[str, Any]
-) -> AsyncIterator[bytes]:
+async def _events(entry: Entry, ask: ChatRequest, found: list[Turn], head: dict[str, Any]) -> AsyncIterator[bytes]:
     head["object"] = "chat.completion.chunk"
-    for i in range(len(streams)):
+    for i in range(len(found)):
         yield event({**head, "choices": [_choice(i, {"role": "assistant", "content": ""})]})
-    async for i, chunk in merged(streams, entry.meters.between):
-        logprobs = chat_logprobs(entry.loaded.tokenizer, chunk.logprobs) if ask.logprobs else None
-        if chunk.text or logprobs:
-            yield event({**head, "choices": [_choice(i, {"content": chunk.text}, logprobs)]})
+    async for i, chunk, events in said(found, entry.meters.between):
+        logprobs = _logprobs(entry, ask, chunk.logprobs)
+        deltas = [_delta(e) for e in events] or ([{"content": ""}] if logprobs and chunk.logprobs else [])
+        for delta in deltas:
+            yield event({**head, "choices": [_choice(i, delta, logprobs)]})
+            logprobs = None  # once
         if chunk.finish_reason:
-            yield event({**head, "choices": [_choice(i, {}, None, FINISH[chunk.finish_reason])]})
+            yield event({**head, "choices": [_choice(i, {}, None, found[i].finish_reason)]})
     if ask.stream_options and ask.stream_options.include_usage:
-        yield event({**head, "choices": [], "usage": usage_of(s.completion for s in streams)})
+        yield event({**head, "choices": [], "usage": usage_of_turns(found)})
     yield b"data: [DONE]\n\n"
+
+
+def _delta(said: Event) -> dict[str, Any]:
+    if isinstance(said, Content):
+        return {"content": said.text}
+    if isinstance(said, Reasoning):
+        return {"reasoning": said.text, "reasoning_content": said.text}
+    if isinstance(said, CallStart):
+        function = {"name": said.name, "arguments": ""}
+        return {"tool_calls": [{"index": said.index, "id": said.id, "type": "function", "function": function}]}
+    return {"tool_calls": [{"index": said.index, "function": {"arguments": said.text}}]}
+
+
+def _logprobs(entry: Entry, ask: ChatRequest, found: tuple[Logprob, ...]) -> dict[str, Any] | None:
+    return chat_logprobs(entry.loaded.tokenizer, found) if ask.logprobs else None
 
 
 def _choice(i: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:

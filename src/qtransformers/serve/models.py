@@ -19,6 +19,7 @@ from qtransformers.machine import memory
 from qtransformers.model import Model
 from qtransformers.serve.errors import HTTPError
 from qtransformers.serve.metrics import Meters, Metrics
+from qtransformers.serve.tools import Syntax, syntax_of
 
 if TYPE_CHECKING:
     from qtransformers.load.adapters import Adapter
@@ -38,11 +39,14 @@ class ModelSpec:
     options: Mapping[str, Any] = field(default_factory=dict)  # of `Model.load`
     model_path: str | None = None
     loras: Mapping[str, str] = field(default_factory=dict)  # name -> GGUF file or PEFT folder
+    tool_parser: str | None = None  # rows of serve.tools; None: as the chat template shows
+    reasoning_parser: str | None = None
 
     def __post_init__(self) -> None:
         if not self.names:
             path = Path(self.reference)
             object.__setattr__(self, "names", (path.stem if path.suffix == ".gguf" else self.reference,))
+        syntax_of("", tool_parser=self.tool_parser, reasoning_parser=self.reasoning_parser)  # their names are known
         for name in (*self.names, *self.loras):
             if not 0 < len(text("alias", name)) <= NAME_CHARS or not name.isprintable():
                 raise ConfigError(f"alias={shown(name)}; expected 1 to {NAME_CHARS} printable characters.")
@@ -63,6 +67,7 @@ class Entry:
     state: State = "unloaded"
     model: Model | None = None
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    syntax: Syntax | None = None  # of its chats, once somebody has asked
     problem: str = ""  # why it is broken
     answers: int = 0  # asked for and not yet given, waiting ones too
     users: int = 0  # requests that hold it

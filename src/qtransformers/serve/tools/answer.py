@@ -27,6 +27,7 @@ class Answer:
         self._blanks: dict[type, list[str]] = {Content: [], Reasoning: []}  # that may turn out to stand at an end
         self._begun: dict[type, bool] = {}
         self._trims: dict[type, bool] = {}  # whether blanks before its first text are framing
+        self.thinks = False
         self._called = False  # since the last content
 
     def content(self, text: str) -> None:
@@ -39,11 +40,12 @@ class Answer:
 
     def begin_thought(self) -> None:
         """What comes is a thought."""
-        self._trims[Reasoning] = True
+        self.thinks = self._trims[Reasoning] = True
         self._blanks[Reasoning] = ["\n"]
 
     def end_thought(self) -> None:
         """A thought has ended; blanks around its end are framing."""
+        self.thinks = False
         self._blanks[Reasoning] = []
         self._trims[Content] = True
 

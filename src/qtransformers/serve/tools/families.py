@@ -213,16 +213,17 @@ class Syntax:
         *,
         prompt: str = "",
         several: bool = True,
+        schema: Any = None,
     ) -> str | None:
         """The Lark grammar of answers to a request with `tool_choice`; None where any text will do.
 
         "required": one call or more (`several`), of any tool; {"function": {"name"}}: one of this tool; "auto": text, or
-        calls, which follow the schemas where tools ask for it (`strict`). `control`: the ids of control tokens by text.
+        calls, which follow the schemas where tools ask for it (`strict`), or where the text has to be JSON of `schema`. `control`: the ids of control tokens by text.
         ConfigError for another choice, or a family that cannot call; ConstraintError for schemas that are none.
         """
         offered = parameters(tools)
         strict = any(tool.get("function", tool).get("strict") for tool in tools)
-        if (choice in (None, "auto") and not strict) or choice == "none":
+        if choice == "none" or not (tools or choice) or (choice in (None, "auto") and not strict and schema is None):
             return None
         written, frame = self.family.written, self.family.frame
         if written is None or frame is None:
@@ -246,7 +247,7 @@ class Syntax:
         begins = _HARMONY_CALLS if frame is HARMONY else frame.begin + (() if frame.wrapped else frame.open)
         return grammar_of(
             written, self.thoughts.thoughts, offered, control, thinking=self.thinking(prompt),
-            optional=optional, several=several, begins=begins,
+            optional=optional, several=several, begins=begins, schema=schema,
         )  # fmt: skip
 
     def json_grammar(self, schema: Any, control: Control, prompt: str = "") -> str | None:

@@ -68,6 +68,11 @@ class Parser:
         self._over = False
         self._advance()
 
+    @property
+    def thinks(self) -> bool:
+        """Whether what comes next is a thought."""
+        return self._answer.thinks
+
     def feed(self, text: str) -> list[Event]:
         """The events that are certain with this piece."""
         if text and not self._over:

@@ -90,10 +90,12 @@ def grammar_of(
     optional: bool = False,
     several: bool = True,
     begins: Sequence[str] = (),
+    schema: Any = None,
 ) -> str:
     """A Lark grammar for answers that call `tools` (name -> schema of parameters).
 
-    thinking: the prompt has opened a thought. optional: text may come first, up to a mark of `begins`, or alone.
+    thinking: the prompt has opened a thought. optional: text may come first, up to a mark of `begins`, or alone, or JSON that follows
+    `schema` may come instead.
     ConstraintError for a schema that is none.
     """
     rules = Rules(control)
@@ -103,7 +105,9 @@ def grammar_of(
     call = rules.add(f"{rules.text(lead)} {tail}")
     more = f"({rules.text(written.between)} {call}){{0,{MOST_CALLS - 1}}}" if several and written.several else ""
     rest = f"{more} {rules.text(written.finish)}"
-    if optional:
+    if optional and schema is not None:
+        calls = rules.add(f"{rules.text(written.start)} {call} {rest} | {rules.add(json_in_lark(schema))}")
+    elif optional:
         lead, first = (written.start, call) if written.start else (lead, tail)
         mark = min((m for m in begins if m in lead), key=lead.index, default="")
         if mark:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
@@ -15,76 +14,16 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qtransformers.machine import resident
-from qtransformers.sampling.settings import RANGES
 from qtransformers.serve.call import Call, event
-from qtransformers.serve.chat import chat_completions
-from qtransformers.serve.completions import completions
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.errors import HTTPError, anthropic_shape, http_error, openai_shape
 from qtransformers.serve.guard import Guard
-from qtransformers.serve.metrics import metrics
-from qtransformers.serve.models import Entry, Models, ModelSpec
+from qtransformers.serve.models import Models, ModelSpec
+from qtransformers.serve.openapi import describer
+from qtransformers.serve.routes import ROWS, Row, pages
 from qtransformers.serve.server import Server
-from qtransformers.serve.static import page
-from qtransformers.serve.vectors import detokenize, embeddings, tokenize
 
 LOG = logging.getLogger("qtransformers.serve")
-Handler = Callable[[Server, Call, bytes], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A route: its handler, and which API's shape its errors have."""
-
-    method: str
-    path: str
-    handler: Handler
-    anthropic: bool = False
-    public: bool = False  # needs no key
-
-
-async def health(server: Server, call: Call, body: bytes) -> None:
-    """Whether requests can be answered now: ready, loading, broken or draining."""
-    states = [entry.state for entry in server.models.entries]
-    state = "draining" if server.draining else states[0] if states[0] in ("loading", "broken") else "ready"
-    await call.json({"status": state}, 200 if state == "ready" else 503)
-
-
-async def list_models(server: Server, call: Call, body: bytes) -> None:
-    """The models, and their adapters."""
-    data = [_model(*item) for item in server.models.names.items()]
-    await call.json({"object": "list", "data": data, "qtransformers": {"memory_bytes": resident()}})
-
-
-async def show_model(server: Server, call: Call, body: bytes) -> None:
-    """One of them."""
-    name = call.path["name"]
-    entry, _ = server.models.find(name)
-    await call.json(_model(name, entry))
-
-
-def _model(name: str, entry: Entry) -> dict[str, Any]:
-    model = entry.model
-    context = model.context_length if model else None
-    sampling = (
-        {field: getattr(model.sampling, field) for field in RANGES} if model else None
-    )  # where a request says nothing
-    more = {"kind": "language", "context_length": context, "sampling": sampling}
-    return {"id": name, "object": "model", "created": entry.created, "owned_by": "qtransformers", "root": entry.spec.name, "max_model_len": context, "state": entry.state, "qtransformers": more}  # fmt: skip
-
-
-ROWS = (
-    Row("GET", "/health", health, public=True),
-    Row("GET", "/metrics", metrics),
-    Row("GET", "/v1/models", list_models),
-    Row("GET", "/v1/models/{name:path}", show_model),
-    Row("POST", "/v1/chat/completions", chat_completions),
-    Row("POST", "/v1/completions", completions),
-    Row("POST", "/v1/embeddings", embeddings),
-    Row("POST", "/tokenize", tokenize),
-    Row("POST", "/detokenize", detokenize),
-)
 
 
 def app(specs: Iterable[ModelSpec], config: ServerConfig | None = None, *, keep_alive: float | None = None) -> ASGIApp:
@@ -107,7 +46,8 @@ def app_of(server: Server) -> ASGIApp:
             await asyncio.gather(*tasks, return_exceptions=True)
             await server.close()
 
-    rows = (*ROWS, *(Row("GET", path, file, public=True) for path, file in page().items()))
+    described = Row("GET", "/openapi.json", describer(ROWS))
+    rows = (*ROWS, described, *pages())
     routes = [Route(row.path, endpoint=Endpoint(server, row), methods=[row.method]) for row in rows]
     paths = {row.path for row in rows if row.public}
     inner = Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: _lost, 405: _lost})  # type: ignore[dict-item]

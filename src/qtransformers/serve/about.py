@@ -1,0 +1,43 @@
+"""What a server says of itself: /health, /v1/models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtransformers.machine import resident
+from qtransformers.sampling.settings import RANGES
+
+if TYPE_CHECKING:
+    from qtransformers.serve.call import Call
+    from qtransformers.serve.models import Entry
+    from qtransformers.serve.server import Server
+
+
+async def health(server: Server, call: Call, body: bytes) -> None:
+    """Whether requests can be answered now: ready, loading, broken or draining."""
+    states = [entry.state for entry in server.models.entries]
+    state = "draining" if server.draining else states[0] if states[0] in ("loading", "broken") else "ready"
+    await call.json({"status": state}, 200 if state == "ready" else 503)
+
+
+async def list_models(server: Server, call: Call, body: bytes) -> None:
+    """The models, and their adapters."""
+    data = [_model(*item) for item in server.models.names.items()]
+    await call.json({"object": "list", "data": data, "qtransformers": {"memory_bytes": resident()}})
+
+
+async def show_model(server: Server, call: Call, body: bytes) -> None:
+    """One of them."""
+    name = call.path["name"]
+    entry, _ = server.models.find(name)
+    await call.json(_model(name, entry))
+
+
+def _model(name: str, entry: Entry) -> dict[str, Any]:
+    model = entry.model
+    context = model.context_length if model else None
+    sampling = (
+        {field: getattr(model.sampling, field) for field in RANGES} if model else None
+    )  # where a request says nothing
+    more = {"kind": "language", "context_length": context, "sampling": sampling}
+    return {"id": name, "object": "model", "created": entry.created, "owned_by": "qtransformers", "root": entry.spec.name, "max_model_len": context, "state": entry.state, "qtransformers": more}  # fmt: skip

@@ -1,0 +1,227 @@
+"""Whatever a request holds, the answer is an answer or an error of ours, soon, and the server goes on."""
+
+import json
+import socket
+import time
+
+import httpx2 as httpx
+import pytest
+
+from qtransformers.serve import fields
+from qtransformers.serve.config import ServerConfig
+from qtransformers.serve.errors import KINDS
+from qtransformers.serve.routes import ROWS
+from servers import running
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+GOOD = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"prompt": "A fox", "max_tokens": 2},
+    "/v1/embeddings": {"input": "A fox"},
+    "/tokenize": {"prompt": "A fox"},
+    "/detokenize": {"tokens": [5, 6]},
+    "/v1/responses": {"input": "Hi", "max_output_tokens": 2},
+    "/v1/messages": CHAT,
+    "/v1/messages/count_tokens": {"messages": CHAT["messages"]},
+}
+VALUES = [
+    None, True, False, 0, -1, 1.5, 10**9, 2**63, -(2**63) - 1, 10**40, 1e308, -1e308, "", "x", "x" * 100_000, "\x00", "\u202e", "🦊",
+    [], [None], [[]], [{}], [10**9], ["x"] * 2000, [-1.5], ["\x00"], {}, {"a": 1}, {"": None}, {"type": "x"}, {"x" * 5000: {"y": [0] * 100}},
+]  # fmt: skip
+BODIES = [row for row in ROWS if row.method == "POST"]
+
+
+def checked(found, row):
+    """The reply of an error is in the API's own shape and says something."""
+    assert found.status_code in (200, *KINDS), found.text
+    assert found.status_code != 500, found.text
+    if found.status_code >= 400:
+        error = found.json()["error"]
+        assert error["type"] in {kinds[row.anthropic] for kinds in KINDS.values()}
+        assert 10 < len(error["message"]) < 2000
+        assert "Traceback" not in found.text
+    return found
+
+
+def test_every_route_has_a_good_request():
+    assert {row.path for row in BODIES} <= set(GOOD)
+
+
+@pytest.mark.parametrize("row", BODIES, ids=lambda row: row.path)
+def test_bad_values_in_every_field(http, served, row):
+    for name in row.body.__struct_encode_fields__:
+        for value in VALUES:
+            if name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens") and value in (
+                None,
+                0,
+            ):
+                continue  # a long answer, and rightly so
+            start = time.perf_counter()
+            checked(http.post(row.path, json=GOOD[row.path] | {name: value}), row)
+            assert time.perf_counter() - start < 10, (name, value)
+    assert http.get("/health").json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize("row", BODIES, ids=lambda row: row.path)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"null", b'"x"', b"5", b"\xff\xfe", b'{"a": NaN}', b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"prompt": "\\ud800"}', b'{"prompt": "\xed\xa0\x80"}', b"[" * 100_000, b'{"messages": ' + b"[" * 50_000, b'{"metadata": ' + b'{"a":' * 5000 + b"1" + b"}" * 5001,
+        b'{"prompt": 1e999}', b'{"seed": 1' + b"0" * 5000 + b"}", b'{"prompt": "a", "prompt": "b", "nope": 1}', b'\xef\xbb\xbf{"prompt": "a"}',
+        b'{"tools": [' + b'{"type":"function","function":{"parameters":' * 60 + b"1" + b"}}" * 60 + b"]}",
+    ],
+    ids=range(19),
+)  # fmt: skip
+def test_bodies_that_are_none(http, row, body):
+    assert checked(http.post(row.path, content=body), row).status_code == 400
+
+
+def test_deep_values_that_pass_the_parser(http):
+    deep = "x"
+    for _ in range(300):
+        deep = [deep]
+    for body in ({"tools": [{"a": deep}]}, {"chat_template_kwargs": {"a": deep}}, {"documents": [{"a": deep}]}, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"a": deep}}}}):  # fmt: skip
+        found = http.post("/v1/chat/completions", json=CHAT | body)
+        assert found.status_code == 400, found.text
+
+
+@pytest.mark.parametrize("size", [2_000, 20_000])
+def test_bodies_that_are_too_large(demo, size):
+    with running([demo], ServerConfig(max_body=1024)) as (url, _), httpx.Client(base_url=url) as http:
+        found = http.post("/v1/completions", content=b" " * size)
+        assert found.status_code == 413
+        assert "1,024" in found.json()["error"]["message"]
+        parts = iter([b" " * 600] * 30)  # whose length is not said
+        assert http.post("/v1/completions", content=parts).status_code == 413
+        assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        {"json_schema": {"$ref": "#"}},
+        {"json_schema": {"enum": list(range(100_000))}},
+        {"json_schema": {"type": "string", "pattern": "(a{1,1000}){1,1000}"}},
+        {"regex": "(" * 5000},
+        {"regex": "(a|a)*" * 500},
+        {"grammar": "root ::= " + "(" * 2000},
+        {"grammar": 'root ::= root "a"'},
+        {"json_schema": True, "regex": "a"},
+    ],
+    ids=range(8),
+)
+def test_grammars_that_cost_too_much(http, grammar):
+    start = time.perf_counter()
+    row = next(row for row in ROWS if row.path == "/v1/completions")
+    checked(http.post("/v1/completions", json={"prompt": "a", "max_tokens": 3, **grammar}), row)
+    assert time.perf_counter() - start < 20
+    assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.parametrize("template", ["{{ lipsum.__globals__ }}", "{% for i in range(999999999) %}x{% endfor %}"])
+def test_templates_of_requests_are_refused(http, template):
+    found = http.post("/v1/chat/completions", json=CHAT | {"chat_template": template})
+    assert found.status_code == 400
+    assert "--allow-templates" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://169.254.169.254/latest", "file:///etc/passwd", "https://example.com/a.png", "data:image/png;base64,AAAA"],
+)
+def test_images_are_refused_and_nothing_is_fetched(http, url):
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}]
+    found = http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": parts}], "max_tokens": 2})
+    assert found.status_code == 400
+    assert "image_url" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/../etc/passwd", "/page/../../config.py", "/page/%2e%2e%2f%2e%2e%2fconfig.py", "/page//etc/passwd", "/v1/models/..%2f..%2fetc", "/v1/models/%00", "/%ff", "//", "/v1/chat/completions/"]
+)  # fmt: skip
+def test_paths_lead_nowhere_else(served, path):
+    host, port = served[0].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as s:
+        s.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        found = b""
+        while part := s.recv(65536):
+            found += part
+    assert found.split()[1] in (b"404", b"307", b"405"), found[:200]
+    assert b"root:" not in found and b"dataclass" not in found
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/passwd", "/etc/passwd", "demo\x00", "x" * 10_000, "https://example.com/m.gguf", "user/repo:Q4_K_M"],
+)
+def test_models_and_adapters_of_requests_are_names_only(http, name):
+    found = http.post("/v1/completions", json={"prompt": "a", "model": name})
+    assert found.status_code == 404
+    assert "passwd'" in found.text or "passwd" not in name
+    found = http.post("/v1/completions", json={"prompt": "a", "lora": [{"name": name}]})
+    assert found.status_code == 400
+    assert "no adapter" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GARBAGE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /health HTTP/1.1\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 200_000,
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_no_http(served, http, raw):
+    host, port = served[0].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as s:
+        try:
+            s.sendall(raw)
+            s.shutdown(socket.SHUT_WR)
+            found = s.recv(65536)
+        except ConnectionError:
+            found = b""
+    assert not found or found.split()[1][:1] in (b"2", b"4"), found[:300]
+    assert http.get("/health").status_code == 200
+
+
+def test_a_defect_is_not_told_but_logged(served, http, monkeypatch, caplog):
+    entry = served[1].models.entries[0]
+    monkeypatch.setattr(entry.loaded, "astream", lambda *a, **o: 1 / 0)
+    with caplog.at_level("ERROR", "qtransformers.serve"):
+        found = http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
+    assert found.status_code == 500
+    assert "division" not in found.text
+    assert "ZeroDivisionError" in caplog.text
+    assert found.headers["x-request-id"] in caplog.text
+    monkeypatch.undo()
+    assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+
+
+def test_an_error_amid_a_stream_is_an_event(http, served):
+    model = served[1].models.entries[0].loaded
+    step = model._engine._choose
+    n = []
+
+    def choose(*args):
+        n.append(1)
+        if len(n) > 3:
+            raise RuntimeError("inner workings")
+        return step(*args)
+
+    model._engine._choose = choose
+    try:
+        with http.stream("POST", "/v1/completions", json={"prompt": "a", "max_tokens": 20, "stream": True}) as found:
+            lines = [line for line in found.iter_lines() if line]
+    finally:
+        del model._engine._choose
+    assert found.status_code == 200
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "internal_error"
+    assert "inner workings" not in "".join(lines)
+
+
+def test_every_sampling_field_can_be_said():
+    assert set(fields.SAMPLING) <= set(fields.ChatRequest.__struct_fields__)

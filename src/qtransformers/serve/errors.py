@@ -45,6 +45,7 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (InsufficientMemoryError, 503, "out_of_memory"),
     (NetworkError, 503, "network"),
 )
+MAX_MESSAGE = 1500  # characters
 _FIELD = re.compile(r"([a-z_]+)(?:[\[.][^=;:, ]*)?[=:] ?")
 
 
@@ -61,6 +62,7 @@ class HTTPError(Exception):
         retry: float | None = None,
     ) -> None:
         super().__init__(message)
+        message = message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 3]}..."
         self.status, self.message, self.code, self.field, self.retry = status, message, code, field, retry
 
     @property

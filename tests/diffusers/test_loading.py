@@ -1,5 +1,7 @@
 """Whole tiny models through GGUF files: the pictures of diffusers' class, whatever the layout, and reports of what is wrong."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,19 @@ def test_f32_files_give_the_same_picture(case, layout, tmp_path):
     for name, value in settings(case, model).items():
         if value is not None and ours.gguf.plan.config.origins[name] != "default":
             assert ours.config[name] == (tuple(value) if isinstance(ours.config[name], tuple) else value), name
+
+
+@cases
+def test_every_weight_and_bias_takes_part_in_the_picture(case):
+    """Else a picture that is the same would say nothing of it; the last text layers of some models do nothing."""
+    model = model_of(case).requires_grad_(True)
+    picture = model(**case.inputs(model.config), return_dict=False)[0]
+    (picture[0] if isinstance(picture, list) else picture).square().sum().backward()
+    used = {}
+    for name, p in model.named_parameters():
+        row = re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+        used[row] = used.get(row, False) or (p.grad is not None and bool(p.grad.any()))
+    assert [row for row, takes_part in used.items() if not takes_part and not re.match(case.idle, row)] == []
 
 
 @cases

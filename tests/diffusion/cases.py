@@ -21,6 +21,7 @@ class Case:
     convert: str = ""  # the function of diffusers.loaders.single_file_utils from the original layout to diffusers'
     widths: Mapping[int, int] = field(default_factory=dict)  # that function's own numbers -> those of the tiny model
     kind: str = ""  # of models of one spec
+    idle: str = r"(?!)"  # pattern of tensors that the inputs do not reach, numbers as `*`
     quantised: Mapping[str, float] = field(
         default_factory=lambda: {"Q8_0": 0.05, "Q4_K": 0.5}
     )  # largest relative error
@@ -206,6 +207,7 @@ CASES = (
         lambda c: dict(hidden_states=noise(1, 4, 8, 8), timesteps=torch.tensor([500.0]), encoder_hidden_states_t5=noise(1, 5, 256, seed=2), encoder_hidden_states_llama3=noise(3, 1, 6, 512, seed=3), pooled_embeds=noise(1, 256, seed=4)),
         told=("num_attention_heads", "attention_head_dim", "num_activated_experts", "axes_dims_rope", "llama_layers"),
         original=False,
+        idle=r".*\.ff_i\.(experts|gate)\b",  # diffusers computes experts without gradients
     ),
     _qwen(),
     _qwen("layered", use_additional_t_cond=True, use_layer3d_rope=True),
@@ -223,6 +225,7 @@ CASES = (
         told=("axes_dims",),
         convert="convert_z_image_transformer_checkpoint_to_diffusers",
         kind="omni",
+        idle="siglip_",
     ),
     Case(
         "lumina2",

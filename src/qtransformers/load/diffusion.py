@@ -366,10 +366,12 @@ def tensors_of(gguf: GGUFFile) -> dict[str, QTensor]:
 
 
 def _logical(shape: Any) -> tuple[int, ...]:
+    """The shape as whole numbers of at least one; (0,), which no tensor has, for anything else."""
     try:
-        return tuple(int(n) for n in shape)
-    except (TypeError, ValueError):
-        return ()
+        found = tuple(int(n) for n in shape)
+    except (TypeError, ValueError, OverflowError):
+        return (0,)
+    return found if all(n > 0 for n in found) and len(found) <= 8 else (0,)
 
 
 def _found(spec: DiffusionSpec, tensors: Mapping[str, QTensor]) -> Layout | None:

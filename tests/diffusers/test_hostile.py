@@ -1,0 +1,158 @@
+"""Settings and tensors that are wrong, over all specs: an error of ours that names them, quickly, before anything is built."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from diffusion.cases import CASES
+from diffusion.files import model_of, original_layout, settings, write
+from qtransformers.archs.diffusion import LAYOUTS, SPECS
+from qtransformers.diffusers import load_transformer
+from qtransformers.diffusers.loading import build
+from qtransformers.errors import GGUFError, QTransformersError
+from qtransformers.load.diffusion import CONFIG_KEY, SCHEMA, SCHEMA_KEY, Detected, DiffusionPlan, match, read_settings
+from qtransformers.tensor import QTensor
+from qtransformers.types import BY_NAME
+
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+NOTHING = np.zeros(1, np.uint8)
+BAD = (
+    0, -1, 1.5, 2**70, -(2**70), math.nan, math.inf, "x", "", {"a": 1}, [], [0], [-1], [math.nan], [2**70], ["x"], ["x", None], [1] * 10**5, [[1, [2]]],
+    [2, 3, 5], True,
+)  # fmt: skip
+
+
+def tensor(name, shape, type="F16"):
+    kind = BY_NAME[type]
+    return QTensor(name, kind, shape, np.broadcast_to(NOTHING, math.prod(shape) // kind.block_size * kind.block_bytes))
+
+
+def detected(case, layout="diffusers"):
+    """A file of the case's shapes, without bytes behind them, and its settings."""
+    model, spec = model_of(case), SPECS[case.id]
+    state, config = model.state_dict(), settings(case, model)
+    if layout == "original":
+        state = original_layout(spec, config, state)
+    return Detected(spec, layout, {name: tensor(name, tuple(v.shape)) for name, v in state.items()}), config
+
+
+def told(case):
+    return {name: case.config[name] for name in case.told}
+
+
+def planned(found, config):
+    """A plan as `plan_diffusion` makes it, or the errors."""
+    values, extra, problems = read_settings(found, "m.gguf", None, config, "config=")
+    if any(p.grade != "warning" for p in problems):
+        return [p.text for p in problems]
+    parts, misfits = match(found.spec, found.layout, values, found.tensors)
+    return [p.text for p in misfits] or DiffusionPlan("m.gguf", found.spec, found.layout, values, extra, parts)
+
+
+@cases
+def test_settings_that_no_model_has_are_errors_of_ours(case):
+    found, _ = detected(case)
+    assert isinstance(planned(found, told(case)), DiffusionPlan)
+    refused = 0
+    for p in found.spec.hparams:
+        for value in BAD:
+            config = {**told(case), p.name: value}
+            try:
+                plan = planned(found, config)
+                if isinstance(plan, DiffusionPlan):
+                    build(plan)  # what a class takes is no error
+                else:
+                    refused += 1
+                    assert any(p.name in text for text in plan) or any("expected" in text for text in plan)
+            except QTransformersError:
+                refused += 1
+    assert refused > len(found.spec.hparams) * len(BAD) * 0.8
+
+
+@cases
+def test_settings_of_another_model_are_named(case):
+    found, config = detected(case)
+    for p in found.spec.hparams:
+        if p.derive is None or config[p.name] is None or p.name in case.told:
+            continue
+        value = config[p.name]
+        other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value
+        if isinstance(value, (list, tuple)):
+            other = [*value, 1]
+        if other == value:
+            continue
+        texts = planned(found, {**told(case), p.name: other})
+        assert isinstance(texts, list), p.name
+        assert any(p.name in text for text in texts), (p.name, texts)
+
+
+@cases
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_biases_that_are_forbidden_or_missing_are_named(case, layout):
+    if layout == "original" and not case.original:
+        pytest.skip("published in the layout of diffusers")
+    found, _ = detected(case, layout)
+    values, _, _ = read_settings(found, "m.gguf", None, told(case), "config=")
+    seen = set()
+    for d in found.spec.declared(values):
+        name = d.name if layout == "diffusers" else d.origin and d.origin.name
+        if d.part != "bias" or not name or d.row.name in seen:
+            continue
+        seen.add(d.row.name)
+        tensors = dict(found.tensors)
+        if d.presence == "never":
+            whole = tensors[name.removesuffix("bias") + "weight"].shape[:1]
+            tensors[name] = tensor(name, whole)
+            wanted = f"{name} is in the file, but"
+        elif d.presence == "required":
+            del tensors[name]
+            wanted = f"{name} is missing; expected"
+        else:
+            continue
+        parts, misfits = match(found.spec, layout, values, tensors)
+        assert any(wanted in p.text for p in misfits), (name, misfits)
+    assert seen
+
+
+@cases
+def test_byte_shaped_tensors_are_known_as_such(case):
+    found, _ = detected(case)
+    values, _, _ = read_settings(found, "m.gguf", None, told(case), "config=")
+    name, whole = next((n, t) for n, t in found.tensors.items() if len(t.shape) == 2 and t.shape[1] % 256 == 0)
+    packed = BY_NAME["Q4_K"].row_bytes(whole.shape[1])
+    bytes_ = QTensor(name, BY_NAME["Q4_K"], (whole.shape[0], packed), np.broadcast_to(NOTHING, whole.shape[0] * packed))
+    _, misfits = match(found.spec, "diffusers", values, {**found.tensors, name: bytes_})
+    assert any(re.search(rf"{re.escape(name)} is \[\d+, {packed}\].*counts bytes", p.text) for p in misfits)
+
+
+def test_files_cut_short_are_told(tmp_path):
+    case = next(c for c in CASES if c.id == "flux")
+    path = write(tmp_path / "m.gguf", "flux", model_of(case).state_dict())
+    data = path.read_bytes()
+    for keep in (10, 1000, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:keep])
+        with pytest.raises(GGUFError, match=r"m\.gguf"):
+            load_transformer(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"num_layers": NaN}', '{"num_layers": 1e999}', '{"axes_dims_rope": [16, 56]}', "[" * 10**5]
+)
+def test_annotations_that_are_garbled_are_told(text, tmp_path):
+    case = next(c for c in CASES if c.id == "flux")
+    path = write(
+        tmp_path / "m.gguf", "flux", model_of(case).state_dict(), "Q8_0", {SCHEMA_KEY: SCHEMA, CONFIG_KEY: text}
+    )
+    with pytest.raises(QTransformersError, match=r"m\.gguf"):
+        load_transformer(path)
+
+
+def test_orig_shapes_that_do_not_fit_are_told(tmp_path):
+    case = next(c for c in CASES if c.id == "flux")
+    state = model_of(case).state_dict()
+    for shape in ([1, 2], [-256, -64], [0], [2**40, 2**40], ["x"]):
+        path = write(tmp_path / "m.gguf", "flux", state, "Q8_0", {"comfy.gguf.orig_shape.x_embedder.weight": shape})
+        with pytest.raises(QTransformersError, match=r"orig_shape\.x_embedder\.weight"):
+            load_transformer(path)

@@ -111,7 +111,7 @@ def test_biases_that_are_forbidden_or_missing_are_named(case, layout):
             wanted = f"{name} is missing; expected"
         else:
             continue
-        parts, misfits = match(found.spec, layout, values, tensors)
+        _, misfits = match(found.spec, layout, values, tensors)
         assert any(wanted in p.text for p in misfits), (name, misfits)
     assert seen
 

@@ -9,7 +9,7 @@ BUILD := "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
 MEMORY_MODELS := llama-150m-Q4_0 odd-0.5b-Q4_K_M mla-small-Q4_K_M llama-1b-Q4_K_M llama-1b-Q8_0
 SOURCES := $(shell find src csrc -type f -not -name '*.so' -not -path '*/__pycache__/*') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-gpu test-arm lint format fuzz soak memory peer wheel demo-model native clean
+.PHONY: demo test test-gpu test-page test-arm lint format fuzz soak memory peer wheel demo-model native clean
 
 demo: $(VENV)/.package
 	$(BIN)/qtransformers run demo "Tell me a story about a brave fox." </dev/null
@@ -42,6 +42,11 @@ memory: $(VENV)/.package
 	mkdir -p build/models
 	for m in $(MEMORY_MODELS); do f=build/models/$$m.gguf; [ -e $$f ] || $(BIN)/python benchmarks/models.py $${m%-Q*} Q$${m##*-Q} $$f || exit 1; done
 	$(BIN)/python benchmarks/memory.py tests/data/demo-Q8_0.gguf $(MEMORY_MODELS:%=build/models/%.gguf)
+
+# The page in a real browser (Debian: apt-get install chromium), with axe-core's accessibility checks, which npm fetches.
+test-page: $(VENV)/.dev
+	npm install --silent --no-audit --no-fund --prefix build/page axe-core@4.14.1
+	$(BIN)/python -m pytest -rs tests/serve/page
 
 # The kernels of 64-bit ARM, cross-compiled and run under qemu: for Debian, minutes long (PYTHON must have nanobind, cmake and ninja).
 test-arm:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from talking import until
+
 AXE = Path(__file__).parents[3] / "build" / "page" / "node_modules" / "axe-core" / "axe.min.js"  # by make test-page
 
 
@@ -36,7 +38,7 @@ def visit(browser):
         page.on("console", lambda m: complaints.append(m.text) if m.type == "error" and "status of" not in m.text and "ERR_" not in m.text else None)  # fmt: skip
         page.on("dialog", lambda dialog: (complaints.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
         page.goto(url)
-        page.wait_for_function("document.querySelector('#model').options.length || document.querySelector('dialog[open]') || !document.querySelector('#banner').hidden")  # fmt: skip
+        until(page, "document.querySelector('#model').options.length || document.querySelector('dialog[open]') || !document.querySelector('#banner').hidden")  # fmt: skip
         return page
 
     yield open
@@ -57,26 +59,3 @@ def axe():
     if not AXE.exists():
         pytest.skip("no axe-core: make test-page fetches it")
     return AXE.read_text(encoding="utf-8")
-
-
-def send(page, text):
-    """Type a message and send it with the keyboard."""
-    page.locator("#input").fill(text)
-    page.locator("#input").press("Enter")
-
-
-def finished(page, n=1):
-    """Wait until the `n`-th answer on the page is over; its element."""
-    answer = page.locator(".message.assistant").nth(n - 1)
-    answer.locator(".actions").wait_for()
-    return answer
-
-
-def settle(page, **fields):
-    """Set fields of the drawer, by their names."""
-    page.get_by_role("button", name="Settings", exact=True).click()
-    for summary in page.locator("#fields summary").all():
-        summary.click()
-    for name, value in fields.items():
-        page.locator(f"#set-{name}").fill(str(value))
-    page.keyboard.press("Escape")

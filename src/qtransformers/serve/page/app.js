@@ -80,8 +80,10 @@ function listed() {
 function rename(c, row) {
   const field = el("input", { "aria-label": "New name", maxlength: 80 });
   field.value = c.title;
+  let over = false; // taking the field away blurs it, which would end it once more
   const done = (kept) => {
-    if (!field.isConnected) return;
+    if (over) return;
+    over = true;
     const title = titleOf(field.value);
     field.remove();
     if (kept && title) {
@@ -174,10 +176,12 @@ function used(tokens) {
   bar.classList.toggle("full", tokens > 0.9 * most);
 }
 
+let timer;
 async function poll() {
+  clearTimeout(timer);
   const asked = $("#key-dialog").open || (document.hidden && !lost) || chat.running;
   const found = asked || (await loadModels());
-  setTimeout(poll, found ? POLL_MS : LOST_MS);
+  timer = setTimeout(poll, found ? POLL_MS : LOST_MS);
 }
 
 // What messages and errors ask for
@@ -186,6 +190,7 @@ function act(name) {
   if (name === "new") open(newConversation(current));
   if (name === "models") loadModels().then(() => $("#model").focus());
   if (name === "lost") {
+    if (!lost) timer = (clearTimeout(timer), setTimeout(poll, LOST_MS));
     lost = true;
     $("#banner").textContent = "The server cannot be reached. This page goes on as soon as it is back.";
     $("#banner").hidden = false;

@@ -2,7 +2,7 @@
 
 import { ApiError, events, request } from "./api.js";
 import { addMessage, apiMessages, choose, path, siblings } from "./conversation.js";
-import { $, announce, el, icon, iconButton, number } from "./dom.js";
+import { $, announce, el, iconButton, number } from "./dom.js";
 import { MarkdownStream } from "./markdown.js";
 import { requestFields } from "./settings.js";
 
@@ -86,13 +86,13 @@ export class Chat {
     const running = { abort: new AbortController(), message };
     this.running = running;
     this.pinned = true;
+    const save = () => this.app.save(conversation);
+    save();
     this.app.changed();
     this.draw();
     announce("The answer is coming.");
     const view = new Answer(this.log.lastElementChild, message, () => this.conversation === conversation && this.#follow());
     let saved = performance.now();
-    const save = () => this.app.save(conversation);
-    save();
     try {
       for await (const event of this.#events(conversation, parent, running.abort.signal, view)) {
         view.take(event);
@@ -124,7 +124,8 @@ export class Chat {
   #failed(message, e) {
     const error = e instanceof ApiError ? e : new ApiError(500, { message: `The page failed: ${e.message}` });
     const [, title, action] = ERRORS.find(([when]) => when(error));
-    message.error = { title, text: error.message, action };
+    const text = error.message.charAt(0).toUpperCase() + error.message.slice(1);
+    message.error = { title, text, action };
     message.status = "failed";
     this.app.act(error.status === 0 ? "lost" : error.status === 401 ? "key" : error.status === 404 ? "models" : "");
   }
@@ -165,7 +166,7 @@ export class Chat {
     if (m.calls?.length && m.id === this.conversation.leaf && !m.error) root.append(this.#results(m));
     const copy = iconButton("copy", "Copy the answer", (e) => this.app.copy(m.content, e.currentTarget));
     const again = iconButton("again", "Another answer", () => this.again(m));
-    root.append(el("div", { class: "actions" }, ...this.#branches(m), m.content && copy, again, el("span", { class: "stats" }, stats(m))));
+    root.append(el("div", { class: "actions" }, ...this.#branches(m), m.content && copy, !m.error && again, el("span", { class: "stats" }, stats(m))));
     return root;
   }
 
@@ -342,7 +343,7 @@ class Answer {
     const { message, root, waiting } = this;
     if (waiting.reasoning) {
       if (!this.thoughts) {
-        const box = fold({ ...message, reasoning: " " });
+        const box = fold({ reasoning: " " });
         $(".fold", root)?.replaceWith(box);
         this.thoughts = new MarkdownStream($(".md", box));
       }

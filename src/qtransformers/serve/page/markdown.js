@@ -131,7 +131,7 @@ function list(lines, i, depth, live) {
     inner.length -= gap;
     items.push(inner);
     const more = end < lines.length && ITEM.exec(lines[end])?.[2].at(-1) === kind;
-    loose ||= (gap > 0 && more) || inner.some(isBlank);
+    loose ||= gap > 0 && more;
     i = end - (more ? 0 : gap);
     if (!more) break;
   }
@@ -145,7 +145,8 @@ function item(inner, loose, depth, live) {
   if (task) inner[0] = (task[1] === " " ? "☐ " : "☑ ") + inner[0].slice(4);
   const kids = () => {
     const found = blocks(inner, depth + 1, live);
-    return loose ? found : found.flatMap((b) => (b.tag === "p" ? kidsOf(b) : [b]));
+    const spaced = loose || found.filter((b) => b.tag === "p").length > 1;
+    return spaced ? found : found.flatMap((b) => (b.tag === "p" ? kidsOf(b) : [b]));
   };
   return { tag: "li", kids, attrs: task ? { class: "task" } : {}, raw: `${loose}${live}${inner.join("\n")}` };
 }
@@ -182,7 +183,7 @@ function paragraph(lines, i, depth, live) {
   return [end + (level ? 1 : 0), { tag: level ? `h${level}` : "p", kids, attrs: {}, raw: `${live}${raw}` }];
 }
 
-function blocks(lines, depth, live, ends) {
+function blocks(lines, depth, live, starts) {
   const found = [];
   const last = lines.findLastIndex((l) => !isBlank(l));
   const block = (i, live) => {
@@ -199,7 +200,7 @@ function blocks(lines, depth, live, ends) {
     let [end, made] = block(i, false);
     if (live && end > last) [end, made] = block(i, true);
     found.push(made);
-    ends?.push(end);
+    starts?.push(i);
     i = end;
   }
   return found;
@@ -231,7 +232,7 @@ function destination(text, i) {
   const most = Math.min(text.length, i + MAX_URL);
   for (let j = i; j < most && text[j] !== "\n"; j++) {
     if (text[j] === "\\") j++;
-    else if (text[j] === "(") depth++;
+    else if (text[j] === "(" && ++depth > MAX_DEPTH) return null;
     else if (text[j] === ")" && --depth === 0) {
       const [url, title = '"'] = text.slice(i + 1, j).trim().split(/\s+/, 2);
       if (!`"'`.includes(title[0])) return null;
@@ -425,7 +426,7 @@ export class MarkdownStream {
   end(text = "") {
     this.tail += text;
     if (this.fence) this.#grow();
-    if (this.fence && this.tail) this.#line(this.tail);
+    if (this.fence && this.tail) this.#line(this.tail, "");
     else if (!this.fence) this.#render(false);
     this.tail = "";
   }
@@ -436,22 +437,23 @@ export class MarkdownStream {
 
   #render(live) {
     const lines = this.tail.split("\n");
-    const ends = [];
-    const found = blocks(lines, 0, live, ends);
+    const last = lines.length - 1; // the line that may go on
+    const starts = [];
+    const found = blocks(lines, 0, live, starts);
     patch(this.root, this.#open(), found);
     if (!live || !found.length) return;
-    const from = ends.length > 1 ? ends[ends.length - 2] : 0;
-    this.done += found.length - 1;
-    this.tail = lines.slice(from).join("\n");
-    const first = lines.slice(from).findIndex((l) => !isBlank(l));
-    const fence = lines.length > from + first + 1 && fenceAt(lines[from + first]);
-    if (!fence || ends[ends.length - 1] < lines.length) return;
-    const last = lines.length - 1;
-    if (closes(lines[last], fence)) return; // perhaps: its line may go on
+    const start = starts.at(-1);
+    const fence = start < last && fenceAt(lines[start]);
+    const open = fence && !lines.slice(start + 1).some((l) => closes(l, fence));
+    // A block is there for certain once its first two lines are whole; what came before it is finished.
+    const kept = open ? starts.length - 1 : Math.max(0, starts.findLastIndex((s) => s + 1 < last));
+    this.done += kept;
+    this.tail = lines.slice(starts[kept]).join("\n");
+    if (!open) return;
     this.fence = fence;
     const text = this.#open().querySelector("code");
     this.code = text.firstChild ?? text.appendChild(document.createTextNode(""));
-    const complete = lines.slice(from + first + 1, last).map((l) => dedent(l, fence.indent));
+    const complete = lines.slice(start + 1, last).map((l) => dedent(l, fence.indent));
     this.code.data = complete.map((l) => `${l}\n`).join("");
     this.tail = lines[last];
     this.#show();
@@ -462,7 +464,7 @@ export class MarkdownStream {
     this.tail = lines.pop();
     this.#hide();
     for (let n = 0; n < lines.length; n++) {
-      if (this.#line(`${lines[n]}\n`)) {
+      if (this.#line(lines[n])) {
         this.tail = [...lines.slice(n + 1), this.tail].join("\n");
         return;
       }
@@ -471,7 +473,7 @@ export class MarkdownStream {
   }
 
   // A line of the open block of code: true where it ends the block.
-  #line(line) {
+  #line(line, end = "\n") {
     this.#hide();
     if (closes(line, this.fence)) {
       if (this.code.length) this.code.deleteData(this.code.length - 1, 1); // the newline before the end
@@ -479,7 +481,7 @@ export class MarkdownStream {
       this.done++;
       return true;
     }
-    this.code.appendData(dedent(line, this.fence.indent));
+    this.code.appendData(dedent(line, this.fence.indent) + end);
     return false;
   }
 

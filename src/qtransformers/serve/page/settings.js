@@ -31,6 +31,7 @@ const MORE = [
 // name, label, what is wrong with the text or nothing, what the request is given, what it does
 const TEXTS = [
   ["stop", "Stop texts", () => "", (s) => s.split("\n").filter(Boolean), "One a line. The answer ends before them."],
+  ["regex", "Regular expression of the answer", () => "", (s) => s, "The answer as a whole matches it."],
   ["schema", "JSON Schema of the answer", (s) => notJson(s, false), JSON.parse, "The answer follows it."],
   ["tools", "Tools", (s) => notJson(s, true), JSON.parse, "A list as in OpenAI's API. Calls are shown, and you give the result."],
 ];
@@ -61,6 +62,7 @@ export function requestFields(sampling) {
   const texts = {};
   for (const [name, , check, value] of TEXTS) if (sampling[name] && !check(sampling[name])) texts[name] = value(sampling[name]);
   if (texts.stop?.length) made.stop = texts.stop;
+  if (texts.regex) made.regex = texts.regex;
   if (texts.tools?.length) made.tools = texts.tools;
   if (texts.schema) made.response_format = { type: "json_schema", json_schema: { name: "answer", schema: texts.schema } };
   return made;

@@ -10,7 +10,8 @@ from diffusion.cases import CASES
 from diffusion.files import error, model_of, original_layout, run, settings
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.convert import convert
-from qtransformers.diffusers import load_transformer
+from qtransformers.diffusers import load_transformer, save_gguf
+from qtransformers.errors import ConfigError
 from qtransformers.gguf import GGUFFile
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -49,6 +50,11 @@ def plain(config):
     }
 
 
+def tensors(path):
+    with GGUFFile(path) as file:
+        return {name: (t.type.name, t.shape, t.data.tobytes()) for name, t in file.tensors.items()}
+
+
 @cases
 @pytest.mark.parametrize("to", LAYOUTS)
 @pytest.mark.parametrize("of", LAYOUTS)
@@ -63,8 +69,7 @@ def test_all_values_arrive_in_either_layout(case, of, to, tmp_path):
     assert error(run(ours, case), run(model, case)) < 1e-5
     again = convert(made, tmp_path / "again.gguf", "F32", layout=of)
     back = convert(again, tmp_path / "back.gguf", "F32", layout=to)
-    with GGUFFile(made) as a, GGUFFile(back) as b:
-        assert {n: (t.shape, t.data.tobytes()) for n, t in a.tensors.items()} == {n: (t.shape, t.data.tobytes()) for n, t in b.tensors.items()}  # fmt: skip
+    assert tensors(made) == tensors(back)
 
 
 @cases
@@ -77,3 +82,52 @@ def test_both_layouts_have_the_same_blocks(case, tmp_path):
     wanted = run(model_of(case).to(torch.bfloat16).float(), case)
     for picture in off.values():
         assert 1e-4 < error(picture, wanted) < case.quantised["Q4_K"]
+
+
+@cases
+@pytest.mark.parametrize("to", LAYOUTS)
+def test_a_live_plain_model_is_saved(case, to, tmp_path):
+    if to not in layouts(case):
+        pytest.skip("published in the layout of diffusers")
+    model = model_of(case)
+    made = save_gguf(model, tmp_path / "m.gguf", layout=to)
+    assert error(run(load_transformer(made, accuracy="exact"), case), run(model, case)) < 1e-5
+    _, path = checkpoint(case, "diffusers", tmp_path)
+    wanted = convert(path, tmp_path / "n.gguf", "Q4_K_M", layout=to, name="m")
+    assert tensors(save_gguf(model, tmp_path / "q.gguf", "Q4_K_M", layout=to)) == tensors(wanted)
+
+
+@cases
+def test_a_loaded_model_keeps_its_blocks(case, tmp_path):
+    _, path = checkpoint(case, "diffusers", tmp_path)
+    files = {to: convert(path, tmp_path / f"{to}.gguf", "Q4_K_M", layout=to) for to in layouts(case)}
+    for of, file in files.items():
+        model = load_transformer(file)
+        assert tensors(save_gguf(model, tmp_path / f"again-{of}.gguf")) == tensors(file)
+        for to, other in files.items():
+            made = save_gguf(model, tmp_path / f"{of}-{to}.gguf", layout=to)
+            wanted = tensors(other)
+            same = [n for n, t in tensors(made).items() if t == wanted[n]]
+            assert tensors(made).keys() == wanted.keys() and len(same) > 0.9 * len(
+                wanted
+            )  # what is one there may be of several types here
+
+
+def test_a_parameter_that_was_changed_is_saved_as_it_is(tmp_path):
+    _, path = checkpoint(AURA, "diffusers", tmp_path)
+    model = load_transformer(convert(path, tmp_path / "m.gguf", "Q4_0"))
+    model.time_step_proj.linear_1.bias.data += 1.0
+    again = load_transformer(save_gguf(model, tmp_path / "n.gguf"))
+    assert torch.equal(again.time_step_proj.linear_1.bias, model.time_step_proj.linear_1.bias)
+    assert torch.equal(run(again, AURA), run(model, AURA))
+
+
+def test_models_whose_layers_were_replaced_are_refused(tmp_path):
+    _, path = checkpoint(AURA, "diffusers", tmp_path)
+    model = load_transformer(convert(path, tmp_path / "m.gguf", "Q4_0"))
+    with pytest.raises(ConfigError, match="is the file the model reads"):
+        save_gguf(model, tmp_path / "m.gguf", overwrite=True)
+    model.proj_out = torch.nn.Identity()
+    with pytest.raises(ConfigError, match=r"in place of proj_out\.weight"):
+        save_gguf(model, tmp_path / "n.gguf")
+    assert not (tmp_path / "n.gguf").exists()

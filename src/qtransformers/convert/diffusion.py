@@ -40,6 +40,7 @@ from qtransformers.load.diffusion import (
     ORIG_SHAPE,
     SCHEMA,
     SCHEMA_KEY,
+    Part,
     annotated,
     biases,
     detected,
@@ -118,46 +119,85 @@ def planned(
     overrides: Iterable[tuple[str, str]] = (), keep: Iterable[str] = (), importance: Importance | None = None, force: bool = False,
 ) -> ConversionPlan:  # fmt: skip
     """The plan of a model at hand."""
-    file_type, recipe = recipe_of(file_type)
     file = str(source.path)
+    recipe_of(file_type)
     found = detected(source.tensors, file, source.metadata.get("general.architecture"))
-    spec = found.spec
-    noted = annotated(source.metadata, file)
-    settings, extra, problems = read_settings(found, file, noted, source.config, source.config_file)
-    raise_problems(f"{file} cannot be converted as {spec.title}", problems)
-    parts, misfits = match(spec, found.layout, settings, found.tensors)
-    to = _layout(layout, spec)
-    pieces, misplaced = laid_out(spec, settings, parts, to) if not misfits else ((), [])
-    raise_problems(
-        f"{file} cannot be converted as {spec.title}",
-        [Problem(f"{file}: {p.text}", p.grade) for p in (*misfits, *misplaced)],
-    )
+    settings, extra, problems = read_settings(found, file, annotated(source.metadata, file), source.config, source.config_file)  # fmt: skip
+    headline = f"{file} cannot be converted as {found.spec.title}"
+    raise_problems(headline, problems)
+    parts, misfits = match(found.spec, found.layout, settings, found.tensors)
+    raise_problems(headline, [Problem(f"{file}: {p.text}", p.grade) for p in misfits])
     for note in found.warnings:
         warnings.warn(note, stacklevel=4)
-    shapes = {p.name: _stored_shape(p, spec, recipe.type.is_quantized) for p in pieces}
-    targets = typed(
-        [Target(p.name, F32, shapes[p.name], tuple(map(Lying, p.sources(shapes[p.name])))) for p in pieces],
-        {}, file_type, kept=F32, overrides=overrides, keep=keep, importance=importance, force=force,
-        policy_of={p.name: policy(p, spec) for p in pieces},
+    plan = of_model(
+        Model(found.spec, found.layout, settings, extra, parts), file_type, file=file, layout=layout, name=name or _named(source),
+        gguf=source.gguf, overrides=overrides, keep=keep, importance=importance, force=force,
     )  # fmt: skip
+    return replace(plan, files=source.files)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A diffusion model that is known: its architecture, its settings, and where the values of each tensor of its class lie."""
+
+    spec: DiffusionSpec
+    layout: Layout
+    config: Mapping[str, Any]
+    extra: Mapping[str, Any]  # settings that the spec does not know
+    parts: tuple[Part, ...]
+
+
+def of_model(
+    model: Model, file_type: str | None, *, file: str, layout: str | None = None, name: str = "", gguf: GGUFFile | None = None,
+    overrides: Iterable[tuple[str, str]] = (), keep: Iterable[str] = (), importance: Importance | None = None, force: bool = False,
+) -> ConversionPlan:  # fmt: skip
+    """The plan of a model that is known, of which messages speak as `file`; `file_type` None: every tensor as it is stored.
+
+    The new file has the metadata of `gguf`, but for what is told here.
+    """
+    spec = model.spec
+    to = _layout(layout, spec)
+    pieces, misplaced = laid_out(spec, model.config, model.parts, to)
+    raise_problems(f"{file} cannot be converted as {spec.title}", misplaced)
+    quantised = file_type is None or recipe_of(file_type)[1].type.is_quantized
+    shapes = {p.name: _stored_shape(p, spec, quantised) for p in pieces}
+    bare = [Target(p.name, F32, shapes[p.name], tuple(map(Lying, p.sources(shapes[p.name])))) for p in pieces]
+    if file_type is None:
+        targets, id = tuple(map(as_stored, bare)), None
+    else:
+        file_type, _ = recipe_of(file_type)
+        targets = typed(
+            bare, {}, file_type, kept=F32, overrides=overrides, keep=keep, importance=importance, force=force,
+            policy_of={p.name: policy(p, spec) for p in pieces},
+        )  # fmt: skip
+        id = np.uint32(file_type_of(targets, file_type))
     warn_of_requantizing(file, targets)
     metadata = {
-        **{
-            k: v for k, v in (kept_metadata(source.gguf) if source.gguf else {}).items() if not k.startswith(ORIG_SHAPE)
-        },
+        **{k: v for k, v in (kept_metadata(gguf) if gguf else {}).items() if not k.startswith(ORIG_SHAPE)},
         "general.architecture": spec.family if to == "original" and spec.family else spec.id,
         "general.type": "model",
-        "general.name": name or source.metadata.get("general.name") or title_of(source.path),
         "general.size_label": size_label(sum(math.prod(t.shape) for t in targets)),
-        "general.file_type": np.uint32(file_type_of(targets, file_type)),
         "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
+        **({"general.name": name} if name else {}),
+        **({"general.file_type": id} if id is not None else {}),
         SCHEMA_KEY: np.uint32(SCHEMA),
         LAYOUT_KEY: to,
-        CONFIG_KEY: json.dumps({"_class_name": spec.class_name, **extra, **settings}),
-        BIASES_KEY: biases(parts) or Typed("str", []),
+        CONFIG_KEY: json.dumps({"_class_name": spec.class_name, **model.extra, **model.config}),
+        BIASES_KEY: biases(model.parts) or Typed("str", []),
         **{ORIG_SHAPE + p.name: np.array(p.shape, np.int32) for p in pieces if shapes[p.name] != p.shape},
     }
-    return ConversionPlan(source.path, metadata, targets, file_type, source.files, force)
+    return ConversionPlan(Path(file), metadata, targets, file_type or "as it is", force=force)
+
+
+def as_stored(target: Target) -> Target:
+    """In the type that its values lie in; where that is several, in the largest of them that fits."""
+    kinds = {s.type for s in target.source if s.type is not None} if not isinstance(target.source, np.ndarray) else {F32}  # fmt: skip
+    fitting = [k for k in kinds if target.shape[-1] % k.block_size == 0] or [F32]
+    return replace(target, type=max(fitting, key=lambda k: k.block_bytes / k.block_size))
+
+
+def _named(source: DiffusionSource) -> str:
+    return "" if "general.name" in source.metadata else title_of(source.path)
 
 
 def policy(piece: Piece, spec: DiffusionSpec) -> str:

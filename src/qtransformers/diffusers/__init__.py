@@ -16,6 +16,7 @@ from qtransformers.diffusers.loading import load_transformer
 from qtransformers.diffusers.lora import adapters, fuse_lora, load_lora, remove_lora, set_lora
 from qtransformers.diffusers.pipelines import Picture, load_pipeline, paint
 from qtransformers.diffusers.plain import dequantized
+from qtransformers.diffusers.saving import save_gguf
 
 __all__ = [
     "Picture",
@@ -27,6 +28,7 @@ __all__ = [
     "load_transformer",
     "paint",
     "remove_lora",
+    "save_gguf",
     "set_lora",
 ]
 

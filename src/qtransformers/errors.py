@@ -76,6 +76,6 @@ class InsufficientMemoryError(QTransformersError, MemoryError):
 
 
 class NetworkError(QTransformersError):
-    """The Hub could not be reached or refused."""
+    """The Hub could not be reached or refused, or a stage of a pipeline is gone."""
 
     exit_code = 6

@@ -18,9 +18,10 @@ from qtransformers.checks import flag, shown, text, whole
 from qtransformers.checks import path as checked
 from qtransformers.errors import ConfigError, ContextLengthError, UnsupportedError
 from qtransformers.generate import Completion, Engine, Stream, Usage
-from qtransformers.generate.device import forward_of
+from qtransformers.generate.device import forward_of, pool_of
 from qtransformers.generate.drafting import draft_of
 from qtransformers.generate.embed import check_pooling, embed, normalized
+from qtransformers.generate.pipeline import Meeting, Pipeline, lead
 from qtransformers.generate.prepare import MAX_LOGPROBS, Preparer
 from qtransformers.generate.requests import prompt_ids, texts
 from qtransformers.generate.speculative import Speculation
@@ -29,6 +30,7 @@ from qtransformers.load import Loaded, load
 from qtransformers.load.chat.formats import PromptFormat
 from qtransformers.load.chat.formats import prompt_format as named_format
 from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK
+from qtransformers.load.stages import Part
 from qtransformers.load.start import doubts, encode_prompt
 from qtransformers.machine import usable_cores
 from qtransformers.options import MAX_TOKENS, LoadOptions, ModelConfig, Options, PromptOptions
@@ -58,13 +60,11 @@ class Model:
     def __init__(
         self, loaded: Loaded, config: ModelConfig, format: PromptFormat | None = None, small: Loaded | None = None
     ) -> None:
-        settings = Settings.from_env()
         h, plan = loaded.hparams, loaded.plan
-        cache = loaded.new_cache()
+        self._pipeline = _pipeline(loaded, config) if config.stages else None
+        cache = self._pipeline.cache if self._pipeline else loaded.new_cache()
         draft = draft_of(small, loaded, config.prefill_chunk) if small else None
         speculation = Speculation(FEW_ROWS[config.accuracy], draft, may_draw=not config.deterministic)
-        from qtransformers.kernels.cpu import Pool  # the extension
-
         self._small = small
         self.config = config
         self.plan: LoadPlan = plan
@@ -81,7 +81,7 @@ class Model:
         self._kind = loaded.spec.kind
         self._spec = loaded.spec
         self._engine = Engine(
-            forward_of(loaded),
+            self._pipeline or forward_of(loaded),
             cache,
             n_tokens=min(loaded.tokenizer.n_tokens, h.vocab_size),
             context_length=plan.context_length,
@@ -92,7 +92,7 @@ class Model:
             deterministic=config.deterministic,
             unused_ids=loaded.tokenizer.unused_ids,
             speculation=None if cache.states.nbytes else speculation,
-            pool=Pool(config.threads or settings.threads or usable_cores(), settings.isa or ""),
+            pool=pool_of(config.threads),
         )
         self._prepare = Preparer(loaded, self._engine, self.sampling, self.eos_ids, small is not None)
         for message in plan.warnings:
@@ -121,6 +121,7 @@ class Model:
         pre: str | None = None,
         mlock: bool = False,
         preload: bool = False,
+        stages: str | None = None,
     ) -> Model:
         """Load the weights of `gguf_path` (a file, its first shard, or a folder); the fields are `ModelConfig`'s.
 
@@ -148,7 +149,9 @@ class Model:
             pre=pre,
             mlock=mlock,
             preload=preload,
+            stages=stages,
         )
+        meeting = None if stages is None else Meeting.parse(stages)
         format = None if prompt_format is None else named_format(prompt_format)
         loaded = load(
             gguf_path,
@@ -167,6 +170,7 @@ class Model:
             pre=config.pre,
             mlock=config.mlock,
             preload=config.preload,
+            part=None if meeting is None else Part(0, meeting.n),
         )
         if config.deterministic and loaded.plan.devices:
             raise UnsupportedError(
@@ -463,6 +467,7 @@ class Model:
         from qtransformers.generate import session
 
         self._check_generates()
+        self._check_whole("sessions")
         file = checked("path", path)
         ids = prompt_ids(tokens, self._engine.n_tokens, "tokens")
         if not 0 < len(ids) <= self.context_length:
@@ -479,6 +484,7 @@ class Model:
         from qtransformers.generate import session
 
         self._check_generates()
+        self._check_whole("sessions")
         return session.restore(self._engine, checked("path", path), self._fingerprint)
 
     def load_lora(self, path: str | Path) -> Adapter:
@@ -489,6 +495,7 @@ class Model:
         from qtransformers.load.adapters import load_adapter
 
         self._check_generates()
+        self._check_whole("adapters")
         return load_adapter(checked("path", path), self._spec, self.hparams)
 
     @cached_property
@@ -531,6 +538,8 @@ class Model:
     def close(self) -> None:
         """Free weights and cache; any use afterwards raises ConfigError. Waits for the forward under way."""
         self._engine.close()
+        if self._pipeline is not None:
+            self._pipeline.close()
         self._prepare.close()
         self._settle()
         if self._small is not None:
@@ -567,12 +576,26 @@ class Model:
         if self.closed:
             raise ConfigError(f"the model of {self.plan.file} is closed. Load it again to use it.")
 
+    def _check_whole(self, what: str) -> None:
+        if self._pipeline is not None:
+            raise UnsupportedError(
+                f"{what} need all layers of {self.plan.file} in one process, and they are in several (stages). Load it without."
+            )
+
     def _check_generates(self) -> None:
         self._check_open()
         if self._kind != "language":
             raise ConfigError(
                 f"{self.plan.file} is an encoder ({self.plan.architecture}): it makes vectors of texts and generates none. Use embed(), or load a language model."
             )
+
+
+def _pipeline(loaded: Loaded, config: ModelConfig) -> Pipeline:
+    """The other stages, as soon as they are there, which load what this one did."""
+    same = ("cache", "accuracy", "prefill_chunk", "logits_rows", "parallel", "rope_base", "rope_scaling")
+    settings = {name: getattr(config, name) for name in same}
+    settings |= {"context_length": loaded.plan.context_length, "cache_tokens": loaded.plan.cache_tokens}
+    return lead(Meeting.parse(config.stages), loaded, settings, config.threads)
 
 
 def _warn(messages: Sequence[str]) -> None:

@@ -50,6 +50,9 @@ class ModelConfig:
     pre: str | None = None  # instead of the file's tokenizer.ggml.pre
     mlock: bool = False  # keep the weights in main memory until the model is closed
     preload: bool = False  # wait until all weights are in main memory
+    stages: str | None = (
+        None  # HOST:PORT/N: be the first of N processes that share the layers, and let the others join there
+    )
 
     def __post_init__(self) -> None:
         for name in ("gguf_path", "model_path", "draft"):
@@ -77,6 +80,8 @@ class ModelConfig:
             text("pre", self.pre)
         flag("mlock", self.mlock)
         flag("preload", self.preload)
+        if self.stages is not None:
+            text("stages", self.stages)
 
 
 class LoadOptions(TypedDict, total=False):
@@ -99,6 +104,7 @@ class LoadOptions(TypedDict, total=False):
     pre: str | None
     mlock: bool
     preload: bool
+    stages: str | None
 
 
 class Options(SamplingOptions, total=False):

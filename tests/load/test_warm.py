@@ -95,7 +95,9 @@ def test_a_model_that_exceeds_free_memory_is_told(data, monkeypatch):
     import qtransformers.load as module
 
     read = []
-    monkeypatch.setattr("qtransformers.load.warm.in_background", lambda gguf: read.append(gguf) or (lambda: None))
+    monkeypatch.setattr(
+        "qtransformers.load.warm.in_background", lambda gguf, views: read.append(gguf) or (lambda: None)
+    )
     monkeypatch.setattr(module, "memory", lambda: Memory(8 << 30, 57 << 20, None))
     (warning,) = load(data / "demo-Q8_0.gguf").plan.warnings
     assert "of memory, and 57 MiB are free" in warning and "of the weights in memory" in warning

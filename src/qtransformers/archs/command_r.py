@@ -9,14 +9,14 @@ from qtransformers.archs.parts import SIZES, VOCAB_SIZE, check, ends, gated_ffn,
 from qtransformers.archs.rotary import ROPE_HPARAMS, rotation
 from qtransformers.archs.spec import ArchSpec, TensorSpec
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, gated, head_norm, layer_norm, linear, rope
+from qtransformers.nn import Rotation, attention, embedding, gated, head_norm, layer_norm, layers, linear, rope
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     """Logits `[R, vocab_size]` of the batch's output rows; keys and values of its T tokens enter the cache."""
     turn = rotation(h, interleaved=True)
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
-    for i, layer in enumerate(w.layers):
+    for i, layer in layers(w, x):
         y = layer_norm(x, layer.attn_norm, None, h.norm_eps)
         x += self_attention(y, layer, h, turn, batch, cache, i)
         x += linear(gated(y, layer.ffn_gate, layer.ffn_up), layer.ffn_down)

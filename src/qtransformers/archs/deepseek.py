@@ -34,6 +34,7 @@ from qtransformers.nn import (
     attention,
     embedding,
     join,
+    layers,
     linear,
     moe,
     per_head,
@@ -50,7 +51,7 @@ def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     """Logits `[R, vocab_size]` of the batch's output rows; keys and values of its T tokens enter the cache."""
     turn = rotation(h, interleaved=True)._replace(magnitude=rope_magnitude(h))
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
-    for i, layer in enumerate(w.layers):
+    for i, layer in layers(w, x):
         x += self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, turn, batch, cache, i)
         y = rms_norm(x, layer.ffn_norm, h.rms_eps)
         x += experts(y, layer, h) if i >= h.n_dense_layers else llama.mlp(y, layer)

@@ -23,7 +23,7 @@ from qtransformers.archs.parts import (
 from qtransformers.archs.rotary import ROPE_HPARAMS, rope_base_swa, rotation, unstretched
 from qtransformers.archs.spec import ArchSpec, HParam
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, gated, linear, rms_norm, rope, softcap
+from qtransformers.nn import Rotation, attention, embedding, gated, layers, linear, rms_norm, rope, softcap
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
@@ -31,7 +31,7 @@ def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     everywhere = rotation(h, interleaved=False)
     nearby = unstretched(h) if "rope_base_swa" in h else everywhere
     x = embedding(batch.tokens, w.token_embd) * h.n_embd**0.5  # [T, n_embd]
-    for i, layer in enumerate(w.layers):
+    for i, layer in layers(w, x):
         window = h.sliding_window if (i + 1) % h.swa_period else 0
         y = rms_norm(x, layer.attn_norm, h.rms_eps)
         y = self_attention(y, layer, h, nearby if window else everywhere, batch, cache, i, window)

@@ -10,14 +10,14 @@ from qtransformers.archs.parts import RMS_EPS, SIZES, VOCAB_SIZE, check, ends, n
 from qtransformers.archs.rotary import ROPE_HPARAMS, rotation
 from qtransformers.archs.spec import ArchSpec
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, linear, rms_norm, rope
+from qtransformers.nn import Rotation, attention, embedding, layers, linear, rms_norm, rope
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     """Logits `[R, vocab_size]` of the batch's output rows; keys and values of its T tokens enter the cache."""
     turn = rotation(h, interleaved=True)
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
-    for i, layer in enumerate(w.layers):
+    for i, layer in layers(w, x):
         y = self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, turn, batch, cache, i)
         x += rms_norm(y, layer.post_attention_norm, h.rms_eps)
         y = phi.mlp(rms_norm(x, layer.ffn_norm, h.rms_eps), layer)

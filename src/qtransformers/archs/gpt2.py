@@ -11,13 +11,13 @@ from qtransformers.archs.heads import fused_heads
 from qtransformers.archs.parts import SIZES, VOCAB_SIZE, check_heads, ends, layer_norm_eps
 from qtransformers.archs.spec import ArchSpec, Problem, TensorSpec
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import attention, embedding, layer_norm, linear
+from qtransformers.nn import attention, embedding, layer_norm, layers, linear
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     """Logits `[R, vocab_size]` of the batch's output rows; keys and values of its T tokens enter the cache."""
     x = embedding(batch.tokens, w.token_embd) + embedding(batch.positions, w.position_embd)  # [T, n_embd]
-    for i, layer in enumerate(w.layers):
+    for i, layer in layers(w, x):
         x += self_attention(layer_norm(x, layer.attn_norm, layer.attn_norm_bias, h.norm_eps), layer, h, batch, cache, i)
         x += starcoder.mlp(layer_norm(x, layer.ffn_norm, layer.ffn_norm_bias, h.norm_eps), layer)
     x = layer_norm(x[batch.output_rows], w.output_norm, w.output_norm_bias, h.norm_eps)

@@ -15,14 +15,14 @@ from qtransformers.archs.parts import EXPERTS, RMS_EPS, SIZES, VOCAB_SIZE, WINDO
 from qtransformers.archs.rotary import ROPE_HPARAMS, rotation
 from qtransformers.archs.spec import ArchSpec, HParam, Problem, TensorSpec
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, linear, moe, rms_norm, rope, route
+from qtransformers.nn import Rotation, attention, embedding, layers, linear, moe, rms_norm, rope, route
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     """Logits `[R, vocab_size]` of the batch's output rows; keys and values of its T tokens enter the cache."""
     turn = rotation(h, interleaved=False)
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
-    for i, layer in enumerate(w.layers):
+    for i, layer in layers(w, x):
         window = h.sliding_window if (i + 1) % h.swa_period else 0
         x += self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, turn, batch, cache, i, window)
         x += experts(rms_norm(x, layer.post_attention_norm, h.rms_eps), layer, h)

@@ -10,14 +10,14 @@ from qtransformers.archs.parts import RMS_EPS, SIZES, VOCAB_SIZE, check, ends, g
 from qtransformers.archs.rotary import ROPE_FREQS, ROPE_HPARAMS, rotation
 from qtransformers.archs.spec import ArchSpec
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, linear, rms_norm, rope
+from qtransformers.nn import Rotation, attention, embedding, layers, linear, rms_norm, rope
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     """Logits `[R, vocab_size]` of the batch's output rows; keys and values of its T tokens enter the cache."""
     turn = rotation(h, w, interleaved=True)
     x = embedding(batch.tokens, w.token_embd) * h.embedding_scale  # [T, n_embd]
-    for i, layer in enumerate(w.layers):
+    for i, layer in layers(w, x):
         x += h.residual_scale * self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, turn, batch, cache, i)
         x += h.residual_scale * llama.mlp(rms_norm(x, layer.ffn_norm, h.rms_eps), layer)
     x = rms_norm(x[batch.output_rows], w.output_norm, h.rms_eps)

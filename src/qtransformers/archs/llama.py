@@ -24,7 +24,7 @@ from qtransformers.archs.parts import (
 from qtransformers.archs.rotary import LONGROPE, LONGROPE_HPARAMS, ROPE_FREQS, rotation
 from qtransformers.archs.spec import ArchSpec, HParam, Problem
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, gated, linear, linears, moe, rms_norm, rope, route
+from qtransformers.nn import Rotation, attention, embedding, gated, layers, linear, linears, moe, rms_norm, rope, route
 
 HPARAMS = (
     *SIZES,
@@ -50,7 +50,7 @@ def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     """Logits `[R, vocab_size]` of the batch's output rows; keys and values of its T tokens enter the cache."""
     turn = rotation(h, w, interleaved=True)
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
-    for i, layer in enumerate(w.layers):
+    for i, layer in layers(w, x):
         x += self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, turn, batch, cache, i)
         y = rms_norm(x, layer.ffn_norm, h.rms_eps)
         x += experts(y, layer, h) if h.n_experts else mlp(y, layer)

@@ -11,7 +11,7 @@ from qtransformers.archs.parts import RMS_EPS, SIZES, VOCAB_SIZE, WINDOW, check,
 from qtransformers.archs.rotary import ROPE_FREQS, ROPE_HPARAMS, rotation, said
 from qtransformers.archs.spec import ArchSpec, HParam
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, linear, log1p, rms_norm, rope
+from qtransformers.nn import Rotation, attention, embedding, layers, linear, log1p, rms_norm, rope
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
@@ -19,7 +19,7 @@ def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     turn = rotation(h, w, interleaved=True)
     growth = 1 + h.temperature_scale * log1p(batch.positions // h.rope_original)[:, None, None]  # [T, 1, 1]
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
-    for i, layer in enumerate(w.layers):
+    for i, layer in layers(w, x):
         x += self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, turn, growth, batch, cache, i)
         x += llama.mlp(rms_norm(x, layer.ffn_norm, h.rms_eps), layer)
     x = rms_norm(x[batch.output_rows], w.output_norm, h.rms_eps)

@@ -23,14 +23,14 @@ from qtransformers.archs.parts import (
 from qtransformers.archs.rotary import ROPE_HPARAMS, rope_base_swa, rotation, unstretched
 from qtransformers.archs.spec import ArchSpec
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, attention, embedding, gated, linear, linears, rms_norm, rope
+from qtransformers.nn import Rotation, attention, embedding, gated, layers, linear, linears, rms_norm, rope
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     """Logits `[R, vocab_size]` of the batch's output rows; keys and values of its T tokens enter the cache."""
     everywhere, nearby = rotation(h, interleaved=False), unstretched(h)
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
-    for i, layer in enumerate(w.layers):
+    for i, layer in layers(w, x):
         window = h.sliding_window if (i + 1) % h.swa_period else 0
         y = self_attention(x, layer, h, nearby if window else everywhere, batch, cache, i, window)
         x += rms_norm(y, layer.post_attention_norm, h.rms_eps)

@@ -9,14 +9,14 @@ from qtransformers.archs.parts import RMS_EPS, SIZES, VOCAB_SIZE, WINDOW, check,
 from qtransformers.archs.rotary import LONGROPE, LONGROPE_HPARAMS, rotation
 from qtransformers.archs.spec import ArchSpec, TensorSpec
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import Rotation, activate, attention, embedding, linear, rms_norm, rope
+from qtransformers.nn import Rotation, activate, attention, embedding, layers, linear, rms_norm, rope
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     """Logits `[R, vocab_size]` of the batch's output rows; keys and values of its T tokens enter the cache."""
     turn = rotation(h, w, interleaved=False)
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
-    for i, layer in enumerate(w.layers):
+    for i, layer in layers(w, x):
         x += self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, turn, batch, cache, i)
         x += mlp(rms_norm(x, layer.ffn_norm, h.rms_eps), layer)
     x = rms_norm(x[batch.output_rows], w.output_norm, h.rms_eps)

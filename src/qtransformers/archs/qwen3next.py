@@ -40,6 +40,7 @@ from qtransformers.nn import (
     causal_conv,
     embedding,
     gated_delta,
+    layers,
     linear,
     linears,
     rms_norm,
@@ -54,7 +55,7 @@ def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     turn = rotation(h, interleaved=False)
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
     with cache.states.of(batch) as states:
-        for i, layer in enumerate(w.layers):
+        for i, layer in layers(w, x):
             y = rms_norm(x, layer.attn_norm, h.rms_eps)
             n_before = i // h.full_period  # layers with attention
             if recurrent(h, i):

@@ -22,14 +22,14 @@ from qtransformers.archs.parts import (
 from qtransformers.archs.rotary import ROPE_HPARAMS, rotation
 from qtransformers.archs.spec import ArchSpec, HParam, TensorSpec
 from qtransformers.cache import Batch, PagedCache
-from qtransformers.nn import activate, embedding, linear, moe, rms_norm, route
+from qtransformers.nn import activate, embedding, layers, linear, moe, rms_norm, route
 
 
 def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     """Logits `[R, vocab_size]` of the batch's output rows; keys and values of its T tokens enter the cache."""
     turn = rotation(h, interleaved=False)
     x = embedding(batch.tokens, w.token_embd)  # [T, n_embd]
-    for i, layer in enumerate(w.layers):
+    for i, layer in layers(w, x):
         x += qwen.self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, turn, batch, cache, i)
         y = rms_norm(x, layer.ffn_norm, h.rms_eps)
         x += routed(y, layer, h)

@@ -29,6 +29,7 @@ class PagedCache:
     free: list[int]  # page numbers nobody holds
     states: States = field(default_factory=lambda: States({}))  # of recurrent layers
     head_dims: tuple[int, int] = (0, 0)  # of keys, of values
+    first_layer: int = 0  # of those that keep keys and values: a stage of a pipeline has only its own
 
     @classmethod
     def allocate(

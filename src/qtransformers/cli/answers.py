@@ -106,6 +106,12 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
         raise ConfigError("--raw leaves the chat template out, so --system and --prompt-format cannot be honoured.")
     with plain_warnings(args.color) as said:
         path = fetched(args.model, args.color)
+        if args.stages:
+            note(
+                f"waiting for the other stages at {args.stages}: qtransformers stage MODEL HOST:PORT RANK",
+                "dim",
+                args.color,
+            )
         model = Model.load(
             path,
             args.model_path,
@@ -120,6 +126,7 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
             prompt_format=args.prompt_format,
             pre=args.pre,
             mlock=args.mlock,
+            stages=args.stages,
         )
         with model:
             if args.preload:  # once it is known that it can run

@@ -26,6 +26,7 @@ LOADING = (
     "pre",
     "mlock",
     "preload",
+    "stages",
 )
 TALKING = ("prompt-format", "system", "raw", "draft", "lora", "json-schema", "grammar")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from qtransformers.cache import Batch, PagedCache
 from qtransformers.cache.batch import room
+from qtransformers.machine import usable_cores
 from qtransformers.nn.adapted import adapted
+from qtransformers.settings import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -231,6 +234,14 @@ class Row:
         return self.rows.values(self.i)
 
 
+def pool_of(threads: int | None) -> AbstractContextManager[Any]:
+    """The threads that compute for whoever enters it: as many as are given, else the environment says, else cores."""
+    from qtransformers.kernels.cpu import Pool  # the extension
+
+    settings = Settings.from_env()
+    return Pool(threads or settings.threads or usable_cores(), settings.isa or "")
+
+
 def forward_of(loaded: Loaded) -> Callable[..., Any]:
     """The model's forward as the engine calls it, wherever its weights are."""
     plan = loaded.plan
@@ -239,7 +250,7 @@ def forward_of(loaded: Loaded) -> Callable[..., Any]:
     return DeviceForward(
         loaded.spec.forward, loaded.weights, loaded.hparams, plan.main_device,
         n_tokens=min(loaded.tokenizer.n_tokens, loaded.hparams.vocab_size), unused=loaded.tokenizer.unused_ids,
-        exact=not plan.only_on(plan.main_device), captures=len(plan.devices) == 1,
+        exact=not plan.only_on(plan.main_device), captures=len(plan.devices) == 1 and loaded.layers is None,
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from qtransformers.load.hub import Hub
 from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK, LoadPlan, make_plan
 from qtransformers.load.rope import override_rope
 from qtransformers.load.source import Sources, resolve
+from qtransformers.load.stages import Part, bytes_of, keep_part, part_of
 from qtransformers.machine import memory
 from qtransformers.settings import Settings
 
@@ -66,15 +67,21 @@ class Loaded:
     generation: GenerationDefaults
     sources: Sources
     settle: Callable[[], None]  # ends what still reads the weights in the background
+    layers: range | None = None  # those of a stage of a pipeline; None: all
 
     def new_cache(self, n_tokens: int | None = None) -> PagedCache:
         """Room for `n_tokens` tokens (None: as planned) of keys, values and recurrent states."""
         h, shape = self.hparams, self.plan.cache_shape
-        return PagedCache.allocate(
-            shape.n_layers, shape.n_kv_heads, shape.head_dim_k, shape.head_dim_v,
-            (self.plan.cache_tokens if n_tokens is None else n_tokens) if shape.n_layers else 0,
+        tokens = self.plan.cache_tokens if n_tokens is None else n_tokens
+        if self.layers is not None and not shape.n_layers:  # pages are counted all the same
+            shape = replace(shape, n_layers=1, n_kv_heads=0)
+        cache = PagedCache.allocate(
+            shape.n_layers, shape.n_kv_heads, shape.head_dim_k, shape.head_dim_v, tokens if shape.n_layers else 0,
             self.plan.cache, self.spec.states(h), self.plan.cache_devices, self.plan.main_device,
         )  # fmt: skip
+        if self.layers is None:
+            return cache
+        return replace(cache, first_layer=sum(self.spec.caches(h, i) for i in range(self.layers.start)))
 
     @property
     def notes(self) -> str:
@@ -101,13 +108,15 @@ def load(
     pre: str | None = None,
     mlock: bool = False,
     preload: bool = False,
+    part: Part | None = None,
     settings: Settings | None = None,
     hub: Hub | None = None,
 ) -> Loaded:
     """Load a model: structure and weights from `gguf_path`, tokenizer, templates and defaults from `model_path` if given.
 
     `placement` says which device holds what: only the CPU unless it says more. `accuracy` is that of products with quantised weights (kernels.cpu.bind); `pre` overrides the GGUF's pre-tokenizer. Weights are read
-    ahead in the background; `preload` waits until they are in memory, `mlock` keeps them there. Raises LoadError or UnsupportedError with everything that is wrong,
+    ahead in the background; `preload` waits until they are in memory, `mlock` keeps them there. `part` loads the layers of
+    one stage of a pipeline and nothing else. Raises LoadError or UnsupportedError with everything that is wrong,
     and what `resolve` raises.
     """
     sources = resolve(gguf_path, model_path, settings, hub)
@@ -131,20 +140,27 @@ def load(
     from qtransformers.load.warm import in_background, lock
     from qtransformers.load.warm import preload as read_all
 
+    whole_plan, layers = prepared.plan, None
+    if part is not None:
+        prepared, layers = part_of(prepared, part)
     budget = Budget.of(memory())
     plan, budget = on_devices(prepared, placement, budget)
     verdict = fit(plan, budget)
     if verdict.needs[0].verdict == "does not fit":
         plan = replace(plan, warnings=(*plan.warnings, too_large(plan, verdict)))
+    views = None if part is None else bytes_of(plan, gguf)
     if mlock:
-        lock(gguf)
+        lock(gguf, views)
     if preload:
-        read_all(gguf)
-    settle = in_background(gguf) if not (mlock or preload) and verdict.needs[0].verdict != "does not fit" else _nothing
+        read_all(gguf, views=views)
+    background = not (mlock or preload) and verdict.needs[0].verdict != "does not fit"
+    settle = in_background(gguf, views) if background else _nothing
     tokenizer = load_tokenizer(sources, pre=pre, rows=prepared.hparams.vocab_size)
     from qtransformers.load.place import place  # here the extension is needed, planning does without
 
     weights = place(prepared.spec, plan, gguf.tensors, prepared.hparams.n_layers, accuracy)
+    if part is not None and layers is not None:
+        keep_part(weights, whole_plan, plan, layers, part)
     return Loaded(
         prepared.spec,
         prepared.hparams,
@@ -155,6 +171,7 @@ def load(
         _generation(sources, prepared.hparams.vocab_size),
         sources,
         settle,
+        layers,
     )
 
 

@@ -10,6 +10,7 @@ from qtransformers.nn.moe import moe, route
 from qtransformers.nn.norm import head_norm, layer_norm, rms_norm
 from qtransformers.nn.recurrent import causal_conv, gated_delta
 from qtransformers.nn.rope import Rotation, rope, rope_frequencies
+from qtransformers.nn.stages import layers
 
 __all__ = [
     "Rotation",
@@ -22,6 +23,7 @@ __all__ = [
     "head_norm",
     "join",
     "layer_norm",
+    "layers",
     "linear",
     "linears",
     "log1p",

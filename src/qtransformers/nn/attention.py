@@ -24,6 +24,6 @@ def attention(
         cache, batch = PagedCache.for_batch(batch, k.shape[1], k.shape[2], v.shape[2])
         layer = 0
     return kernels_for(q).attention(
-        q, k, v, cache.pages[layer], cache.codec, batch.positions, batch.starts, batch.page_tables,
+        q, k, v, cache.pages[layer - cache.first_layer], cache.codec, batch.positions, batch.starts, batch.page_tables,
         scale, window, softcap, sinks, causal, batch.rows,
     )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 from qtransformers.kernels import kernels_for
 from qtransformers.nn.adapted import Adapted, StandIn, base_of
+from qtransformers.nn.stages import Elsewhere
 
 
 def linear(x: Any, w: Any, bias: Any = None) -> Any:
@@ -33,4 +34,4 @@ def per_head(x: Any, w: Any) -> Any:
 
 def embedding(tokens: Any, w: Any) -> Any:
     """Rows of a stored weight `[vocab, n_embd]` by token id `[T]`: `[T, n_embd]` f32."""
-    return kernels_for(tokens).embedding(tokens, w)
+    return w.rows_of(tokens) if isinstance(w, Elsewhere) else kernels_for(tokens).embedding(tokens, w)

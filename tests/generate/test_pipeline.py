@@ -173,8 +173,9 @@ def test_a_first_stage_that_dies_ends_the_others(data):
 
 
 def test_another_model_is_refused(data):
-    with pytest.raises(LoadError, match=r"stage 1: .*demo-Q8_0\.gguf is another model"), stages(
-        data / "demo-Q8_0.gguf", 2, first=data / "demo-draft-Q8_0.gguf"
+    with (
+        pytest.raises(LoadError, match=r"stage 1: .*demo-Q8_0\.gguf is another model"),
+        stages(data / "demo-Q8_0.gguf", 2, first=data / "demo-draft-Q8_0.gguf"),
     ):
         pass
 

@@ -19,6 +19,7 @@ VERBS = {
     "run": "chat with a model, or get one answer",
     "serve": "answer over HTTP: OpenAI's and Anthropic's APIs",
     "image": "pictures from a diffusion model",
+    "batch": "answer the requests of a file",
     "stage": "compute some layers of a model that is too large for one machine",
     "show": "what is in a GGUF file",
     "plan": "whether a model fits, and what would make it fit",

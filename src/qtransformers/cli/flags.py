@@ -156,6 +156,7 @@ _ROWS = (
     Flag(("-t", "--threads"), "worker threads (default: one per usable core)", integer(1), "N"),
     Flag(("--pre",), "name of the pre-tokenizer, where the file's own is unknown or wrong", str, "NAME"),
     # the machine to plan for
+    Flag(("-m", "--model"), "the model that answers (default: the one that each request names)", str, "MODEL"),
     Flag(("--ram",), "main memory to plan for (default: what is available here)", memory, "SIZE"),
     Flag(("--vram",), "memory of the GPU to plan for, of several separated by commas (default: those of this machine)", memories, "SIZE[,SIZE...]"),
     Flag(("--placement",), "what goes where: auto, cpu, entries such as experts=cpu,layers[0-15]=cuda:0, or a saved .json (default: auto)", str, "PLACES"),

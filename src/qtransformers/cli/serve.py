@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 LOADING = (
     "model-path", "ctx-size", "rope-scaling", "rope-base", "cache", "cache-tokens", "placement", "accuracy", "threads",
-    "parallel", "pre", "prompt-format", "draft", "mlock", "preload",
+    "parallel", "pre", "prompt-format", "draft", "mlock", "preload", "stages",
 )  # fmt: skip
 SERVING = (
     "host", "port", "api-key-file", "allow-anyone", "allow-host", "allow-origin", "alias", "adapter", "queue", "per-key", "rate",
     "timeout", "drain", "keep-alive", "max-body", "max-answer", "max-choices", "allow-templates", "tool-parser", "reasoning-parser",
 )  # fmt: skip
-OF_THE_FIRST = ("draft", "pre", "prompt_format")
+OF_THE_FIRST = ("draft", "pre", "prompt_format", "stages")
 # Flag -> field of Model.load, where both are not the same
 FIELDS = {"ctx-size": "context_length"}
 LIMITS = ("host", "port", "queue", "per_key", "rate", "timeout", "drain", "max_body", "max_answer", "max_choices")

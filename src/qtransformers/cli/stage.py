@@ -16,7 +16,7 @@ from qtransformers.cli.flags import add_flags
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, HOST:PORT, RANK and what concerns this machine; the first stage says the rest."""
     parser.add_argument("model", metavar="MODEL", help="a GGUF file or folder, `demo`, or user/repo:QUANT from the Hub")
-    parser.add_argument("meeting", metavar="HOST:PORT", help="where the first stage listens")
+    parser.add_argument("meeting", metavar="ADDRESS", help="HOST:PORT, where the first stage listens")
     parser.add_argument("rank", metavar="RANK", type=int, help="which stage this is: 1 comes after the first")
     add_flags(parser, "model-path", "placement", "threads", "mlock", "preload")
 

@@ -4,6 +4,9 @@
 #include <stdexcept>
 #include <string>
 
+#ifdef QT_HAS_avx2
+#include <cpuid.h>
+#endif
 #if defined(QT_HAS_dotprod) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -36,16 +39,45 @@ bool has_dotprod() {
 }
 #endif
 
+#ifdef QT_HAS_avx2
+// Asked of the processor itself: what compilers offer for it differs in names, and on Windows wants a library of its own.
+struct Leaf { unsigned a = 0, b = 0, c = 0, d = 0; };
+
+Leaf leaf(unsigned number) {
+    Leaf found;
+    __get_cpuid_count(number, 0, &found.a, &found.b, &found.c, &found.d);  // zeros where there is none
+    return found;
+}
+
+// Whether the system saves these registers, too: bits of XCR0.
+bool saves(unsigned registers) {
+    if (!(leaf(1).c >> 27 & 1)) return false;  // OSXSAVE
+    unsigned low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & registers) == registers;
+}
+
+bool has_avx2() {
+    const unsigned one = 1u << 12 | 1u << 28 | 1u << 29;  // FMA, AVX, F16C
+    const unsigned seven = 1u << 5 | 1u << 8;  // AVX2, BMI2
+    return saves(0x06) && (leaf(1).c & one) == one && (leaf(7).b & seven) == seven;
+}
+
+bool has_avx512() {
+    const unsigned b = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+    const unsigned c = 1u << 1 | 1u << 11;  // VBMI, VNNI
+    return has_avx2() && saves(0xe6) && (leaf(7).b & b) == b && (leaf(7).c & c) == c;
+}
+#endif
+
 struct Choice { const Kernels* table; bool usable; };
 
 // Best first.
 const Choice* choices(int& n) {
     static const Choice list[] = {
 #ifdef QT_HAS_avx2
-        {&avx512::table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
-                             __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2")},
-        {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2")},
+        {&avx512::table, has_avx512()},
+        {&avx2::table, has_avx2()},
 #endif
 #ifdef QT_HAS_dotprod
         {&dotprod::table, has_dotprod()},

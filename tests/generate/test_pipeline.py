@@ -6,9 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -204,23 +204,18 @@ def test_stages_that_meet_with_one_rank(data):
     """The second of a rank is told so; the model goes on with the first."""
     port = free_port()
     path = data / "demo-Q8_0.gguf"
-    words = [sys.executable, "-m", "qtransformers", "stage", str(path), f"127.0.0.1:{port}"]
-    found = []
-    first = Thread(target=lambda: found.append(answer(path, port)))
-    first.start()
-    others = [subprocess.Popen([*words, rank], stderr=subprocess.PIPE, text=True) for rank in ("1", "1")]
+    words = [sys.executable, "-m", "qtransformers", "stage", str(path), f"127.0.0.1:{port}", "1"]
+    others = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     try:
+        with Model.load(path, stages=f"127.0.0.1:{port}/2", **OPTIONS) as model:
+            end = time.monotonic() + PATIENCE
+            while all(other.poll() is None for other in others) and time.monotonic() < end:
+                time.sleep(0.1)
+            assert len(model.generate(PROMPT, max_tokens=3, temperature=0, min_tokens=3).tokens) == 3
         codes = sorted(other.wait(PATIENCE) for other in others)
-        first.join(PATIENCE)
         said = "".join(other.stderr.read() for other in others)
         assert codes == [0, 2] and "has this rank" in said
-        assert len(found[0]) == 3
     finally:
         for other in others:
             other.kill()
             other.communicate()
-
-
-def answer(path, port):
-    with Model.load(path, stages=f"127.0.0.1:{port}/2", **OPTIONS) as model:
-        return model.generate(PROMPT, max_tokens=3, temperature=0, min_tokens=3).tokens

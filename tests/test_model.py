@@ -634,6 +634,7 @@ HOSTILE_LOADS = [
     ("pre", [5, True, ["x"]]),
     ("mlock", [0, 1, "yes", None]),
     ("preload", [0, 1, "yes", None]),
+    ("stages", [5, True, "x", "x:1", "x:1/1", ["x:1/2"]]),
 ]
 
 

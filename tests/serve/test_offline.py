@@ -13,7 +13,7 @@ pytest.importorskip("starlette")
 from qtransformers import Model
 from qtransformers.cli import main
 from qtransformers.errors import InsufficientMemoryError
-from qtransformers.serve import chat, offline
+from qtransformers.serve import offline
 
 PATIENCE = 300  # seconds
 
@@ -163,29 +163,39 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, data):
     assert all(r["response"]["status_code"] == 200 for r in results)
 
 
-def test_what_fails_once_is_asked_again(batch, monkeypatch):
-    prepared, failed = chat.prepared, []
+def failing(monkeypatch, fails):
+    """Answers of which those fail, by their number, that `fails` says."""
+    astream, calls = Model.astream, []
 
-    def failing(call, entry, ask):
-        if "about 3 foxes" in ask.messages[0]["content"] and len(failed) < 1:
-            failed.append(ask)
+    def stream(model, *args, **options):
+        calls.append(args)
+        if fails(len(calls)):
             raise InsufficientMemoryError("no memory at the moment.")
-        return prepared(call, entry, ask)
+        return astream(model, *args, **options)
 
-    monkeypatch.setattr(chat, "prepared", failing)
+    monkeypatch.setattr(Model, "astream", stream)
+    return calls
+
+
+def test_what_fails_once_is_asked_again(batch, monkeypatch):
+    calls = failing(monkeypatch, lambda n: n == 4)
     code, results = batch([line(i) for i in range(8)])
-    assert code == 0 and failed
+    assert code == 0 and len(calls) == 9
     assert [r["response"]["status_code"] for r in by_id(results).values()] == [200] * 8
 
 
-def test_a_server_that_fails_at_everything_leaves_the_rest_for_later(batch, monkeypatch, capsys):
-    def failing(call, entry, ask):
-        raise InsufficientMemoryError("no memory at all.")
+def test_what_fails_twice_says_so(batch, monkeypatch):
+    calls = failing(monkeypatch, lambda n: n in (8, 9))
+    code, results = batch([line(i) for i in range(8)])
+    assert code == 0 and len(calls) == 9
+    assert sorted(r["response"]["status_code"] for r in by_id(results).values()) == [200] * 7 + [503]
 
+
+def test_a_server_that_fails_at_everything_leaves_the_rest_for_later(batch, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(chat, "prepared", failing)
+        failing(patch, lambda n: True)
         code, results = batch([line(i) for i in range(60)])
-    assert code == 1 and results == [] and "no memory at all" in capsys.readouterr().err
+    assert code == 1 and results == [] and "no memory at the moment" in capsys.readouterr().err
     code, results = batch([line(i) for i in range(60)])
     assert code == 0 and len(by_id(results)) == 60
 

@@ -25,7 +25,9 @@ def request_options(call: Call, entry: Entry, ask: Generates) -> dict[str, Any]:
     most = call.config.max_answer
     if most is not None and (options.get("max_tokens") or 0) > most:
         raise HTTPError(400, f"max_tokens: {options['max_tokens']:,} are asked for; this server gives at most {most:,} (--max-answer).", "invalid_value", field="max_tokens")  # fmt: skip
-    named = [(lora.name, lora.scale) for lora in ask.lora or ()] or ([(call.adapter, 1.0)] if call.adapter else [])
+    named = [(call.adapter, 1.0)] if call.adapter else []
+    if ask.lora is not None:
+        named = [(lora.name, lora.scale) for lora in ask.lora]
     for name, _ in named:
         if name not in entry.adapters:
             known = ", ".join(entry.adapters) or "none"

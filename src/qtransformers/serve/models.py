@@ -141,10 +141,12 @@ class Models:
                 loading = asyncio.get_running_loop().run_in_executor(None, _loaded, spec)
                 try:
                     entry.model, entry.adapters = await asyncio.shield(loading)
-                except asyncio.CancelledError:  # whoever asked has gone; nobody waits for the thread
+                except asyncio.CancelledError:  # nobody waits for the thread
                     loading.add_done_callback(_forget)
-                    entry.state = "unloaded"
                     raise
+            except asyncio.CancelledError:  # whoever asked has gone
+                entry.state = "unloaded"
+                raise
             except Exception as e:
                 entry.state, entry.problem = "broken", str(e)
                 raise

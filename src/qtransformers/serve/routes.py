@@ -10,7 +10,9 @@ from qtransformers.serve.about import health, list_models, show_model
 from qtransformers.serve.call import Call
 from qtransformers.serve.chat import chat_completions
 from qtransformers.serve.completions import completions
+from qtransformers.serve.messages import CountRequest, MessagesRequest, count_tokens, messages
 from qtransformers.serve.metrics import metrics
+from qtransformers.serve.responses import ResponsesRequest, responses
 from qtransformers.serve.server import Server
 from qtransformers.serve.static import page
 from qtransformers.serve.vectors import detokenize, embeddings, tokenize
@@ -38,6 +40,9 @@ ROWS = (
     Row("GET", "/v1/models/{name:path}", show_model),
     Row("POST", "/v1/chat/completions", chat_completions, fields.ChatRequest),
     Row("POST", "/v1/completions", completions, fields.CompletionRequest),
+    Row("POST", "/v1/responses", responses, ResponsesRequest),
+    Row("POST", "/v1/messages", messages, MessagesRequest, anthropic=True),
+    Row("POST", "/v1/messages/count_tokens", count_tokens, CountRequest, anthropic=True),
     Row("POST", "/v1/embeddings", embeddings, fields.EmbeddingsRequest),
     Row("POST", "/tokenize", tokenize, fields.TokenizeRequest),
     Row("POST", "/detokenize", detokenize, fields.DetokenizeRequest),

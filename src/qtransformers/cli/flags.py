@@ -199,6 +199,7 @@ _ROWS = (
     Flag(("--allow-templates",), "requests may bring chat templates"),
     # what to paint
     Flag(("--base",), "folder or Hub id of the pipeline that has text encoders, VAE and scheduler", str, "PATH"),
+    Flag(("--text-encoder",), "a text encoder from a GGUF file, by its name in the pipeline; may be given several times", str, "NAME=FILE", env=False, repeats=True),
     Flag(("--negative",), "what the picture should not show", str, "TEXT", env=False),
     Flag(("--steps",), "denoising steps (default: the pipeline's)", integer(1), "N"),
     Flag(("--size",), "pixels of the picture (default: the model's)", str, "WIDTHxHEIGHT"),

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a GGUF file of a diffusion transformer, or user/repo:QUANT")
     parser.add_argument("prompt", metavar="PROMPT", help="what the picture should show")
     add_flags(
-        parser, "base", "config", "lora", "negative", "steps", "size", "guidance", "seed", "count", "output",
+        parser, "base", "config", "text-encoder", "lora", "negative", "steps", "size", "guidance", "seed", "count", "output",
         "overwrite", "device", "offload", "accuracy", "threads",
     )  # fmt: skip
 
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load, paint, write; the paths are the answer."""
     wish = wish_of(args)
+    encoders = dict(_pair(text) for text in args.text_encoder or ())
     paths = free_paths(args.output, args.count, args.overwrite)
     from qtransformers.cli.answers import scaled_paths
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     with plain_warnings(args.color):
         pipe = load_pipeline(
-            path, args.base, config=args.config, device=args.device, offload=args.offload,
+            path, args.base, text_encoders=encoders, config=args.config, device=args.device, offload=args.offload,
             accuracy=args.accuracy or "fast", loras=loras,
         )  # fmt: skip
         loaded = time.monotonic()
@@ -97,3 +98,10 @@ def free_paths(output: str | None, count: int, overwrite: bool) -> list[Path]:
         if p.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".gif"):
             raise ConfigError(f"{p} ends in {p.suffix or 'nothing'}; expected .png, .jpg, .webp or .gif.")
     return paths
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, path = text.partition("=")
+    if not sign or not name or not path:
+        raise ConfigError(f"--text-encoder is {text!r}; expected NAME=FILE, such as text_encoder=t5.gguf.")
+    return name, path

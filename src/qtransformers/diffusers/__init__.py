@@ -12,6 +12,7 @@ except ImportError as e:
         f"qtransformers.diffusers needs {e.name}, which is not installed: pip install 'qtransformers[diffusers]'"
     ) from e
 
+from qtransformers.diffusers.encoders import load_text_encoder
 from qtransformers.diffusers.loading import load_transformer
 from qtransformers.diffusers.lora import adapters, fuse_lora, load_lora, remove_lora, set_lora
 from qtransformers.diffusers.pipelines import Picture, load_pipeline, paint
@@ -25,6 +26,7 @@ __all__ = [
     "fuse_lora",
     "load_lora",
     "load_pipeline",
+    "load_text_encoder",
     "load_transformer",
     "paint",
     "remove_lora",

@@ -118,8 +118,13 @@ def build(plan: DiffusionPlan) -> Any:
         raise UnsupportedError(f"{plan.file}: diffusers {version} cannot build {made.__name__} of its settings ({type(e).__name__}: {e}). Pass the config of this model.") from e  # fmt: skip
 
 
-def fill(model: nn.Module, plan: DiffusionPlan, dtype: torch.dtype, accuracy: str = ACCURACY) -> None:
-    """Give a model that has no memory its weights; LoadError with all that do not fit, and nothing changed."""
+def fill(
+    model: nn.Module, plan: DiffusionPlan, dtype: torch.dtype, accuracy: str = ACCURACY, ties: Mapping[str, str] = {}
+) -> None:
+    """Give a model that has no memory its weights; LoadError with all that do not fit, and nothing changed.
+
+    `ties` are layers that are others too, by their paths.
+    """
     modules = dict(model.named_modules())
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     parts = {part.name: part for part in plan.parts}
@@ -139,7 +144,11 @@ def fill(model: nn.Module, plan: DiffusionPlan, dtype: torch.dtype, accuracy: st
             layers[path] = (make, module, part)
         elif not (own == "bias" and type(module) in LAYERS):
             plain[name] = part
-    filled = {*parts, *(f"{path}.bias" for path in layers)}  # a layer has the biases of the file, and no others
+    filled = {
+        *parts,
+        *(f"{path}.bias" for path in layers),
+        *(f"{path}.weight" for path in ties),
+    }  # a layer has the biases of the file, and no others
     missing = [name for name in dict(model.named_parameters()) if name not in filled]
     problems += [f"{name} of {type(model).__name__} has no values in the file" for name in missing]
     if problems:
@@ -152,6 +161,9 @@ def fill(model: nn.Module, plan: DiffusionPlan, dtype: torch.dtype, accuracy: st
             own,
             make(module, part, None if bias is None else values(bias, dtype), dtype, accuracy),
         )
+    for path, source in ties.items():
+        parent, _, own = path.rpartition(".")
+        setattr(model.get_submodule(parent), own, model.get_submodule(source))
     for name, part in plain.items():
         set_tensor(model, name, values(part, dtype))
     for name, buffer in model.named_buffers():

@@ -39,6 +39,7 @@ def load_pipeline(
     gguf_path: str | Path,
     base: str | Path | None = None,
     *,
+    text_encoders: Mapping[str, str | Path] | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str | None = None,
@@ -50,7 +51,8 @@ def load_pipeline(
 ) -> Any:
     """A pipeline of diffusers whose transformer is that of a GGUF file; all else comes from `base`, a pipeline's folder or Hub id.
 
-    Of `base` the transformer's weights are neither needed nor fetched. `offload` other than none keeps parts in main memory until a
+    Of `base` the transformer's weights are neither needed nor fetched, and neither are those of `text_encoders`, GGUF files by the
+    name of the component (`text_encoder`, `text_encoder_2`, ...). `offload` other than none keeps parts in main memory until a
     GPU `device` needs them: whole models, groups of layers, or single layers. `loras` are adapters and their weights.
 
     Errors of `load_transformer`; ModelNotFoundError and NetworkError for `base`; LoadError where it is a pipeline of another model.
@@ -74,6 +76,13 @@ def load_pipeline(
     if config is None and annotated(gguf.metadata, str(gguf.path)) is None:
         config = base
     parts: dict[str, Any] = {}
+    for name, path in (text_encoders or {}).items():
+        if not isinstance(index.get(name), Sequence):
+            there = ", ".join(n for n in index if n.startswith("text_encoder"))
+            raise ConfigError(f"text_encoders={shown(name)}; {index_file} has {there or 'no text encoder'}.")
+        from qtransformers.diffusers.encoders import load_text_encoder
+
+        parts[name] = load_text_encoder(path, component_config(base, name, hub), dtype=kind, accuracy=accuracy)
     parts[component] = load_transformer(gguf.path, config, dtype=kind, accuracy=accuracy, settings=settings, hub=hub)
     for path, weight in (loras or {}).items():
         load_lora(parts[component], path, weight=weight)
@@ -124,15 +133,15 @@ def read_index(base: str | Path, hub: Hub) -> tuple[dict[str, Any], str]:
     return read_json(found), str(found)
 
 
-def component_config(base: str | Path, name: str, hub: Hub) -> dict[str, Any]:
-    """config.json of a part of a pipeline."""
+def component_config(base: str | Path, name: str, hub: Hub) -> Path:
+    """config.json of a part of a pipeline; ModelNotFoundError where there is none."""
     file = f"{name}/config.json"
     path = Path(base) / file if Path(base).is_dir() else _from_hub(base, (file,), hub)
     if not path.is_file():
         raise ModelNotFoundError(
             f"{path} is missing; expected the config of the pipeline's {name}. Fetch the pipeline again."
         )
-    return read_json(path)
+    return path
 
 
 def _from_hub(base: str | Path, files: tuple[str, ...], hub: Hub) -> Path:

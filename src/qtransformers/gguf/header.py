@@ -40,7 +40,7 @@ MAX_LAYERS, MAX_EXPERTS = 512, 1024  # as llama.cpp
 # Files of these architectures, and files that name none (as many diffusion files do), get the wider limits.
 DIFFUSION = frozenset(
     {
-        "aura", "auraflow", "chroma", "cosmos", "flux", "flux2", "hidream", "hunyuan_video", "hyvid", "lumina2", "ltxv",
+        "aura", "auraflow", "clip_text", "clip_text_projected", "t5", "t5encoder", "umt5", "chroma", "cosmos", "flux", "flux2", "hidream", "hunyuan_video", "hyvid", "lumina2", "ltxv",
         "mochi", "omnigen2", "pig", "cow", "dit", "", "pixart", "qwen_image", "sana", "sd1", "sd2", "sd3", "sdxl", "wan", "z_image",
     }
 )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -89,31 +89,36 @@ def is_diffusion(gguf: GGUFFile) -> bool:
     return any(_found(spec, tensors) for spec in ALL)
 
 
-def detect(gguf: GGUFFile) -> Detected:
-    """Which architecture and layout the file has, by names and logical shapes; UnsupportedError with the nearest ones."""
-    return detected(tensors_of(gguf), str(gguf.path), gguf.metadata.get("general.architecture"))
+def detect(gguf: GGUFFile, specs: Sequence[DiffusionSpec] = ALL) -> Detected:
+    """Which of these architectures and layouts the file has, by names and logical shapes; UnsupportedError with the nearest ones."""
+    return detected(tensors_of(gguf), str(gguf.path), gguf.metadata.get("general.architecture"), specs)
 
 
-def detected(tensors: Mapping[str, QTensor], file: str, said: Any = None) -> Detected:
+def detected(
+    tensors: Mapping[str, QTensor], file: str, said: Any = None, specs: Sequence[DiffusionSpec] = ALL
+) -> Detected:
     """The same of tensors by their names without a prefix, where `file` says that its architecture is `said`."""
-    first = [spec for spec in ALL if isinstance(said, str) and said in (spec.id, *spec.aliases)]
-    for spec in (*first, *(s for s in ALL if s not in first)):
+    first = [spec for spec in specs if isinstance(said, str) and said in (spec.id, *spec.aliases)]
+    for spec in (*first, *(s for s in specs if s not in first)):
         if layout := _found(spec, tensors):
             other = isinstance(said, str) and said not in ("", spec.family, *FOREIGN) and spec not in first
             notes = (f"{file}: general.architecture is {said!r}, but its tensors are those of {spec.title}",) if other else ()  # fmt: skip
             return Detected(spec, layout, _renamed(spec, layout, tensors), notes)
     what = "" if said is None else f"general.architecture {shown(said)}, "
-    raise UnsupportedError(f"{file} is no diffusion transformer that this version knows ({what}{len(tensors)} tensors).{_nearest_specs(tensors)}")  # fmt: skip
+    raise UnsupportedError(f"{file} is no {'diffusion transformer' if specs is ALL else 'text encoder'} that this version knows ({what}{len(tensors)} tensors).{_nearest_specs(tensors, specs)}")  # fmt: skip
 
 
 def plan_diffusion(
-    gguf: GGUFFile, config: Mapping[str, Any] | None = None, config_file: str = "config"
+    gguf: GGUFFile,
+    config: Mapping[str, Any] | None = None,
+    config_file: str = "config",
+    specs: Sequence[DiffusionSpec] = ALL,
 ) -> DiffusionPlan:
     """The plan of a file with the settings that `config`, the file's metadata, its shapes or published models give, in this order.
 
     LoadError or UnsupportedError with everything that is wrong; ConfigError naming the settings that only a config can tell.
     """
-    found = detect(gguf)
+    found = detect(gguf, specs)
     spec, file = found.spec, str(gguf.path)
     settings, extra, problems = read_settings(found, file, annotated(gguf.metadata, file), config, config_file)
     headline = f"{file} cannot be loaded as {spec.title}"
@@ -394,10 +399,10 @@ def _renamed(spec: DiffusionSpec, layout: Layout, tensors: Mapping[str, QTensor]
     return renamed
 
 
-def _nearest_specs(tensors: Mapping[str, QTensor]) -> str:
+def _nearest_specs(tensors: Mapping[str, QTensor], specs: Sequence[DiffusionSpec]) -> str:
     """The architectures that most of the file's names are of, and what they have that the file lacks."""
     near = []
-    for spec in ALL:
+    for spec in specs:
         for layout in LAYOUTS:
             for marks in spec.marks.get(layout, ()):
                 lacking = [n for n in (*marks.all, *marks.shapes) if n not in tensors] + [
@@ -408,4 +413,4 @@ def _nearest_specs(tensors: Mapping[str, QTensor]) -> str:
                 near.append((share, f"{spec.title} ({layout} layout) would need {', '.join(lacking)}"))
     best = sorted((n for n in near if n[0] > 0), key=lambda n: -n[0])[:3]
     told = "; ".join(text for _, text in best)
-    return f" Nearest: {told}." if told else f" Known are {', '.join(spec.title for spec in ALL)}."
+    return f" Nearest: {told}." if told else f" Known are {', '.join(spec.title for spec in specs)}."

@@ -1,0 +1,141 @@
+"""Text encoders of diffusion models: T5 and UMT5 in llama.cpp's names or those of transformers, CLIP in those of transformers.
+
+Raffel et al. 2019 (arXiv:1910.10683), Chung et al. 2023 (arXiv:2304.09151), Radford et al. 2021 (arXiv:2103.00020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from qtransformers.archs.diffusion.parts import embedding, linear, norm, over, setting
+from qtransformers.archs.diffusion.spec import DiffusionSpec, Layout, Marks
+from qtransformers.archs.spec import Problem, TensorSpec
+
+LAYERS = {"i": "num_layers"}
+BLOCK, ENC = "encoder.block.{i}.layer", "enc.blk.{i}"
+QUERY, BIAS = f"{BLOCK}.0.SelfAttention.q", f"{BLOCK}.0.SelfAttention.relative_attention_bias"
+
+
+def _gated(c: Mapping[str, Any], layer: int) -> bool:
+    return bool(c["gated"])
+
+
+def _plain(c: Mapping[str, Any], layer: int) -> bool:
+    return not _gated(c, layer)
+
+
+T5 = DiffusionSpec(
+    id="t5encoder",
+    title="T5 encoder",
+    aliases=("t5", "umt5"),
+    class_name="T5EncoderModel",
+    hparams=(
+        setting("num_layers", derive=lambda s: s.count(QUERY)),
+        setting("vocab_size", derive=lambda s: s.size("shared", 0)),
+        setting("d_model", derive=lambda s: s.size("shared", 1)),
+        setting("num_heads", derive=lambda s: s.size(BIAS, 1)),
+        setting("relative_attention_num_buckets", derive=lambda s: s.size(BIAS, 0)),
+        setting("d_kv", derive=lambda s: over(s.size(QUERY, 0), s.size(BIAS, 1))),
+        setting("d_ff", derive=lambda s: s.size(f"{BLOCK}.1.DenseReluDense.wo", 1)),
+        setting("gated", kind=bool, derive=lambda s: s.has(f"{BLOCK}.1.DenseReluDense.wi_0")),
+        setting("feed_forward_proj", lambda c: "gated-gelu" if c["gated"] else "relu", kind=str),
+        setting("biases_each_layer", kind=bool, derive=lambda s: s.count(BIAS) > 1),  # UMT5
+        setting("relative_attention_max_distance", 128),
+    ),
+    tensors=(
+        embedding("shared", "vocab_size", "d_model", "token_embd"),
+        *(linear(f"{BLOCK}.0.SelfAttention.{theirs}", "num_heads*d_kv", "d_model", f"{ENC}.attn_{theirs}", bias="never", role="attn", repeat=LAYERS) for theirs in "qkv"),
+        linear(f"{BLOCK}.0.SelfAttention.o", "d_model", "num_heads*d_kv", f"{ENC}.attn_o", bias="never", role="attn", repeat=LAYERS),
+        embedding(BIAS, "relative_attention_num_buckets", "num_heads", f"{ENC}.attn_rel_b", repeat=LAYERS, when=lambda c, i: i == 0 or c["biases_each_layer"]),
+        norm(f"{BLOCK}.0.layer_norm", "d_model", f"{ENC}.attn_norm", repeat=LAYERS),
+        linear(f"{BLOCK}.1.DenseReluDense.wi_0", "d_ff", "d_model", f"{ENC}.ffn_gate", bias="never", role="dense_ffn", repeat=LAYERS, when=_gated),
+        linear(f"{BLOCK}.1.DenseReluDense.wi_1", "d_ff", "d_model", f"{ENC}.ffn_up", bias="never", role="dense_ffn", repeat=LAYERS, when=_gated),
+        linear(f"{BLOCK}.1.DenseReluDense.wi", "d_ff", "d_model", f"{ENC}.ffn_up", bias="never", role="dense_ffn", repeat=LAYERS, when=_plain),
+        linear(f"{BLOCK}.1.DenseReluDense.wo", "d_model", "d_ff", f"{ENC}.ffn_down", bias="never", role="dense_ffn", repeat=LAYERS),
+        norm(f"{BLOCK}.1.layer_norm", "d_model", f"{ENC}.ffn_norm", repeat=LAYERS),
+        norm("encoder.final_layer_norm", "d_model", "enc.output_norm"),
+    ),
+    marks={
+        "original": (Marks(("enc.blk.0.attn_rel_b.weight", "enc.output_norm.weight")),),
+        "diffusers": (Marks(("shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight")),),
+    },
+    unused=(r"dec\..*", r"decoder\..*", r"(output|lm_head)\.weight", r"encoder\.embed_tokens\.weight"),
+)  # fmt: skip
+
+
+def _clip_check(c: Mapping[str, Any]) -> Iterator[Problem]:
+    if c["hidden_size"] % c["num_attention_heads"]:
+        yield Problem(
+            f"hidden_size {c['hidden_size']} is no multiple of num_attention_heads {c['num_attention_heads']}"
+        )
+
+
+def _clip(id: str, title: str, class_name: str, prefix: str, projection: bool) -> DiffusionSpec:
+    """CLIP's text part; with the projection of its pooled state transformers puts a prefix before its names."""
+    layer = prefix + "encoder.layers.{i}"
+    repeat = {"i": "num_hidden_layers"}
+    older = "" if projection else "text_model."  # than transformers 5
+
+    def square(name: str) -> TensorSpec:
+        return linear(
+            f"{layer}.self_attn.{name}",
+            "hidden_size",
+            "hidden_size",
+            f"{older}{layer}.self_attn.{name}",
+            role="attn",
+            repeat=repeat,
+        )
+
+    def in_layer(make: Callable[..., TensorSpec], name: str, *shape: str, **more: Any) -> TensorSpec:
+        return make(f"{layer}.{name}", *shape, f"{older}{layer}.{name}", repeat=repeat, **more)
+
+    def once(make: Callable[..., TensorSpec], name: str, *shape: str, **more: Any) -> TensorSpec:
+        return make(prefix + name, *shape, older + prefix + name, **more)
+
+    positions, project = "embeddings.position_embedding.weight", "text_projection.weight"
+    marks: dict[Layout, tuple[Marks, ...]] = (
+        {"diffusers": (Marks((prefix + positions, project)),)}
+        if projection
+        else {"original": (Marks((older + positions,), none=(project,)),), "diffusers": (Marks((positions,)),)}
+    )
+    return DiffusionSpec(
+        id=id,
+        title=title,
+        class_name=class_name,
+        hparams=(
+            setting("num_hidden_layers", derive=lambda s: s.count(f"{layer}.mlp.fc1")),
+            setting("vocab_size", derive=lambda s: s.size(f"{prefix}embeddings.token_embedding", 0)),
+            setting("hidden_size", derive=lambda s: s.size(f"{prefix}embeddings.token_embedding", 1)),
+            setting("max_position_embeddings", derive=lambda s: s.size(f"{prefix}embeddings.position_embedding", 0)),
+            setting("intermediate_size", derive=lambda s: s.size(f"{layer}.mlp.fc1", 0)),
+            *((setting("projection_dim", derive=lambda s: s.size("text_projection", 0)),) if projection else ()),
+            setting("num_attention_heads", required=True),
+            setting("hidden_act", kind=str, required=True),
+        ),
+        check=_clip_check,
+        tensors=(
+            once(embedding, "embeddings.token_embedding", "vocab_size", "hidden_size"),
+            once(embedding, "embeddings.position_embedding", "max_position_embeddings", "hidden_size"),
+            *map(square, ("q_proj", "k_proj", "v_proj", "out_proj")),
+            in_layer(norm, "layer_norm1", "hidden_size", bias="required"),
+            in_layer(norm, "layer_norm2", "hidden_size", bias="required"),
+            in_layer(linear, "mlp.fc1", "intermediate_size", "hidden_size", role="dense_ffn"),
+            in_layer(linear, "mlp.fc2", "hidden_size", "intermediate_size", role="dense_ffn"),
+            once(norm, "final_layer_norm", "hidden_size", bias="required"),
+            *((linear("text_projection", "projection_dim", "hidden_size", "text_projection", bias="never", role="output"),) if projection else ()),
+        ),
+        marks=marks,
+        unused=(r".*embeddings\.position_ids", r"logit_scale"),
+        variants={
+            "OpenAI CLIP ViT-L/14": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "hidden_act": "quick_gelu"},
+            "OpenCLIP ViT-bigG/14": {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "hidden_act": "gelu"},
+        },
+    )  # fmt: skip
+
+
+CLIP = _clip("clip_text", "CLIP text encoder", "CLIPTextModel", "", False)
+CLIP_PROJECTED = _clip(
+    "clip_text_projected", "CLIP text encoder with projection", "CLIPTextModelWithProjection", "text_model.", True
+)
+ENCODERS = (T5, CLIP_PROJECTED, CLIP)

@@ -21,7 +21,8 @@ from starlette.types import ASGIApp, Message
 
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, ModelNotFoundError, QTransformersError
-from qtransformers.serve.app import ROWS, app_of
+from qtransformers.serve.app import app_of
+from qtransformers.serve.routes import ROWS
 from qtransformers.serve.server import Server
 
 URLS = tuple(row.path for row in ROWS if row.method == "POST")

@@ -36,7 +36,8 @@ def test_diffusers_reads_our_original_layout(case):
     model = model_of(case)
     state = model.state_dict()
     there = original_layout(SPECS[case.id], settings(case, model), state)
-    back = conversion(case)({name: values.clone() for name, values in there.items()})
+    beside = dict.fromkeys(case.beside, torch.ones(1))
+    back = conversion(case)({name: values.clone() for name, values in there.items()} | beside)
     assert {name for name, values in back.items() if values is not None} == state.keys()
     for name, values in state.items():
         assert torch.equal(back[name], values), name

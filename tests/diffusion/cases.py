@@ -22,6 +22,7 @@ class Case:
     widths: Mapping[int, int] = field(default_factory=dict)  # that function's own numbers -> those of the tiny model
     kind: str = ""  # of models of one spec
     idle: str = r"(?!)"  # pattern of tensors that the inputs do not reach, numbers as `*`
+    beside: tuple[str, ...] = ()  # tensors of the original layout that nothing reads, but that function asks for
     quantised: Mapping[str, float] = field(
         default_factory=lambda: {"Q8_0": 0.05, "Q4_K": 0.5}
     )  # largest relative error
@@ -178,6 +179,14 @@ def _z_image_inputs(c: Mapping[str, Any]) -> Mapping[str, Any]:
     return dict(x=[noise(4, 1, 8, 8)], t=torch.tensor([0.5]), cap_feats=[noise(7, 512, seed=2)])
 
 
+def video(c: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return dict(hidden_states=noise(1, c["in_channels"], 2, 8, 8), timestep=torch.tensor([500]))
+
+
+WAN = dict(patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=128, in_channels=16, out_channels=16, text_dim=256, ffn_dim=512, num_layers=2)  # fmt: skip
+SANA = dict(in_channels=32, out_channels=32, num_attention_heads=8, attention_head_dim=32, num_layers=2, num_cross_attention_heads=4, cross_attention_head_dim=64, cross_attention_dim=256, caption_channels=256, mlp_ratio=2.5, sample_size=32)  # fmt: skip
+SANA_TOLD = ("num_attention_heads", "attention_head_dim", "num_cross_attention_heads", "cross_attention_head_dim", "sample_size")  # fmt: skip
+
 CASES = (
     Case(
         "aura",
@@ -234,5 +243,71 @@ CASES = (
         told=("axes_dim_rope",),
         convert="convert_lumina2_to_diffusers",
         widths={2304: 256, 768: 128},
+    ),
+    Case(
+        "wan",
+        WAN,
+        lambda c: video(c) | dict(encoder_hidden_states=noise(1, 7, c["text_dim"], seed=2)),
+        told=("num_attention_heads", "attention_head_dim"),
+        convert="convert_wan_transformer_to_diffusers",
+    ),
+    Case(
+        "wan",
+        WAN | dict(in_channels=36, image_dim=256, added_kv_proj_dim=256, patch_size=(1, 2, 2)),
+        lambda c: video(c) | dict(encoder_hidden_states=noise(1, 7, c["text_dim"], seed=2), encoder_hidden_states_image=noise(1, 257, 256, seed=3)),
+        kind="image",
+        told=("num_attention_heads", "attention_head_dim"),
+        convert="convert_wan_transformer_to_diffusers",
+    ),
+    Case(
+        "ltxv",
+        dict(in_channels=32, out_channels=32, num_attention_heads=4, attention_head_dim=64, cross_attention_dim=256, num_layers=2, caption_channels=256),
+        lambda c: dict(hidden_states=noise(1, 16, c["in_channels"]), encoder_hidden_states=noise(1, 7, c["caption_channels"], seed=2), timestep=torch.tensor([500]), encoder_attention_mask=torch.ones(1, 7), num_frames=1, height=4, width=4),
+        told=("num_attention_heads", "attention_head_dim"),
+        convert="convert_ltx_transformer_checkpoint_to_diffusers",
+    ),
+    Case(
+        "hyvid",
+        dict(in_channels=16, out_channels=16, num_attention_heads=2, attention_head_dim=128, num_layers=2, num_single_layers=2, num_refiner_layers=2, text_embed_dim=256, pooled_projection_dim=256),
+        lambda c: video(c) | dict(encoder_hidden_states=noise(1, 7, c["text_embed_dim"], seed=2), encoder_attention_mask=torch.ones(1, 7), pooled_projections=noise(1, c["pooled_projection_dim"], seed=3), guidance=torch.tensor([6000.0])),
+        convert="convert_hunyuan_video_transformer_to_diffusers",
+        widths={3072: 256},
+    ),
+    Case(
+        "cosmos",
+        dict(in_channels=16, out_channels=16, num_attention_heads=4, attention_head_dim=64, num_layers=2, text_embed_dim=256, adaln_lora_dim=256, max_size=(4, 16, 16), rope_scale=(2.0, 1.0, 1.0)),
+        lambda c: video(c) | dict(encoder_hidden_states=noise(1, 7, c["text_embed_dim"], seed=2), fps=30, padding_mask=torch.zeros(1, 1, 8, 8)),
+        told=("rope_scale",),
+        original=False,
+    ),
+    Case(
+        "cosmos",
+        dict(in_channels=16, out_channels=16, num_attention_heads=4, attention_head_dim=64, num_layers=2, text_embed_dim=256, adaln_lora_dim=256, rope_scale=(1.0, 4.0, 4.0), extra_pos_embed_type=None),
+        lambda c: video(c) | dict(encoder_hidden_states=noise(1, 7, c["text_embed_dim"], seed=2), fps=30, padding_mask=torch.zeros(1, 1, 8, 8)),
+        kind="predict2",
+        told=("rope_scale",),
+        convert="convert_cosmos_transformer_checkpoint_to_diffusers",
+    ),
+    Case(
+        "sana",
+        SANA,
+        lambda c: dict(hidden_states=noise(1, c["in_channels"], 4, 4), encoder_hidden_states=noise(1, 7, c["caption_channels"], seed=2), timestep=torch.tensor([500])),
+        told=SANA_TOLD,
+        convert="convert_sana_transformer_to_diffusers",
+        beside=("pos_embed", "y_embedder.y_embedding"),
+    ),
+    Case(
+        "sana",
+        SANA | dict(guidance_embeds=True, qk_norm="rms_norm_across_heads", sample_size=64, interpolation_scale=1.0),
+        lambda c: dict(hidden_states=noise(1, c["in_channels"], 4, 4), encoder_hidden_states=noise(1, 7, c["caption_channels"], seed=2), timestep=torch.tensor([0.5]), guidance=torch.tensor([0.45])),
+        kind="sprint",
+        told=SANA_TOLD,
+    ),
+    Case(
+        "dit",
+        dict(num_attention_heads=4, attention_head_dim=64, in_channels=4, out_channels=8, num_layers=2, sample_size=8, num_embeds_ada_norm=10),
+        lambda c: dict(hidden_states=noise(1, 4, 8, 8), timestep=torch.tensor([500]), class_labels=torch.tensor([3])),
+        told=("num_attention_heads", "attention_head_dim", "sample_size"),
+        original=False,
     ),
 )  # fmt: skip

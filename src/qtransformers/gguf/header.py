@@ -40,8 +40,9 @@ MAX_LAYERS, MAX_EXPERTS = 512, 1024  # as llama.cpp
 # Files of these architectures, and files that name none (as many diffusion files do), get the wider limits.
 DIFFUSION = frozenset(
     {
-        "aura", "auraflow", "clip_text", "clip_text_projected", "t5", "t5encoder", "umt5", "chroma", "cosmos", "flux", "flux2", "hidream", "hunyuan_video", "hyvid", "lumina2", "ltxv",
-        "mochi", "omnigen2", "pig", "cow", "dit", "", "pixart", "qwen_image", "sana", "sd1", "sd2", "sd3", "sdxl", "wan", "z_image",
+        "aura", "auraflow", "chroma", "clip_text", "clip_text_projected", "cosmos", "dit", "flux", "flux2", "hidream",
+        "hunyuan_video", "hyvid", "ltx", "ltx-video", "ltxv", "lumina2", "mochi", "omnigen2", "pig", "cow", "", "pixart",
+        "qwen_image", "sana", "sd1", "sd2", "sd3", "sd3.5", "sdxl", "t5", "t5encoder", "umt5", "wan", "z_image", "zimage",
     }
 )  # fmt: skip
 NAME_BYTES, DIMENSIONS = 63, 4

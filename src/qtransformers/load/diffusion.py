@@ -205,7 +205,8 @@ def read_settings(
                 values[p.name], origins[p.name] = setting_value(p, own), "shapes"
             except BadValue as e:
                 problems.append(e.problem(f"{file}: {p.name}, by the shapes of its tensors,", OTHER))
-    published = _published(spec, {k: v for k, v in values.items() if origins[k] == "shapes"})
+    absent = {p.name: None for p in spec.hparams if p.nullable and p.derive and derived[p.name] is None}
+    published = _published(spec, absent | {k: v for k, v in values.items() if origins[k] == "shapes"})
     missing: list[HParam] = []
     for p in spec.hparams:
         if p.name in values or any(f": {p.name} " in problem.text for problem in problems):

@@ -118,7 +118,7 @@ SPEC = DiffusionSpec(
     tensors=TENSORS,
     marks={
         "original": (Marks(("double_blocks.0.img_attn.proj.weight", "vector_in.in_layer.weight")),),
-        "diffusers": (Marks(("single_transformer_blocks.0.proj_mlp.weight", "time_text_embed.text_embedder.linear_1.weight")),),
+        "diffusers": (Marks(("single_transformer_blocks.0.proj_mlp.weight", "time_text_embed.text_embedder.linear_1.weight"), none=("x_embedder.proj.weight",)),),
     },
     original_names=NAMES,
     pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline", "FluxControlPipeline", "FluxKontextPipeline"),

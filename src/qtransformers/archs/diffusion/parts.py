@@ -73,6 +73,17 @@ def split(
         start = stop
 
 
+def embedder(
+    name: str, width: str, out: str, original: str = "", keys: tuple[str, str] = ("0", "2"), *, hidden: str = "",
+    bias: Bias = "required", repeat: Mapping[str, str] = I, when: When | None = None,
+) -> Iterator[TensorSpec]:  # fmt: skip
+    """Two linear layers from `width` over `hidden` (else `out`) to `out`, as timesteps and captions go through."""
+    hidden = hidden or out
+    for own, key, shape in (("linear_1", keys[0], (hidden, width)), ("linear_2", keys[1], (out, hidden))):
+        theirs = f"{original}.{key}" if original else ""
+        yield linear(f"{name}.{own}", *shape, theirs, bias=bias, role="modulation", repeat=repeat, when=when)
+
+
 def norm(
     name: str, size: str, original: str = "", *, bias: Bias = "never", suffix: str = ".weight",
     repeat: Mapping[str, str] = I, when: When | None = None, on_absent: str = "error",
@@ -99,6 +110,23 @@ def parameter(
 ) -> TensorSpec:  # fmt: skip
     """A parameter `[*shape]` of its own, not of a layer: kept in high precision."""
     return TensorSpec(name, name, shape, "parameter", "never", on_absent, suffix="", original=original, original_suffix="", repeat=repeat, when=when)  # fmt: skip
+
+
+def kernel(name: str) -> Callable[[Any], tuple[int, ...] | None]:
+    """The window of a convolution, from the shape of its weight `[out, in, *window]`."""
+    return lambda s: (s.shape(name) or ())[2:] or None
+
+
+def ratio(name: str, *, inverse: bool = False) -> Callable[[Any], float | None]:
+    """How many times as many outputs a matrix has as inputs, or the other way."""
+
+    def derive(s: Any) -> float | None:
+        out, width = s.size(name, 0), s.size(name, 1)
+        if not out or not width:
+            return None
+        return float(width / out if inverse else out / width)
+
+    return derive
 
 
 def times(a: int | None, b: int | None) -> int | None:

@@ -31,7 +31,7 @@ class Shapes:
         return found
 
     def has(self, name: str) -> bool:
-        """Whether the file has the tensor, or the one that holds it."""
+        """Whether the file has the tensor, or the one that holds it; biases by their whole name."""
         return self._name(name) in self.named
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -68,6 +68,10 @@ class Shapes:
     def _template(self, name: str) -> str:
         row = self._rows.get(name)
         if row is None:
+            stem, _, own = name.rpartition(".")
+            if own == "bias" and stem in self._rows:
+                row = self._rows[stem]
+                return name if self.layout == "diffusers" else row.original.partition("[")[0] + ".bias"
             return name  # a name in full
         if self.layout == "diffusers":
             return row.name + row.suffix

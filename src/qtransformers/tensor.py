@@ -45,6 +45,10 @@ class QTensor:
         """Bytes of one row of the last dimension."""
         return self.type.row_bytes(self.shape[-1] if self.shape else 1)
 
+    def reshaped(self, shape: tuple[int, ...]) -> QTensor:
+        """The same bytes under another shape of as many values."""
+        return QTensor(self.name, self.type, shape, self.data, self.file, self.device)
+
     def dequantize(self) -> NDArray[np.float32]:
         """Decode the whole tensor to f32 `[*shape]`; UnsupportedError for whole numbers, GGUFError for bytes that do not fit the shape."""
         return self._decode(0, self.n_rows).reshape(self.shape)

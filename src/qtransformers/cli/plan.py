@@ -10,16 +10,15 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from qtransformers.cli import plan_diffusion
 from qtransformers.cli.flags import add_flags
-from qtransformers.cli.terminal import painter, printable, table
+from qtransformers.cli.terminal import COLOURS, count, painter, printable, table
 
 if TYPE_CHECKING:
     from qtransformers.load.fit import Fit, Need
     from qtransformers.load.plan import LoadPlan
     from qtransformers.load.source import Sources
     from qtransformers.load.survey import Survey
-
-COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red", "unknown": "yellow"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from qtransformers import machine
     from qtransformers.load import placement
     from qtransformers.load.devices import Devices
+    from qtransformers.load.diffusion import is_diffusion
     from qtransformers.load.fit import Budget, fit
     from qtransformers.load.survey import find_sources, survey
 
@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     if args.vram is None and args.ram is None:  # this machine, and not one on paper
         budget = replace(budget, devices=devices.free)
     sources, others = find_sources(args.model, args.model_path)
+    if sources.gguf is not None and is_diffusion(sources.gguf):
+        return plan_diffusion.run(sources, budget, args)
     found = survey(sources, others, context_length=args.ctx_size, cache=args.cache or "f16")
     wanted = args.placement or "auto"
     table = placement.resolve(found.plan, wanted, budget)
@@ -85,7 +87,7 @@ def as_text(found: Survey, result: Fit, color: str = "auto") -> list[str]:
     """The plan for people, as lines."""
     plan, paint = found.plan, painter(color, sys.stdout)
     bits = 8 * plan.weights_bytes / max(1, plan.parameters)
-    lines = [paint("bold", f"{plan.file}: {plan.architecture}, {_count(plan.parameters)} parameters, {bits:.2f} bits a weight")]  # fmt: skip
+    lines = [paint("bold", f"{plan.file}: {plan.architecture}, {count(plan.parameters)} parameters, {bits:.2f} bits a weight")]  # fmt: skip
     if found.problems:
         lines += [
             "",
@@ -120,10 +122,6 @@ def _in_memory(sources: Sources) -> list[str]:
     return (
         [] if None in found else [f"{memory_text(known)} of {memory_text(sources.gguf.nbytes)} are in memory already"]
     )
-
-
-def _count(n: int) -> str:
-    return f"{n / 1e9:.3g} billion" if n >= 1e9 else f"{n / 1e6:.3g} million"
 
 
 def _need(plan: LoadPlan, need: Need) -> list[str]:

@@ -17,6 +17,13 @@ from qtransformers.settings import Settings
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 STYLES = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
+COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red", "unknown": "yellow"}  # of verdicts
+
+
+def count(n: int) -> str:
+    """Parameters for people: `11.9 billion`."""
+    return f"{n / 1e9:.3g} billion" if n >= 1e9 else f"{n / 1e6:.3g} million"
+
 
 def printable(text: str) -> str:
     """`text` with control characters spelled out, tabs and newlines kept."""

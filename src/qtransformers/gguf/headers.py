@@ -42,6 +42,10 @@ class HeaderTensor(QTensor):
         """Bytes as stored."""
         return self._nbytes
 
+    def reshaped(self, shape: tuple[int, ...]) -> QTensor:
+        """The same under another shape of as many values."""
+        return HeaderTensor(self.name, self.type, shape, self._nbytes, self.file)
+
 
 class HeaderFile:
     """What `GGUFFile` tells, without data; `fetches` read parts of the shards, whose names and sizes are given.

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from qtransformers import machine
-from qtransformers.archs import spec_of
+from qtransformers.archs import SPECS, spec_of
 from qtransformers.archs.spec import HARMLESS, IGNORED_KEYS, NEWER, ArchSpec, Hyperparameters, Problem, read_hparams
 from qtransformers.cache import PagedCache
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
@@ -276,6 +276,11 @@ def examine(
         raise _no_weights(sources)
     file = str(gguf.path)
     architecture = gguf.metadata.get("general.architecture")
+    if architecture not in SPECS:
+        from qtransformers.load.diffusion import detect, is_diffusion  # read only where a file may be one
+
+        if is_diffusion(gguf):
+            raise UnsupportedError(f"{file} is a diffusion transformer, {detect(gguf).spec.title}: it makes pictures, not text. Use `qtransformers image`, or qtransformers.diffusers.")  # fmt: skip
     if not isinstance(architecture, str):
         raise LoadError(
             f"{file}: general.architecture is missing, so nothing says how to run it. Convert the model again."

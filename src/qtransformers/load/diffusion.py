@@ -304,7 +304,7 @@ def match(
         elif reason := why_not("linear", tensor.type, "cpu"):
             findings.add(name, f"cannot be used: {reason}. Use a file of another quantisation.", "unsupported")
         else:
-            whole = QTensor(tensor.name, tensor.type, shape, tensor.data, tensor.file)
+            whole = tensor.reshaped(shape)
             parts += (Part(d, whole, d.origin.ranges if layout == "original" and d.origin else ()) for d in sharers)
     for name in strangers:
         findings.add(name, f"is in the file, but {spec.title} has no such tensor.{_nearest(name, [n for n in expected if n not in tensors], f'what {spec.title} has')} {OTHER}.")  # fmt: skip
@@ -359,15 +359,14 @@ def tensors_of(gguf: GGUFFile) -> dict[str, QTensor]:
     """Tensors by name without the prefix that tools put before all of them, in logical shapes."""
     prefix = stripped(gguf.tensors)
     found = {}
-    for info in gguf.tensors.infos():
-        shape = gguf.metadata.get(ORIG_SHAPE + info.name)
-        tensor = gguf.tensors[info.name]
+    for name, tensor in gguf.tensors.items():
+        shape = gguf.metadata.get(ORIG_SHAPE + name)
         if shape is not None:
             logical = _logical(shape)
             if math.prod(logical) != tensor.n_values:
-                raise LoadError(f"{gguf.path}: {ORIG_SHAPE}{info.name} is {shown(shape)}, but {info.name} has {tensor.n_values} values. The file is damaged: convert the model again.")  # fmt: skip
-            tensor = QTensor(tensor.name, tensor.type, logical, tensor.data, tensor.file)
-        found[info.name.removeprefix(prefix)] = tensor
+                raise LoadError(f"{gguf.path}: {ORIG_SHAPE}{name} is {shown(shape)}, but {name} has {tensor.n_values} values. The file is damaged: convert the model again.")  # fmt: skip
+            tensor = tensor.reshaped(logical)
+        found[name.removeprefix(prefix)] = tensor
     return found
 
 

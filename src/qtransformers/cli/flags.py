@@ -162,6 +162,7 @@ _ROWS = (
     Flag(("--placement",), "what goes where: auto, cpu, entries such as experts=cpu,layers[0-15]=cuda:0, or a saved .json (default: auto)", str, "PLACES"),
     Flag(("--mlock",), "keep the weights in main memory, whatever else wants it"),
     Flag(("--preload",), "read all weights into memory before the first token, with a bar"),
+    Flag(("--replicas",), "answer with N processes, each with an engine of its own; weights are in memory once", integer(1), "N"),
     Flag(("--stages",), "be the first of N processes that share the model's layers, and wait at HOST:PORT for the others (qtransformers stage)", str, "HOST:PORT/N"),
     Flag(("--save",), "write the resolved placement to FILE, for --placement", str, "FILE.json", env=False),
     # what to say

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qtransformers.cli.flags import add_flags
@@ -23,6 +24,7 @@ LOADING = (
 SERVING = (
     "host", "port", "api-key-file", "allow-anyone", "allow-host", "allow-origin", "alias", "adapter", "queue", "per-key", "rate",
     "timeout", "drain", "keep-alive", "max-body", "max-answer", "max-choices", "allow-templates", "tool-parser", "reasoning-parser",
+    "replicas",
 )  # fmt: skip
 OF_THE_FIRST = ("draft", "pre", "prompt_format", "stages")
 # Flag -> field of Model.load, where both are not the same
@@ -45,12 +47,39 @@ def run(args: argparse.Namespace) -> int:
     from qtransformers.serve.server import Server
 
     config, specs = server_config(args), model_specs(args)
+    if args.replicas and args.replicas > 1:
+        return _serve_replicas(args, config, specs)
     server = Server(Models(specs, args.keep_alive), config)
     with plain_warnings(args.color):
         for model in filter(None, (*args.model[:1], args.draft)):
             fetched(model, args.color)
         log_to_stderr()
         serve(server, lambda url: note(greeting(url, specs[0].name, bool(config.keys)), "dim", args.color))
+    return 0
+
+
+def _serve_replicas(args: argparse.Namespace, config: ServerConfig, specs: list[ModelSpec]) -> int:
+    """Several processes, and one that shares requests out among them."""
+    from qtransformers.cli.models import fetched
+    from qtransformers.cli.terminal import note, plain_warnings
+    from qtransformers.machine import usable_cores
+    from qtransformers.serve.router import Router, routed
+    from qtransformers.serve.run import log_to_stderr, serve
+    from qtransformers.settings import Settings
+
+    if args.stages:
+        raise ConfigError("--replicas and --stages: one of several processes with all layers, one of several with some each. Leave one out.")  # fmt: skip
+    if not args.threads and not Settings.from_env().threads:
+        own = {"threads": max(1, usable_cores() // args.replicas)}
+        specs = [replace(spec, options={**spec.options, **own}) for spec in specs]
+    with plain_warnings(args.color):
+        for model in filter(None, (*args.model[:1], args.draft)):
+            fetched(model, args.color)
+        log_to_stderr()
+        router = Router(specs, config, args.replicas, args.keep_alive)
+        serve(
+            router, lambda url: note(greeting(url, specs[0].name, bool(config.keys)), "dim", args.color), routed(router)
+        )
     return 0
 
 

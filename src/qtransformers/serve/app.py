@@ -34,6 +34,16 @@ def app(specs: Iterable[ModelSpec], config: ServerConfig | None = None, *, keep_
 
 def app_of(server: Server) -> ASGIApp:
     """The app of a server."""
+    return Guard(inner_of(server), server.config, is_public, log)
+
+
+def is_public(path: str) -> bool:
+    """Whether a path needs no key."""
+    return any(row.path == path and row.public for row in (*ROWS, *pages()))
+
+
+def inner_of(server: Server) -> Starlette:
+    """The app of a server, for whom somebody else has let in."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -49,9 +59,7 @@ def app_of(server: Server) -> ASGIApp:
     described = Row("GET", "/openapi.json", describer(ROWS))
     rows = (*ROWS, described, *pages())
     routes = [Route(row.path, endpoint=Endpoint(server, row), methods=[row.method]) for row in rows]
-    paths = {row.path for row in rows if row.public}
-    inner = Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: _lost, 405: _lost})  # type: ignore[dict-item]
-    return Guard(inner, server.config, paths.__contains__, log)
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: _lost, 405: _lost})  # type: ignore[dict-item]
 
 
 class Endpoint:

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -15,6 +16,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from qtransformers.errors import ConfigError
 from qtransformers.serve.app import app_of
 from qtransformers.serve.server import Server
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from qtransformers.serve.router import Router
 
 HEADERS_SECONDS = 10.0  # until a request's headers must have come
 IDLE_SECONDS = 65  # that a connection may wait for its next request; more than balancers in front do
@@ -49,7 +55,7 @@ class Patient(HttpToolsProtocol):
 class Listening(uvicorn.Server):
     """Tells the app when the end has begun, and `ready` where it listens."""
 
-    def __init__(self, config: uvicorn.Config, server: Server, ready: Callable[[str], None]) -> None:
+    def __init__(self, config: uvicorn.Config, server: Server | Router, ready: Callable[[str], None]) -> None:
         super().__init__(config)
         self._server, self._ready = server, ready
 
@@ -66,11 +72,11 @@ class Listening(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(server: Server, ready: Callable[[str], None]) -> None:
+def serve(server: Server | Router, ready: Callable[[str], None], app: ASGIApp | None = None) -> None:
     """Listen until SIGTERM or SIGINT; `ready` gets the address. ConfigError where it cannot be listened at, and what keeps the first model from loading."""
     c = server.config
     config = uvicorn.Config(
-        app_of(server),
+        app or app_of(server),  # type: ignore[arg-type]
         http=Patient,
         ws="none",
         log_config=None,

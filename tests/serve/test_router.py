@@ -1,0 +1,225 @@
+"""Several processes behind one address: shared out, streamed through, killed, started again."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("starlette")
+import httpx2 as httpx
+import uvicorn
+
+from qtransformers import Model
+from qtransformers.serve.config import ServerConfig, hashed
+from qtransformers.serve.models import ModelSpec
+from qtransformers.serve.router import SLACK, Router, marks_of, routed, summed
+from qtransformers.serve.run import Patient, listen
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="socket files")
+PATIENCE = 300  # seconds: processes start slowly on a busy machine
+KEY, OTHER = "k" * 20, "o" * 20
+
+
+@contextmanager
+def router_of(specs, n=2, **config):
+    """URL and `Router` of a server with `n` processes, all of them ready."""
+    router = Router(specs, ServerConfig(port=0, **config), n)
+    sock = listen("127.0.0.1", 0)
+    uv = uvicorn.Server(uvicorn.Config(routed(router), http=Patient, log_config=None, timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=uv.run, args=([sock],), daemon=True)
+    thread.start()
+    try:
+        until(lambda: all(r.state == "ready" for r in router.replicas))
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}", router
+    finally:
+        uv.should_exit = True
+        thread.join(30)
+        sock.close()
+        assert not thread.is_alive()
+        assert not any(r._process.is_alive() for r in router.replicas)
+
+
+def until(there):
+    end = time.monotonic() + PATIENCE
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def spec(data):
+    return ModelSpec(str(data / "demo-Q8_0.gguf"), ("demo",), {"threads": 1, "parallel": 2})
+
+
+@pytest.fixture(scope="module")
+def two(spec):
+    with router_of([spec], queue=2, keys={"a": hashed(KEY), "b": hashed(OTHER)}) as found:
+        yield found
+
+
+@pytest.fixture
+def http(two):
+    with httpx.Client(base_url=two[0], timeout=PATIENCE, headers={"authorization": f"Bearer {KEY}"}) as client:
+        yield client
+
+
+def chat(text, **more):
+    return {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 8, **more}
+
+
+def lines_of(response):
+    return [json.loads(x[6:]) for x in response.iter_lines() if x.startswith("data: ") and x != "data: [DONE]"]
+
+
+def test_answers_are_those_of_the_model(http, data):
+    with Model.load(data / "demo-Q8_0.gguf", threads=1) as model:
+        expected = model.chat(chat("Tell me a story.")["messages"], temperature=0, max_tokens=8).text
+    found = http.post("/v1/chat/completions", json=chat("Tell me a story."))
+    assert found.status_code == 200 and found.json()["choices"][0]["message"]["content"] == expected
+    with http.stream("POST", "/v1/chat/completions", json=chat("Tell me a story.", stream=True)) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert "".join(x["choices"][0]["delta"].get("content") or "" for x in lines_of(response)) == expected
+    assert [m["id"] for m in http.get("/v1/models").json()["data"]] == ["demo"]
+    assert http.post("/v1/chat/completions", json={"messages": 3}).json()["error"]["param"] == "messages"
+    assert http.get("/nowhere").status_code == 404
+
+
+def test_keys_are_asked_for_once_for_all(two):
+    url, _ = two
+    assert httpx.get(f"{url}/health").json() == {"status": "ready", "replicas": ["ready", "ready"]}
+    for headers in ({}, {"x-api-key": "wrong"}):
+        assert httpx.post(f"{url}/v1/chat/completions", json=chat("Hi"), headers=headers).status_code == 401
+        assert httpx.get(f"{url}/metrics", headers=headers).status_code == 401
+
+
+def test_parts_pass_as_they_come(http):
+    """The first tokens are there long before the answer is complete."""
+    body = chat("Tell me a story.", stream=True, max_tokens=400, min_tokens=400)
+    with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        parts = response.iter_lines()
+        seen = [x for x in (next(parts) for _ in range(12)) if x.startswith("data: ")]
+        metrics = http.get("/metrics").text
+        assert len(seen) > 3 and running(metrics) == 1
+        assert sum(1 for x in parts if x.startswith("data: ")) > 50
+
+
+def running(metrics):
+    return sum(float(x.split()[-1]) for x in metrics.splitlines() if x.startswith("vllm:num_requests_running{"))
+
+
+def test_who_hangs_up_frees_the_replica(http, two):
+    _, router = two
+    body = chat("Tell me a story.", stream=True, max_tokens=900, min_tokens=900)
+    with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        next(response.iter_lines())
+    until(lambda: all(r.load == 0 for r in router.replicas))
+    until(lambda: running(http.get("/metrics").text) == 0)
+
+
+def test_both_take_part_and_a_conversation_stays(http, two):
+    """Long beginnings are computed once: the same replica has them in its cache."""
+    _, router = two
+    counts = lambda: [router_metric(router, r, "vllm:prompt_tokens_total") for r in router.replicas]  # noqa: E731
+    before = counts()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda i: http.post("/v1/chat/completions", json=chat(f"{i} foxes?", max_tokens=60, min_tokens=60)), range(4)))  # fmt: skip
+    assert all(b > a for a, b in zip(before, counts(), strict=True))
+    messages = [{"role": "system", "content": "You like foxes and tell short stories about them. " * 12}]
+    for turn in range(4):
+        messages.append({"role": "user", "content": f"Tell me story number {turn}."})
+        found = http.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 8, "temperature": 0}).json()
+        cached = found["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert cached > 100 or turn == 0
+        messages.append(found["choices"][0]["message"])
+
+
+def router_metric(router, replica, name):
+    text = asyncio.run(replica.get("/metrics"))[1].decode()
+    return sum(float(x.split()[-1]) for x in text.splitlines() if x.startswith(f"{name}{{"))
+
+
+def test_too_many_at_once(http):
+    """Two processes, each with two answers and two that wait: of 16 at once eight are answered at least, the others hear when to come again."""
+    body = chat("Tell me a story.", max_tokens=100, min_tokens=100)
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: http.post("/v1/chat/completions", json=body), range(16)))
+    codes = [x.status_code for x in found]
+    assert set(codes) == {200, 503} and codes.count(200) >= 8
+    assert all(int(x.headers["retry-after"]) > 0 for x in found if x.status_code == 503)
+
+
+def test_a_killed_replica(spec):
+    """Answers that had begun end with an error; those that had not are given by the other; it is started again."""
+    with router_of([spec]) as (url, router), httpx.Client(base_url=url, timeout=PATIENCE) as http:
+        body = chat("Tell me a story.", stream=True, max_tokens=900, min_tokens=900)
+        with http.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.iter_lines()
+            for _ in range(8):
+                next(lines)
+            busy = next(r for r in router.replicas if r.load)
+            # This one waits in the process that is killed, where its beginning is: nothing of it was sent.
+            with ThreadPoolExecutor(1) as pool:
+                waits = pool.submit(http.post, "/v1/chat/completions", json=chat("Tell me a story.", max_tokens=300, min_tokens=300))  # fmt: skip
+                until(lambda: sum(r.load for r in router.replicas) == 2)
+                os.kill(busy._process.pid, signal.SIGKILL)
+                rest = [json.loads(x[6:]) for x in lines if x.startswith("data: {")]
+                assert rest[-1]["error"]["code"] == "replica_lost"
+                assert waits.result().status_code == 200
+        assert http.post("/v1/chat/completions", json=chat("Hi")).status_code == 200
+        until(lambda: busy.starts == 2 and busy.state == "ready")
+        os.kill(router.replicas[1 - busy.number]._process.pid, signal.SIGKILL)
+        until(lambda: router.replicas[1 - busy.number].state != "ready")
+        assert http.post("/v1/chat/completions", json=chat("Hi")).status_code == 200
+
+
+def test_a_model_that_cannot_be_loaded_is_the_end(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    router = Router([ModelSpec(str(tmp_path / "m.gguf"))], ServerConfig(), 1)
+    heard = []
+
+    async def start():
+        await router.replicas[0].supervise(heard.append)
+
+    asyncio.run(asyncio.wait_for(start(), PATIENCE))
+    assert len(heard) == 1 and "replica 0 ended with code 4 before it could answer" in str(heard[0])
+
+
+def choosing(loads, parallel=4):
+    router = Router([ModelSpec("demo", options={"parallel": parallel})], ServerConfig(), len(loads))
+    router.replicas = [SimpleNamespace(number=i, load=n, state="ready", chosen=0) for i, n in enumerate(loads)]
+    return router
+
+
+def test_who_is_chosen():
+    def body(text, **more):
+        return json.dumps({**more, "messages": [{"role": "user", "content": text}]}).encode()
+
+    router = choosing([0, 0, 0])
+    assert [router.choose([]).number for _ in range(4)] == [0, 1, 2, 0]  # in turns, where all have as much to do
+    long = "x" * 2000
+    first = router.choose(marks_of("k", body(long))).number
+    for more in ({}, {"seed": 3}, {"temperature": 1.0, "stream": True}):  # whatever else it says, in whatever order
+        assert router.choose(marks_of("k", body(long + "and more", **more))).number == first
+    router.replicas[first].load = 4 + SLACK
+    assert router.choose(marks_of("k", body(long))).number != first  # it has too much to do
+    assert marks_of("k", body(long)) != marks_of("other", body(long)), "keys share no caches"
+    assert len(set(marks_of("k", body("y" * 2000)))) == len(marks_of("k", body("y" * 2000))) == 7
+    assert marks_of("k", b"{") == marks_of("k", b"\xff") == marks_of("k", b"[" * 100_000) == []
+    router.replicas[0].state = router.replicas[1].state = router.replicas[2].state = "gone"
+    assert router.choose([]) is None
+
+
+def test_metrics_of_several_as_of_one():
+    a = '# HELP x_total Of.\n# TYPE x_total counter\nx_total{m="a b"} 2.0\nx_created{m="a b"} 7.0\nkv_perc 0.5\nh_bucket{le="+Inf"} 3.0\n'
+    b = '# HELP x_total Of.\n# TYPE x_total counter\nx_total{m="a b"} 3.0\nx_created{m="a b"} 9.0\nkv_perc 0.1\nh_bucket{le="+Inf"} 4.0\ny 1.5\n'
+    assert summed([a, b]).decode() == (
+        '# HELP x_total Of.\n# TYPE x_total counter\nx_total{m="a b"} 5.0\nx_created{m="a b"} 7.0\nkv_perc 0.3\nh_bucket{le="+Inf"} 7.0\ny 1.5\n'
+    )

@@ -1,0 +1,52 @@
+"""Build source archive and wheel, mend the wheel for other Linux distributions, and try it where nothing else is: `wheel.py DIST`."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+MOST_BYTES = 20e6
+
+
+def main(dist: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "built"
+        linux = sys.platform.startswith("linux")
+        static = ["-C", "cmake.define.STATIC_RUNTIME=ON"] if linux else []
+        run(sys.executable, "-m", "build", "--outdir", built, *static, ".")
+        (wheel,) = built.glob("*.whl")
+        dist.mkdir(exist_ok=True)
+        if linux:
+            run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", dist, wheel)
+        else:
+            shutil.copy(wheel, dist)
+        for archive in built.glob("*.tar.gz"):
+            shutil.copy(archive, dist)
+        mended = max(dist.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+        size = mended.stat().st_size
+        if size > MOST_BYTES:
+            sys.exit(f"{mended} has {size / 1e6:.1f} MB; expected at most {MOST_BYTES / 1e6:.0f}")
+        try_out(mended, Path(folder) / "fresh")
+        print(f"{mended}: {size / 1e6:.1f} MB")
+
+
+def try_out(wheel: Path, folder: Path) -> None:
+    """Install a wheel in an environment of its own, whose PATH has no compiler, and let the demo model answer there."""
+    venv.create(folder, with_pip=True)
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "CC", "CXX"))}
+    env |= {"PATH": str(programs), "HF_HUB_OFFLINE": "1"}
+    python = programs / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", wheel.resolve(), env=env, cwd=folder)  # fmt: skip
+    run(python, Path(__file__).with_name("wheel_check.py").resolve(), env=env, cwd=folder)
+
+
+def run(*words: object, **more: object) -> None:
+    subprocess.run(list(map(str, words)), check=True, **more)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,42 +1,17 @@
 """Files made of tiny models in either layout: the values of the original, the layouts of their spec, and what they say of themselves."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from diffusion.cases import CASES
-from diffusion.files import error, model_of, original_layout, run, settings
-from qtransformers.archs.diffusion import SPECS
+from diffusion.checkpoints import LAYOUTS, checkpoint, layouts, tensors
+from diffusion.files import error, model_of, run, settings
 from qtransformers.convert import convert
 from qtransformers.diffusers import load_transformer, save_gguf
 from qtransformers.errors import ConfigError
-from qtransformers.gguf import GGUFFile
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 AURA = next(case for case in CASES if case.id == "aura")
-LAYOUTS = ("original", "diffusers")
-
-
-def layouts(case):
-    return LAYOUTS if case.original else ("diffusers",)
-
-
-def checkpoint(case, layout, folder, dtype=torch.float32, around=""):
-    """A model and where it lies: a pipeline's folder of diffusers, or one safetensors file, whose tensors have a prefix."""
-    model = model_of(case).to(dtype)
-    if layout == "diffusers":
-        inner = folder / ("unet" if "UNet" in type(model).__name__ else "transformer")
-        model.save_pretrained(inner)
-        (folder / "model_index.json").write_text(json.dumps({"_class_name": "APipeline"}))
-        return model.float(), folder
-    there = original_layout(
-        SPECS[case.id], settings(case, model), {k: v.float() for k, v in model.state_dict().items()}
-    )
-    path = folder / "model.safetensors"
-    save_file({around + name: values.to(dtype).contiguous() for name, values in there.items()}, path)
-    return model.float(), path
 
 
 def told(case, layout):
@@ -50,17 +25,12 @@ def plain(config):
     }
 
 
-def tensors(path):
-    with GGUFFile(path) as file:
-        return {name: (t.type.name, t.shape, t.data.tobytes()) for name, t in file.tensors.items()}
-
-
 @cases
-@pytest.mark.parametrize("to", LAYOUTS)
 @pytest.mark.parametrize("of", LAYOUTS)
-def test_all_values_arrive_in_either_layout(case, of, to, tmp_path):
-    if {of, to} - set(layouts(case)):
+def test_all_values_arrive_in_the_other_layout(case, of, tmp_path):
+    if of not in layouts(case):
         pytest.skip("published in the layout of diffusers")
+    to = next((other for other in layouts(case) if other != of), of)
     model, path = checkpoint(case, of, tmp_path)
     made = convert(path, tmp_path / "m.gguf", "F32", layout=to, config=told(case, of))
     ours = load_transformer(made, accuracy="exact")  # without a config: the file says all
@@ -73,44 +43,23 @@ def test_all_values_arrive_in_either_layout(case, of, to, tmp_path):
 
 
 @cases
-def test_both_layouts_have_the_same_blocks(case, tmp_path):
-    _, path = checkpoint(case, "diffusers", tmp_path, torch.bfloat16)
-    off = {}
-    for layout in layouts(case):
-        made = convert(path, tmp_path / f"{layout}.gguf", "Q4_K_S", layout=layout)
-        off[layout] = run(load_transformer(made, accuracy="exact"), case)
-    wanted = run(model_of(case).to(torch.bfloat16).float(), case)
-    for picture in off.values():
-        assert 1e-4 < error(picture, wanted) < case.quantised["Q4_K"]
+def test_a_live_plain_model_is_saved(case, tmp_path):
+    model, path = checkpoint(case, "diffusers", tmp_path)
+    made = save_gguf(model, tmp_path / "q.gguf", "Q4_K_M")
+    assert tensors(made) == tensors(convert(path, tmp_path / "n.gguf", "Q4_K_M"))
+    off = error(run(load_transformer(made, accuracy="exact"), case), run(model, case))
+    assert 1e-4 < off < case.quantised["Q4_K"]
 
 
-@cases
-@pytest.mark.parametrize("to", LAYOUTS)
-def test_a_live_plain_model_is_saved(case, to, tmp_path):
-    if to not in layouts(case):
-        pytest.skip("published in the layout of diffusers")
-    model = model_of(case)
-    made = save_gguf(model, tmp_path / "m.gguf", layout=to)
-    assert error(run(load_transformer(made, accuracy="exact"), case), run(model, case)) < 1e-5
+@pytest.mark.parametrize("id", ["aura", "flux", "sd3", "lumina2"])
+def test_a_loaded_model_keeps_its_blocks(id, tmp_path):
+    case = next(case for case in CASES if case.id == id)
     _, path = checkpoint(case, "diffusers", tmp_path)
-    wanted = convert(path, tmp_path / "n.gguf", "Q4_K_M", layout=to, name="m")
-    assert tensors(save_gguf(model, tmp_path / "q.gguf", "Q4_K_M", layout=to)) == tensors(wanted)
-
-
-@cases
-def test_a_loaded_model_keeps_its_blocks(case, tmp_path):
-    _, path = checkpoint(case, "diffusers", tmp_path)
-    files = {to: convert(path, tmp_path / f"{to}.gguf", "Q4_K_M", layout=to) for to in layouts(case)}
+    files = {to: convert(path, tmp_path / f"{to}.gguf", "Q4_K_S", layout=to) for to in LAYOUTS}
     for of, file in files.items():
         model = load_transformer(file)
-        assert tensors(save_gguf(model, tmp_path / f"again-{of}.gguf")) == tensors(file)
         for to, other in files.items():
-            made = save_gguf(model, tmp_path / f"{of}-{to}.gguf", layout=to)
-            wanted = tensors(other)
-            same = [n for n, t in tensors(made).items() if t == wanted[n]]
-            assert tensors(made).keys() == wanted.keys() and len(same) > 0.9 * len(
-                wanted
-            )  # what is one there may be of several types here
+            assert tensors(save_gguf(model, tmp_path / f"{of}-{to}.gguf", layout=to)) == tensors(other)
 
 
 def test_a_parameter_that_was_changed_is_saved_as_it_is(tmp_path):
@@ -131,3 +80,18 @@ def test_models_whose_layers_were_replaced_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"in place of proj_out\.weight"):
         save_gguf(model, tmp_path / "n.gguf")
     assert not (tmp_path / "n.gguf").exists()
+
+
+@pytest.mark.parametrize("id", ["aura", "flux"])
+def test_mixtures_go_where_error_is(id, tmp_path):
+    case = next(case for case in CASES if case.id == id)
+    model = model_of(case)
+    wanted, found = run(model, case), {}
+    for type in ("Q4_K_S", "Q4_K_M", "Q5_K_S"):
+        made = save_gguf(model, tmp_path / f"{type}.gguf", type)
+        found[type] = made.stat().st_size, error(run(load_transformer(made, accuracy="exact"), case), wanted)
+    size = {type: n for type, (n, _) in found.items()}
+    off = {type: e for type, (_, e) in found.items()}
+    assert size["Q4_K_S"] < size["Q4_K_M"] < size["Q5_K_S"]
+    part = (size["Q4_K_M"] - size["Q4_K_S"]) / (size["Q5_K_S"] - size["Q4_K_S"])
+    assert off["Q4_K_M"] ** 2 < off["Q4_K_S"] ** 2 - 1.1 * part * (off["Q4_K_S"] ** 2 - off["Q5_K_S"] ** 2)

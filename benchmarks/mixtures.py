@@ -1,0 +1,86 @@
+"""What each kind of weight of a diffusion transformer costs its output in few bits, and what mixtures of types make of it.
+
+    PYTHONPATH=src:tests python -m benchmarks.mixtures aura flux sd3
+
+Tiny random models of the real classes (tests/diffusion/cases.py). For each policy: its share of the weights, the share of the squared
+error of the output when it alone is in Q4_K, and that error for each bit. Then bits per weight and error of whole mixtures.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion.cases import CASES
+from diffusion.files import error, model_of, run, settings
+from qtransformers.archs.diffusion import SPECS
+from qtransformers.convert.mixtures import ENDS, mixed
+from qtransformers.convert.recipes import Place, more, that_fits
+from qtransformers.quants import dequantize, quantize
+from qtransformers.types import BY_NAME, QuantType
+
+Types = Mapping[str, QuantType]
+
+
+def main(ids: list[str]) -> None:
+    """Tables of the architectures."""
+    torch.set_num_threads(1)
+    for case in (c for c in CASES if c.id in ids):
+        model = model_of(case)
+        state = dict(model.named_parameters())
+        rows = {d.name: d.row.policy for d in SPECS[case.id].declared(settings(case, model)) if d.name in state and d.part == "weight" and len(d.shape) == 2}  # fmt: skip
+        shapes = {name: tuple(state[name].shape) for name in rows}
+        total = sum(state[name].numel() for name in rows)
+        wanted = run(model, case)
+
+        def off(types: Types, model: Any = model, case: Any = case, wanted: Any = wanted) -> float:
+            return with_types(model, types, lambda: error(run(model, case), wanted))
+
+        each = {p: [n for n in rows if rows[n] == p] for p in rows.values() if p != "keep"}
+        errors = {p: off({n: that_fits(BY_NAME["Q4_K"], shapes[n][-1]) for n in names}) ** 2 for p, names in each.items()}  # fmt: skip
+        print(f"\n{case.id}: {total:,} weights\n  policy        weights   error   error a bit")
+        for p in sorted(errors, key=lambda p: -errors[p]):
+            share = sum(state[n].numel() for n in each[p]) / total
+            part = errors[p] / sum(errors.values())
+            print(f"  {p:12} {share:8.3f} {part:8.3f} {part / share:10.2f}")
+        print("  mixture        bits   error")
+        for title, types in mixtures(shapes, rows).items():
+            bits = 8 * sum(t.row_bytes(state[n].numel()) for n, t in types.items()) / total
+            print(f"  {title:12} {bits:7.3f} {off(types):7.4f}")
+
+
+def mixtures(shapes: Mapping[str, tuple[int, ...]], rows: Mapping[str, str]) -> dict[str, Types]:
+    """Types by tensor: ours, one type for all, and the mixture of language models."""
+    found: dict[str, Types] = {}
+    for name in ("Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M"):
+        found[name] = {n: t for n, t in mixed(name, shapes, rows).items() if t is not None}
+    languages = {}
+    for n, policy in rows.items():
+        same = [m for m in rows if rows[m] == policy]
+        place = Place(same.index(n), len(same), same.index(n), False, 0, False)
+        raised = policy in ("attn_v", "ffn_down") and more(place)
+        type = "Q8_0" if policy in ENDS else "Q6_K" if raised else "Q4_K"
+        languages[n] = that_fits(BY_NAME[type], shapes[n][-1])
+    return found | {"v, down Q6_K": languages}
+
+
+def with_types(model: Any, types: Types, then: Callable[[], float]) -> float:
+    """What `then` gives while these weights are rounded."""
+    state = dict(model.named_parameters())
+    old = {name: state[name].data for name in types}
+    for name, type in types.items():
+        values = np.ascontiguousarray(old[name].numpy())
+        state[name].data = torch.tensor(dequantize(quantize(values, type), type).reshape(values.shape))
+    try:
+        return then()
+    finally:
+        for name, values in old.items():
+            state[name].data = values
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or [case.id for case in CASES])

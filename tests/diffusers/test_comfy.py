@@ -1,0 +1,35 @@
+"""Our files in the original layout as ComfyUI-GGUF reads them."""
+
+import numpy as np
+import pytest
+
+from diffusion.cases import CASES
+from diffusion.checkpoints import checkpoint
+from diffusion.comfy import ARCHITECTURES, KEYS, objections
+from qtransformers.archs.diffusion import SPECS
+from qtransformers.convert import convert
+from qtransformers.gguf import GGUFWriter
+
+DEEPER = {"aura": {"num_mmdit_layers": 4}}  # it looks at the fourth layer
+READ = [c for c in CASES if c.original and ((SPECS[c.id].family or c.id) in ARCHITECTURES) and c.id not in ("flux2", "z_image", "chroma")]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READ, ids=lambda case: case.name)
+def test_it_takes_our_files(case, tmp_path):
+    _, path = checkpoint(case, "diffusers", tmp_path, **DEEPER.get(case.id, {}))
+    for type in ("Q4_K_M", "Q8_0"):
+        assert objections(convert(path, tmp_path / f"{type}.gguf", type)) == []
+
+
+def test_it_knows_most_of_what_is_here():
+    assert {"aura", "flux", "sd3"} <= {case.id for case in READ} & KEYS.keys()
+
+
+def test_it_refuses_other_files(tmp_path):
+    case = next(c for c in CASES if c.id == "flux")
+    _, path = checkpoint(case, "diffusers", tmp_path)
+    assert "the layout of diffusers" in objections(convert(path, tmp_path / "m.gguf", "Q8_0", layout="diffusers"))
+    metadata = {"general.architecture": "mine", "comfy.gguf.orig_shape.x.weight": np.array([3], np.uint64)}
+    with GGUFWriter(tmp_path / "x.gguf", metadata, [("x.weight", (2, 32), "Q8_0")]) as writer:
+        writer.write("x.weight", np.zeros(68, np.uint8))
+    assert len(objections(tmp_path / "x.gguf")) == 4

@@ -18,6 +18,7 @@ USES = {  # example: arguments, a line of its output
     "look_inside.py": ([], "likeliest: "),
     "structured.py": ([], "as JSON: {'name'"),
     "in_transformers.py": (["{folder}", "{gguf}"], "7 plus 5 is 12."),
+    "pictures.py": (["{aura}", "{pipeline}", "a red fox", "{tmp}/fox.png"], "step 4 of 4"),
     "convert_model.py": (["{folder}", "{tmp}/out.gguf"], "wrote "),
 }
 
@@ -26,10 +27,22 @@ def test_every_example_is_listed():
     assert {p.name for p in EXAMPLES.glob("*.py")} == set(USES)
 
 
+def tiny_pipeline(folder):
+    """A pipeline with random weights, and a GGUF file of its transformer."""
+    pytest.importorskip("diffusers")
+    from diffusion.files import write
+    from diffusion.pipelines import saved
+
+    pipe, base = saved(folder / "base")
+    return {"aura": write(folder / "aura.gguf", "aura", pipe.transformer.state_dict()), "pipeline": base}
+
+
 @pytest.mark.parametrize("name", USES)
 def test_example(name, data, tmp_path):
     words, expected = USES[name]
     places = {"gguf": data / "demo-Q8_0.gguf", "folder": data / "demo_model", "tmp": tmp_path}
+    if name == "pictures.py":
+        places |= tiny_pipeline(tmp_path)
     line = [sys.executable, str(EXAMPLES / name), *(w.format(**places) for w in words)]
     done = subprocess.run(line, capture_output=True, text=True, encoding="utf-8", check=False, timeout=120)
     assert done.returncode == 0, done.stderr

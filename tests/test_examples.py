@@ -18,7 +18,7 @@ USES = {  # example: arguments, a line of its output
     "look_inside.py": ([], "likeliest: "),
     "structured.py": ([], "as JSON: {'name'"),
     "in_transformers.py": (["{folder}", "{gguf}"], "7 plus 5 is 12."),
-    "pictures.py": (["{aura}", "{pipeline}", "a red fox", "{tmp}/fox.png"], "step 4 of 4"),
+    "pictures.py": (["{aura}", "{pipeline}", "a red fox", "32", "{tmp}/fox.png"], "step 4 of 4"),
     "convert_model.py": (["{folder}", "{tmp}/out.gguf"], "wrote "),
 }
 

@@ -58,4 +58,4 @@ def test_quantised_it_needs_nothing_but_the_file(folder, tmp_path):
     with torch.no_grad():
         inputs = AURA.inputs(ours.config)
         a, b = (m(**inputs, return_dict=False)[0] for m in (ours, theirs.transformer))
-    assert 1e-3 < float((a - b).norm() / b.norm()) < 0.3
+    assert 1e-3 < float((a - b).norm() / b.norm()) < 0.5

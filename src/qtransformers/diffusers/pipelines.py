@@ -228,10 +228,10 @@ def paint(pipe: Any, wish: Picture, progress: Callable[[int, int], None] | None 
         raise
     except (ValueError, TypeError) as e:
         raise ConfigError(f"{type(pipe).__name__} refuses: {e}") from e
-    except (RuntimeError, AttributeError, IndexError) as e:
-        raise UnsupportedError(
-            f"{type(pipe).__name__} of diffusers {diffusers.__version__} failed ({type(e).__name__}: {e})."
-        ) from e
+    except IndexError as e:
+        raise ConfigError(f"{type(pipe).__name__} failed ({e}): width or height may be more than the model has positions for. Pass smaller ones.") from e  # fmt: skip
+    except (RuntimeError, AttributeError) as e:
+        raise UnsupportedError(f"{type(pipe).__name__} of diffusers {diffusers.__version__} failed ({type(e).__name__}: {e}).") from e  # fmt: skip
     frames = getattr(made, "frames", None)
     return Painted(list(made.images if frames is None else frames), seed, frames is not None)
 

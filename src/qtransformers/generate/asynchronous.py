@@ -63,11 +63,14 @@ class Driver:
 
     def _tell(self, error: BaseException | None = None) -> None:
         """Wake up who has something to read, or everybody with an error."""
+        ready: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
         for future, stream in list(self._waiting.items()):
             if stream.news or error is not None:
                 del self._waiting[future]
-                with suppress(RuntimeError):  # its loop has been closed
-                    future.get_loop().call_soon_threadsafe(_settle, future, error)
+                ready.setdefault(future.get_loop(), []).append(future)
+        for loop, futures in ready.items():
+            with suppress(RuntimeError):  # it has been closed
+                loop.call_soon_threadsafe(_settle, futures, error)  # one call into the system for all of them
         self._streams = set() if error is not None else {s for s in self._streams if not s.ended}
 
 
@@ -125,10 +128,11 @@ class AsyncStream(AsyncIterator[Chunk]):
         self._driver.wake()  # who knows the stream, too
 
 
-def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+def _settle(futures: list[asyncio.Future[None]], error: BaseException | None) -> None:
+    for future in futures:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)

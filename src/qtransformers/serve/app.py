@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -34,12 +34,12 @@ def app(specs: Iterable[ModelSpec], config: ServerConfig | None = None, *, keep_
 
 def app_of(server: Server) -> ASGIApp:
     """The app of a server."""
-    return Guard(inner_of(server), server.config, is_public, log)
+    return Guard(inner_of(server), server.config, public_paths(), log)
 
 
-def is_public(path: str) -> bool:
-    """Whether a path needs no key."""
-    return any(row.path == path and row.public for row in (*ROWS, *pages()))
+def public_paths() -> frozenset[str]:
+    """Those that need no key."""
+    return frozenset(row.path for row in (*ROWS, *pages()) if row.public)
 
 
 def inner_of(server: Server) -> Starlette:
@@ -58,8 +58,21 @@ def inner_of(server: Server) -> Starlette:
 
     described = Row("GET", "/openapi.json", describer(ROWS))
     rows = (*ROWS, described, *pages())
-    routes = [Route(row.path, endpoint=Endpoint(server, row), methods=[row.method]) for row in rows]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: _lost, 405: _lost})  # type: ignore[dict-item]
+    return _App({(row.method, row.path): Endpoint(server, row) for row in rows}, lifespan)
+
+
+class _App(Starlette):
+    """Starlette, but for known paths, which go without its layers: these take their time of every event of a stream."""
+
+    def __init__(self, endpoints: Mapping[tuple[str, str], Endpoint], lifespan: Any) -> None:
+        routes = [Route(path, endpoint=endpoint, methods=[method]) for (method, path), endpoint in endpoints.items()]
+        super().__init__(routes=routes, lifespan=lifespan, exception_handlers={404: _lost, 405: _lost})
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Of ASGI."""
+        endpoint = self._endpoints.get((scope.get("method", ""), scope.get("path", "")))
+        await (endpoint or super().__call__)(scope, receive, send)
 
 
 class Endpoint:

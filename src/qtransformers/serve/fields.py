@@ -82,6 +82,8 @@ class Generates(Sampled, kw_only=True):
     banned: str | list[str] | None = None
     grammar: str | None = None
     regex: str | None = None
+    speculate: bool | str | None = None
+    max_draft: int | None = None
     lora: list[Lora] | None = None
     cache_salt: str | None = None  # only requests of the same key and salt share what is cached of prompts
     # Said by clients for their own sake; they change nothing about an answer.
@@ -90,7 +92,9 @@ class Generates(Sampled, kw_only=True):
 
     def options(self) -> dict[str, Any]:
         """As `Options` have them."""
-        names = ("stop", "max_tokens", "min_tokens", "max_repeats", "banned", "grammar", "regex")
+        names = (
+            "stop", "max_tokens", "min_tokens", "max_repeats", "banned", "grammar", "regex", "speculate", "max_draft"
+        )  # fmt: skip
         return self.sampling() | {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import Any
 
@@ -27,10 +27,10 @@ ANYBODY = 24 * 3600  # seconds that a browser may remember what is allowed
 
 
 class Guard:
-    """Lets requests through to `app` that may come in; the others get an error. `public` tells paths that need no key."""
+    """Lets requests through to `app` that may come in; the others get an error. `public` are paths that need no key."""
 
     def __init__(
-        self, app: ASGIApp, config: ServerConfig, public: Callable[[str], bool], log: Callable[[dict[str, Any]], None]
+        self, app: ASGIApp, config: ServerConfig, public: Collection[str], log: Callable[[dict[str, Any]], None]
     ) -> None:
         self._app, self._config, self._public, self._log = app, config, public, log
         own = (config.host if ":" not in config.host else f"[{config.host}]").lower()
@@ -82,7 +82,7 @@ class Guard:
         if origin is not None and not self._may(origin, host):
             return HTTPError(403, f"Origin is {shown(origin)}: pages of other sites may not ask, unless --allow-origin names theirs.", "origin")  # fmt: skip
         preflight = scope["method"] == "OPTIONS" and origin is not None
-        if self._config.keys and not self._public(scope["path"]) and not preflight:
+        if self._config.keys and scope["path"] not in self._public and not preflight:
             scope["qtransformers.key"] = name = self._config.key_of(_key(headers))
             if name is None:
                 found = "an unknown key" if _key(headers) else "no key"

@@ -19,7 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qtransformers.errors import UnsupportedError
-from qtransformers.serve.app import LOG, is_public, log
+from qtransformers.serve.app import LOG, log, public_paths
 from qtransformers.serve.call import Call, event
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.errors import HTTPError, anthropic_shape, http_error, openai_shape
@@ -221,7 +221,7 @@ async def _pass(chosen: Replica, head: dict[str, Any], body: bytes, call: Call, 
 
 def routed(router: Router) -> ASGIApp:
     """The app of a router, with the same guard as that of a server."""
-    return Guard(router, router.config, is_public, log)
+    return Guard(router, router.config, public_paths(), log)
 
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*(?:\{.*\})?) (\S+)$")

@@ -1,0 +1,138 @@
+"""Streams of many clients at once: tokens a second and the time between tokens, ours and llama-server's, in turns.
+
+usage: serving.py [--model demo|FILE]... [--clients 16] [--tokens 128] [--rounds 5] [--threads 2] [--llama-server PROGRAM] [--title TITLE]
+
+Each client opens a connection, asks for a completion of its own prompt of 32 words and reads the events as they come, on
+one thread for all clients, in this process. Both servers get the same requests, greedy, that end after exactly so many
+tokens, and neither guesses ahead. The time between tokens is that between events at the client.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from urllib.request import urlopen
+
+import results
+
+CONTEXT = 512
+WORDS = "the fox saw an old owl near the river and asked about a lantern that burned all night by the sea".split()  # noqa: SIM905
+
+
+def prompt(i: int) -> str:
+    return " ".join(WORDS[(i * 5 + j * (1 + i % 3)) % len(WORDS)] for j in range(32)) + f" {i}"
+
+
+async def client(port: int, i: int, n: int) -> tuple[int, list[float]]:
+    """Tokens of one answer, and when its events came."""
+    ask = {
+        "prompt": prompt(i),
+        "max_tokens": n,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    ask |= {"ignore_eos": True} if port in LLAMA else {"min_tokens": n, "speculate": False}
+    body = json.dumps(ask).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)  # fmt: skip
+    times, said = [], b""
+    while part := await reader.read(1 << 16):
+        times += [time.perf_counter()] * part.count(b"data: {")
+        said = said[-4096:] + part
+    writer.close()
+    return int(re.findall(rb'"completion_tokens": ?(\d+)', said)[-1]), times
+
+
+LLAMA: set[int] = set()
+
+
+async def round_of(port: int, clients: int, n: int) -> tuple[float, list[float]]:
+    """Tokens a second of all clients together, and seconds between the events of each."""
+    start = time.perf_counter()
+    found = await asyncio.gather(*(client(port, i, n) for i in range(clients)))
+    seconds = time.perf_counter() - start
+    assert all(tokens == n for tokens, _ in found), [tokens for tokens, _ in found]
+    gaps = [b - a for _, times in found for a, b in pairwise(times[:-1])]  # the last event is no token
+    return clients * n / seconds, gaps
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextmanager
+def running(command: list[str], port: int):
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    try:
+        for _ in range(600):
+            try:
+                if urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200:
+                    break
+            except OSError:
+                time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def commands(path: str, a: argparse.Namespace) -> dict[str, tuple[list[str], int]]:
+    """Server -> what starts it, and its port."""
+    ours, theirs = free_port(), free_port()
+    found = {"qtransformers": ([sys.executable, "-m", "qtransformers", "serve", path, "--port", str(ours), "--threads", str(a.threads), "--parallel", str(a.clients), "--ctx-size", str(CONTEXT), "--cache-tokens", str(CONTEXT * a.clients)], ours)}  # fmt: skip
+    if a.llama_server:
+        LLAMA.add(theirs)
+        found["llama-server"] = ([a.llama_server, "-m", path, "--port", str(theirs), "-t", str(a.threads), "-np", str(a.clients), "-c", str(CONTEXT * a.clients)], theirs)  # fmt: skip
+    return found
+
+
+def measured(path: str, a: argparse.Namespace) -> list[list[str]]:
+    """A row for each server."""
+    servers = commands(path, a)
+    speeds: dict[str, list[float]] = {name: [] for name in servers}
+    gaps: dict[str, list[float]] = {name: [] for name in servers}
+    for name, (command, port) in servers.items():
+        with running(command, port):
+            for i in range(a.rounds + 1):  # the first warms up
+                speed, found = asyncio.run(round_of(port, a.clients, a.tokens))
+                if i:
+                    speeds[name].append(speed)
+                    gaps[name] += found
+    rows = []
+    for name in servers:
+        median, last = statistics.median(gaps[name]), statistics.quantiles(gaps[name], n=100)[98]
+        rows.append([f"{Path(path).stem}, {name}", f"{statistics.median(speeds[name]):,.0f}", f"{min(speeds[name]):,.0f} to {max(speeds[name]):,.0f}", f"{1e3 * median:.2f}", f"{1e3 * last:.2f}", f"{last / median:.2f}"])  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", action="append")
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--llama-server")
+    parser.add_argument("--title", default="")
+    a = parser.parse_args()
+    demo = Path(__file__).parents[1] / "tests" / "data" / "demo-Q8_0.gguf"
+    rows = [row for model in a.model or ["demo"] for row in measured(str(demo) if model == "demo" else model, a)]
+    head = ["server", "tokens/s", "of all rounds", "median ms between tokens", "99th percentile", "ratio"]
+    title = f"Serving {a.clients} clients{f', {a.title}' if a.title else ''}"
+    results.publish(__file__, title, f"{a.tokens} tokens each, {a.rounds} rounds, {a.threads} threads, {CONTEXT} tokens of context each; clients run on the same cores.\n\n{results.table(head, rows)}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

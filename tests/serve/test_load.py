@@ -15,12 +15,14 @@ from dataclasses import replace
 import httpx2 as httpx
 import pytest
 
+from qtransformers.cli.command import main
 from qtransformers.serve import run
 from qtransformers.serve.config import ServerConfig, hashed
 from qtransformers.serve.errors import HTTPError
 from qtransformers.serve.guard import Rates
 from servers import running
 
+KEY = "k" * 24
 LONG = {"prompt": "Once", "max_tokens": 900, "stream": True, "min_tokens": 900}
 
 
@@ -204,7 +206,7 @@ def test_a_body_that_does_not_come(demo):
 def command(data, tmp_path):
     """The command, listening: its process and URL."""
     words = ["serve", str(data / "demo-Q8_0.gguf"), "--port", "0", "--alias", "demo", "--threads", "1"]
-    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "QTRANSFORMERS_API_KEY": KEY}
     process = subprocess.Popen(
         [sys.executable, "-m", "qtransformers", *words], stderr=subprocess.PIPE, text=True, env=env
     )
@@ -219,9 +221,33 @@ def command(data, tmp_path):
     process.wait()
 
 
+def test_ps_finds_it(command, tmp_path, capsys, monkeypatch):
+    process, url, _ = command
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for _ in range(500):
+        assert main(["ps", "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        if found["models"] and found["models"][0]["state"] == "ready":
+            break
+        time.sleep(0.02)
+    assert (found["url"], found["pid"], found["models"][0]["name"]) == (url, process.pid, "demo")
+    assert found["models"][0]["context_length"] == 1024
+    (file,) = (tmp_path / "qtransformers" / "servers").iterdir()
+    assert file.stat().st_mode & 0o077 == 0
+    assert main(["ps"]) == 0
+    assert re.search(rf"{url} +demo +ready +0 +0 +[0-9]", capsys.readouterr().out)
+    with httpx.Client(base_url=url) as http:
+        assert http.get("/v1/models").status_code == 401, "the key is not the token"
+    process.kill()
+    process.wait()
+    assert main(["ps"]) == 1
+    assert "qtransformers serve" in capsys.readouterr().err
+    assert not file.exists()
+
+
 def test_sigterm_lets_answers_finish(command):
     process, url, said = command
-    with httpx.Client(base_url=url, timeout=60) as http:
+    with httpx.Client(base_url=url, timeout=60, headers={"x-api-key": KEY}) as http:
         for _ in range(500):
             if http.get("/health").status_code == 200:
                 break

@@ -21,6 +21,7 @@ VERBS = {
     "image": "pictures from a diffusion model",
     "batch": "answer the requests of a file",
     "stage": "compute some layers of a model that is too large for one machine",
+    "ps": "the servers that run here",
     "show": "what is in a GGUF file",
     "plan": "whether a model fits, and what would make it fit",
     "advise": "which type and method a model should have here",

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,27 +46,36 @@ def run(args: argparse.Namespace) -> int:
     from qtransformers.cli.terminal import note, plain_warnings
     from qtransformers.serve.models import Models
     from qtransformers.serve.run import log_to_stderr, serve
+    from qtransformers.serve.running import announced, new_token
     from qtransformers.serve.server import Server
 
     config, specs = server_config(args), model_specs(args)
-    if args.replicas and args.replicas > 1:
-        return _serve_replicas(args, config, specs)
-    server = Server(Models(specs, args.keep_alive), config)
-    with plain_warnings(args.color):
+    token, digest = new_token()
+    if config.keys:
+        config = replace(config, keys={**config.keys, "ps": digest})
+    with plain_warnings(args.color), ExitStack() as stack:
+
+        def ready(url: str) -> None:
+            stack.enter_context(announced(url, token))
+            note(greeting(url, specs[0].name, bool(config.keys)), "dim", args.color)
+
         for model in filter(None, (*args.model[:1], args.draft)):
             fetched(model, args.color)
         log_to_stderr()
-        serve(server, lambda url: note(greeting(url, specs[0].name, bool(config.keys)), "dim", args.color))
+        if args.replicas and args.replicas > 1:
+            _serve_replicas(args, config, specs, ready)
+        else:
+            serve(Server(Models(specs, args.keep_alive), config), ready)
     return 0
 
 
-def _serve_replicas(args: argparse.Namespace, config: ServerConfig, specs: list[ModelSpec]) -> int:
+def _serve_replicas(
+    args: argparse.Namespace, config: ServerConfig, specs: list[ModelSpec], ready: Callable[[str], None]
+) -> None:
     """Several processes, and one that shares requests out among them."""
-    from qtransformers.cli.models import fetched
-    from qtransformers.cli.terminal import note, plain_warnings
     from qtransformers.machine import usable_cores
     from qtransformers.serve.router import Router, routed
-    from qtransformers.serve.run import log_to_stderr, serve
+    from qtransformers.serve.run import serve
     from qtransformers.settings import Settings
 
     if args.stages:
@@ -72,15 +83,8 @@ def _serve_replicas(args: argparse.Namespace, config: ServerConfig, specs: list[
     if not args.threads and not Settings.from_env().threads:
         own = {"threads": max(1, usable_cores() // args.replicas)}
         specs = [replace(spec, options={**spec.options, **own}) for spec in specs]
-    with plain_warnings(args.color):
-        for model in filter(None, (*args.model[:1], args.draft)):
-            fetched(model, args.color)
-        log_to_stderr()
-        router = Router(specs, config, args.replicas, args.keep_alive)
-        serve(
-            router, lambda url: note(greeting(url, specs[0].name, bool(config.keys)), "dim", args.color), routed(router)
-        )
-    return 0
+    router = Router(specs, config, args.replicas, args.keep_alive)
+    serve(router, ready, routed(router))
 
 
 def server_config(args: argparse.Namespace) -> ServerConfig:

@@ -39,5 +39,9 @@ def _model(name: str, entry: Entry) -> dict[str, Any]:
     sampling = (
         {field: getattr(model.sampling, field) for field in RANGES} if model else None
     )  # where a request says nothing
-    more = {"kind": "language", "context_length": context, "sampling": sampling}
+    usage = entry.usage
+    more = {
+        "kind": "language", "context_length": context, "sampling": sampling,
+        "running": usage.running if usage else 0, "waiting": usage.waiting if usage else entry.answers,
+    }  # fmt: skip
     return {"id": name, "object": "model", "created": entry.created, "owned_by": "qtransformers", "root": entry.spec.name, "max_model_len": context, "state": entry.state, "qtransformers": more}  # fmt: skip

@@ -11,7 +11,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from qtransformers.errors import ConfigError
 from qtransformers.machine import resident
 
 if TYPE_CHECKING:
@@ -156,18 +155,10 @@ class _Gauges(Collector):
         cache = GaugeMetricFamily("vllm:kv_cache_usage_perc", "Share of the cache's pages that answers hold, 1 is all.", labels=MODEL)  # fmt: skip
         loaded = GaugeMetricFamily("qtransformers:model_loaded", "Whether a model is loaded.", labels=MODEL)
         for entry in self._entries:
-            name, model = [entry.spec.name], entry.model
-            n_running, n_waiting, share = 0, entry.answers, 0.0
-            if model is not None:
-                try:
-                    usage = model.usage
-                    n_running, n_waiting = usage.running, usage.waiting
-                    share = 1 - usage.free_pages / usage.pages if usage.pages else 0.0
-                except ConfigError:
-                    pass  # it is closed this very moment
-            running.add_metric(name, n_running)
-            waiting.add_metric(name, n_waiting)
-            cache.add_metric(name, share)
+            name, usage = [entry.spec.name], entry.usage
+            running.add_metric(name, usage.running if usage else 0)
+            waiting.add_metric(name, usage.waiting if usage else entry.answers)
+            cache.add_metric(name, 1 - usage.free_pages / usage.pages if usage and usage.pages else 0.0)
             loaded.add_metric(name, entry.state == "ready")
         yield from (running, waiting, cache, loaded)
         yield GaugeMetricFamily("process_resident_memory_bytes", "Main memory of the process.", value=resident() or 0)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qtransformers.checks import shown, text
 from qtransformers.errors import ConfigError, InsufficientMemoryError
+from qtransformers.generate import Usage
 from qtransformers.load.fit import Budget, fit
 from qtransformers.load.hub import resolve_model
 from qtransformers.load.survey import find_sources, judge, survey
@@ -80,6 +81,14 @@ class Entry:
         """The model; it is only asked for while somebody holds it."""
         assert self.model is not None
         return self.model
+
+    @property
+    def usage(self) -> Usage | None:
+        """What its engine does; None where it is not loaded."""
+        try:
+            return self.model.usage if self.model is not None else None
+        except ConfigError:  # it is closed this very moment
+            return None
 
 
 class Models:

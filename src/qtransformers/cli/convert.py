@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert, or say what would be written."""
     from qtransformers.convert import plan_conversion, write
+    from qtransformers.convert.estimate import seconds, time_text
     from qtransformers.convert.write import DEFAULT_TYPE
 
     learns = learned.wanted(args)
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output or f"{name}-{kind}.gguf")
     if args.dry_run:
         print("\n".join(_described(plan)))
-        note(f"would write {output}, {_size(plan, plan.nbytes)}")
+        note(f"would write {output}, {_size(plan, plan.nbytes)}, in about {time_text(seconds(plan))} on this machine")
         return 0
     if learns:
         with plain_warnings(args.color):

@@ -48,5 +48,5 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     config = {**REAL["aura"].config, "num_mmdit_layers": 1, "num_single_dit_layers": 4}
     path = write_sparse(tmp_path / "m.safetensors", shapes_of("aura", config, "diffusers"))
     done = subprocess.run([sys.executable, "-c", CONVERT, str(path), str(tmp_path / "m.gguf")], capture_output=True, text=True, check=True)  # fmt: skip
-    assert path.stat().st_size > 2.2e9 and (tmp_path / "m.gguf").stat().st_size > 6e8
+    assert path.stat().st_size > 2e9 and (tmp_path / "m.gguf").stat().st_size > 5e8
     assert int(done.stdout) < 1000  # MB

@@ -187,6 +187,8 @@ WAN = dict(patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=128, 
 SANA = dict(in_channels=32, out_channels=32, num_attention_heads=8, attention_head_dim=32, num_layers=2, num_cross_attention_heads=4, cross_attention_head_dim=64, cross_attention_dim=256, caption_channels=256, mlp_ratio=2.5, sample_size=32)  # fmt: skip
 SANA_TOLD = ("num_attention_heads", "attention_head_dim", "num_cross_attention_heads", "cross_attention_head_dim", "sample_size")  # fmt: skip
 
+UNET = dict(sample_size=8, block_out_channels=(64, 128), layers_per_block=2, cross_attention_dim=256)
+
 CASES = (
     Case(
         "aura",
@@ -309,5 +311,19 @@ CASES = (
         lambda c: dict(hidden_states=noise(1, 4, 8, 8), timestep=torch.tensor([500]), class_labels=torch.tensor([3])),
         told=("num_attention_heads", "attention_head_dim", "sample_size"),
         original=False,
+    ),
+    Case(
+        "sd1",
+        UNET | dict(down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=(4, 8), transformer_layers_per_block=(1, 1)),
+        lambda c: dict(sample=noise(1, c["in_channels"], 8, 8), timestep=torch.tensor([500]), encoder_hidden_states=noise(1, 7, c["cross_attention_dim"], seed=2)),
+        told=("attention_head_dim",),
+        convert="convert_ldm_unet_checkpoint",
+    ),
+    Case(
+        "sdxl",
+        UNET | dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(4, 8), transformer_layers_per_block=(1, 2), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=1792),
+        lambda c: dict(sample=noise(1, c["in_channels"], 8, 8), timestep=torch.tensor([500]), encoder_hidden_states=noise(1, 7, c["cross_attention_dim"], seed=2), added_cond_kwargs=dict(text_embeds=noise(1, 256, seed=3), time_ids=torch.tensor([[64.0, 64, 0, 0, 64, 64]]))),
+        told=("attention_head_dim",),
+        convert="convert_ldm_unet_checkpoint",
     ),
 )  # fmt: skip

@@ -14,6 +14,7 @@ import torch
 
 from diffusion.cases import Case
 from qtransformers.archs.diffusion import SPECS, DiffusionSpec
+from qtransformers.archs.diffusion.spec import PREFIXES
 from qtransformers.gguf import GGUFWriter
 from qtransformers.gguf.encode import TensorSpec
 from qtransformers.quants import quantize
@@ -90,7 +91,10 @@ def run(model: Any, case: Case) -> torch.Tensor:
 def conversion(case: Case) -> Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]:
     """The function of diffusers from the original layout to its own, with the widths of the tiny model in place of the real one's."""
     found = getattr(theirs, case.convert)
-    return FunctionType(_resized(found.__code__, case.widths), found.__globals__)
+    made = FunctionType(_resized(found.__code__, case.widths), found.__globals__, None, found.__defaults__)
+    if case.convert != "convert_ldm_unet_checkpoint":
+        return made
+    return lambda tensors: made({f"{PREFIXES[0]}{name}": values for name, values in tensors.items()}, case.config)
 
 
 def _resized(code: CodeType, widths: Mapping[int, int]) -> CodeType:

@@ -93,6 +93,7 @@ class HParam:
         None  # diffusion: what the shapes of a file's tensors say (archs.diffusion.shapes); None where they do not
     )
     nullable: bool = False  # diffusion: None where nothing says it, and the class takes that
+    alike: str = ""  # diffusion: the list of settings that one number stands for as many of as it is long
     hint: str = ""  # diffusion: what published models have, for whoever is asked for it
 
 

@@ -192,7 +192,7 @@ def read_settings(
             if source.get(p.name) is None:
                 continue
             try:
-                value = setting_value(p, source[p.name])
+                value = setting_value(p, _of_all(p, source[p.name], derived))
             except BadValue as e:
                 problems.append(e.problem(f"{name}: {p.name}", "Pass the config of this model"))
                 break
@@ -235,6 +235,13 @@ def _default(p: HParam, values: Mapping[str, Any]) -> Any:
         return None if p.required else p.default(values) if callable(p.default) else p.default
     except KeyError:  # one that it hangs on is missing, and asked for
         return None
+
+
+def _of_all(p: HParam, value: Any, derived: Mapping[str, Any]) -> Any:
+    """One number for every block as a list, where that is how the spec has it."""
+    if not p.alike or isinstance(value, (list, tuple)):
+        return value
+    return (value,) * len(derived.get(p.alike) or (0,))
 
 
 def setting_value(p: HParam, value: Any) -> Any:

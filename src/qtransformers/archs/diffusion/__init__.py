@@ -16,6 +16,7 @@ from qtransformers.archs.diffusion import (
     qwen_image,
     sana,
     sd3,
+    unet,
     wan,
     z_image,
 )
@@ -25,7 +26,7 @@ from qtransformers.archs.diffusion.spec import LAYOUTS, Declared, DiffusionSpec,
 # The order counts where marks of one are among the tensors of another: the more particular first
 ALL: tuple[DiffusionSpec, ...] = (
     auraflow.SPEC, chroma.SPEC, flux2.SPEC, flux.SPEC, sd3.SPEC, hidream.SPEC, qwen_image.SPEC, z_image.SPEC, lumina2.SPEC,
-    hunyuan_video.SPEC, wan.SPEC, ltx.SPEC, cosmos.SPEC, sana.SPEC, dit.SPEC,
+    hunyuan_video.SPEC, wan.SPEC, ltx.SPEC, cosmos.SPEC, sana.SPEC, dit.SPEC, unet.SDXL, unet.SD1,
 )  # fmt: skip
 SPECS: dict[str, DiffusionSpec] = {name: spec for spec in ALL for name in (spec.id, *spec.aliases)}
 

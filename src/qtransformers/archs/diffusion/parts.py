@@ -23,7 +23,7 @@ POLICIES: Mapping[str, Policy] = {
 def setting(
     name: str, default: Any = None, *, kind: type = int, derive: Callable[[Any], Any] | None = None,
     required: bool = False, nullable: bool = False, minimum: float | None = 1, maximum: float | None = 2**20,
-    choices: tuple[Any, ...] = (), hint: str = "",
+    choices: tuple[Any, ...] = (), hint: str = "", alike: str = "",
 ) -> HParam:  # fmt: skip
     """A keyword argument of the class; without `derive` no tensor shows it, and `required` has it asked for by name.
 
@@ -31,7 +31,7 @@ def setting(
     function of the settings before may give None for it, and then it is asked for too. `hint` says which models have what.
     """
     bounds = (minimum, maximum) if kind in (int, float, tuple) else (None, None)
-    return HParam(name, name, kind, default, required, *bounds, choices=choices, derive=derive, nullable=nullable, hint=hint)  # fmt: skip
+    return HParam(name, name, kind, default, required, *bounds, choices=choices, derive=derive, nullable=nullable, hint=hint, alike=alike)  # fmt: skip
 
 
 def axes(name: str, *published: int, size: Callable[[Mapping[str, Any]], int] = itemgetter("attention_head_dim")) -> HParam:  # fmt: skip

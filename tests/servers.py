@@ -9,14 +9,19 @@ import uvicorn
 from qtransformers.serve.app import app_of
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.models import Models
+from qtransformers.serve.painters import Painters
 from qtransformers.serve.run import Patient, listen
 from qtransformers.serve.server import Server
 
 
 @contextmanager
-def running(specs, config=None, keep_alive=None):
+def running(specs, config=None, keep_alive=None, painters=()):
     """The base URL of a server, and the `Server`."""
-    server = Server(Models(specs, keep_alive), config or ServerConfig(port=0))
+    server = Server(
+        Models(specs, keep_alive, may_be_none=bool(painters)),
+        config or ServerConfig(port=0),
+        Painters(painters, keep_alive),
+    )
     sock = listen(server.config.host, 0)
     uv = uvicorn.Server(uvicorn.Config(app_of(server), http=Patient, log_config=None, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=uv.run, args=([sock],), daemon=True)
@@ -24,7 +29,7 @@ def running(specs, config=None, keep_alive=None):
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     try:
         for _ in range(1000):
-            if uv.started and server.models.entries[0].state in ("ready", "broken"):
+            if uv.started and (*server.models.entries, *server.painters.all)[0].state in ("ready", "broken"):
                 break
             time.sleep(0.01)
         yield url, server

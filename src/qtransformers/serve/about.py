@@ -10,12 +10,13 @@ from qtransformers.sampling.settings import RANGES
 if TYPE_CHECKING:
     from qtransformers.serve.call import Call
     from qtransformers.serve.models import Entry
+    from qtransformers.serve.painters import Painter
     from qtransformers.serve.server import Server
 
 
 async def health(server: Server, call: Call, body: bytes) -> None:
     """Whether requests can be answered now: ready, loading, broken or draining."""
-    states = [entry.state for entry in server.models.entries]
+    states = [entry.state for entry in server.models.entries] + [painter.state for painter in server.painters.all]
     state = "draining" if server.draining else states[0] if states[0] in ("loading", "broken") else "ready"
     await call.json({"status": state}, 200 if state == "ready" else 503)
 
@@ -23,22 +24,26 @@ async def health(server: Server, call: Call, body: bytes) -> None:
 async def list_models(server: Server, call: Call, body: bytes) -> None:
     """The models, and their adapters."""
     data = [_model(*item) for item in server.models.names.items()]
+    data += [_painter(*item) for item in server.painters.names.items()]
     await call.json({"object": "list", "data": data, "qtransformers": {"memory_bytes": resident()}})
 
 
 async def show_model(server: Server, call: Call, body: bytes) -> None:
     """One of them."""
     name = call.path["name"]
-    entry, _ = server.models.find(name)
-    await call.json(_model(name, entry))
+    painter = server.painters.names.get(name)
+    await call.json(_painter(name, painter) if painter else _model(name, server.models.find(name)[0]))
+
+
+def _painter(name: str, painter: Painter) -> dict[str, Any]:
+    more = {"kind": "diffusion", "images": painter.limits}
+    return {"id": name, "object": "model", "created": painter.created, "owned_by": "qtransformers", "root": painter.spec.names[0], "state": painter.state, "qtransformers": more}  # fmt: skip
 
 
 def _model(name: str, entry: Entry) -> dict[str, Any]:
     model = entry.model
     context = model.context_length if model else None
-    sampling = (
-        {field: getattr(model.sampling, field) for field in RANGES} if model else None
-    )  # where a request says nothing
+    sampling = {field: getattr(model.sampling, field) for field in RANGES} if model else None  # the defaults
     usage = entry.usage
     more = {
         "kind": "language", "context_length": context, "sampling": sampling,

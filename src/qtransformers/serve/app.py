@@ -47,7 +47,11 @@ def inner_of(server: Server) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(_first(server)), asyncio.create_task(server.models.expire())]
+        tasks = [
+            asyncio.create_task(_first(server)),
+            asyncio.create_task(server.models.expire()),
+            asyncio.create_task(server.painters.expire()),
+        ]
         try:
             yield
         finally:
@@ -123,10 +127,14 @@ class Endpoint:
 
 async def _first(server: Server) -> None:
     """Load the first model; what goes wrong is for /health and the log."""
+    first = next(iter((*server.models.names, *server.painters.names)))
     try:
-        await server.models.load(server.models.entries[0])
+        if server.models.entries:
+            await server.models.load(server.models.entries[0])
+        else:
+            await server.painters.all[0].load()
     except Exception as e:
-        LOG.error("%s: %s", server.models.entries[0].spec.name, e)
+        LOG.error("%s: %s", first, e)
         server.give_up(e)
 
 

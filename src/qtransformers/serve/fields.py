@@ -169,6 +169,23 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     decode_special: bool = True
 
 
+class ImagesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """/v1/images/generations."""
+
+    prompt: str
+    model: str | None = None
+    n: int | None = None
+    size: str | None = None  # WIDTHxHEIGHT in pixels, or auto
+    response_format: str | None = None  # b64_json
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    stream: bool | None = None
+    negative_prompt: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    user: str | None = None
+
+
 def prompts_of(given: Texts, field: str) -> list[str | tuple[int, ...]]:
     """A text, texts, token ids, or lists of them, as a list; HTTPError where they are mixed."""
     if isinstance(given, str):

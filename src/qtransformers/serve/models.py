@@ -94,14 +94,14 @@ class Entry:
 class Models:
     """Loads models when they are asked for, and unloads them to make room or when nobody has asked for long.
 
-    `keep_alive` is in seconds; None: for ever. Of one event loop.
+    `keep_alive` is in seconds; None: for ever. Of one event loop. `may_be_none` where a server has others, which paint.
     """
 
-    def __init__(self, specs: Iterable[ModelSpec], keep_alive: float | None = None) -> None:
+    def __init__(self, specs: Iterable[ModelSpec], keep_alive: float | None = None, *, may_be_none: bool = False) -> None:
         self.metrics = Metrics()
         self.entries = [Entry(spec, int(time.time()), self.metrics.of(spec.name)) for spec in specs]
         self.metrics.watch(self.entries)
-        if not self.entries:
+        if not self.entries and not may_be_none:
             raise ConfigError("there is no model to serve. Name at least one.")
         self._by_name: dict[str, tuple[Entry, str | None]] = {}
         for entry in self.entries:
@@ -119,6 +119,8 @@ class Models:
 
     def find(self, name: str | None) -> tuple[Entry, str | None]:
         """The model of a name, and the adapter that the name means; HTTPError 404."""
+        if not self.entries:
+            raise HTTPError(404, f"model={shown(name, 100)}: no model of this server writes.", "model_not_found", field="model")  # fmt: skip
         if name is None or name == "":
             return self.entries[0], None
         found = self._by_name.get(name)

@@ -10,6 +10,7 @@ from qtransformers.serve.about import health, list_models, show_model
 from qtransformers.serve.call import Call
 from qtransformers.serve.chat import chat_completions
 from qtransformers.serve.completions import completions
+from qtransformers.serve.images import generate_images
 from qtransformers.serve.messages import CountRequest, MessagesRequest, count_tokens, messages
 from qtransformers.serve.metrics import metrics
 from qtransformers.serve.responses import ResponsesRequest, responses
@@ -44,6 +45,7 @@ ROWS = (
     Row("POST", "/v1/messages", messages, MessagesRequest, anthropic=True),
     Row("POST", "/v1/messages/count_tokens", count_tokens, CountRequest, anthropic=True),
     Row("POST", "/v1/embeddings", embeddings, fields.EmbeddingsRequest),
+    Row("POST", "/v1/images/generations", generate_images, fields.ImagesRequest),
     Row("POST", "/tokenize", tokenize, fields.TokenizeRequest),
     Row("POST", "/detokenize", detokenize, fields.DetokenizeRequest),
 )

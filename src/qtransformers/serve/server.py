@@ -9,9 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qtransformers.checks import shown
+from qtransformers.errors import ConfigError
 from qtransformers.serve.errors import HTTPError
 from qtransformers.serve.guard import Rates
 from qtransformers.serve.models import Entry, Models
+from qtransformers.serve.painters import Painter, Painters
 
 if TYPE_CHECKING:
     from qtransformers.serve.call import Call
@@ -25,8 +28,10 @@ RECENT = 0.2  # share of the latest answer in how long answers take
 class Server:
     """Lets requests in, gives them their model, and takes what computes off the event loop."""
 
-    def __init__(self, models: Models, config: ServerConfig) -> None:
-        self.models, self.config = models, config
+    def __init__(self, models: Models, config: ServerConfig, painters: Painters | None = None) -> None:
+        self.models, self.config, self.painters = models, config, painters or Painters()
+        if twice := sorted(models.names.keys() & self.painters.names.keys()):
+            raise ConfigError(f"alias={shown(twice[0])} names two models. Give one of them another (--alias).")
         self.draining = False
         self.give_up: Callable[[Exception], None] = lambda error: None  # called where the first model cannot be loaded
         self._rates = Rates(config.per_key, config.rate)
@@ -59,6 +64,21 @@ class Server:
         finally:
             self._rates.leave(call.key)
 
+    @asynccontextmanager
+    async def painting(self, call: Call, model: str | None) -> AsyncIterator[Painter]:
+        """The diffusion model for a request; HTTPError where too many wait for it."""
+        if self.draining:
+            raise HTTPError(503, "the server is about to end. Ask another, or again later.", "draining", retry=10)
+        painter = self.painters.find(model)
+        call.told["model"] = painter.spec.names[0]
+        self._rates.enter(call.key)
+        try:
+            if painter.waiting > self.config.queue:
+                raise HTTPError(503, f"{painter.waiting} requests paint or wait; the server takes one and {self.config.queue} that wait (--queue). Ask again.", "overloaded", retry=min(60, painter.seconds))  # fmt: skip
+            yield painter
+        finally:
+            self._rates.leave(call.key)
+
     async def off_loop(self, function: Callable[..., T], *args: Any) -> T:
         """What `function` returns, computed in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
@@ -66,4 +86,5 @@ class Server:
     async def close(self) -> None:
         """Free the models and end the threads."""
         await self.models.close()
+        self.painters.close()
         self._threads.shutdown(wait=False)

@@ -18,6 +18,7 @@ from qtransformers.settings import PREFIX, flag_from_env
 
 if TYPE_CHECKING:
     from qtransformers.serve import ModelSpec, ServerConfig
+    from qtransformers.serve.painters import PainterSpec
 
 LOADING = (
     "model-path", "ctx-size", "rope-scaling", "rope-base", "cache", "cache-tokens", "placement", "accuracy", "threads",
@@ -26,7 +27,7 @@ LOADING = (
 SERVING = (
     "host", "port", "api-key-file", "allow-anyone", "allow-host", "allow-origin", "alias", "adapter", "queue", "per-key", "rate",
     "timeout", "drain", "keep-alive", "max-body", "max-answer", "max-choices", "allow-templates", "tool-parser", "reasoning-parser",
-    "replicas",
+    "replicas", "base", "device", "offload",
 )  # fmt: skip
 OF_THE_FIRST = ("draft", "pre", "prompt_format", "stages")
 # Flag -> field of Model.load, where both are not the same
@@ -36,7 +37,7 @@ LIMITS = ("host", "port", "queue", "per_key", "rate", "timeout", "drain", "max_b
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, and the flags of loading and serving."""
-    parser.add_argument("model", metavar="MODEL", nargs="+", help="a GGUF file or folder, `demo`, or user/repo:QUANT from the Hub")  # fmt: skip
+    parser.add_argument("model", metavar="MODEL", nargs="+", help="a GGUF file or folder, `demo`, or user/repo:QUANT from the Hub; a diffusion transformer with --base")  # fmt: skip
     add_flags(parser, *LOADING, *SERVING)
 
 
@@ -45,11 +46,18 @@ def run(args: argparse.Namespace) -> int:
     from qtransformers.cli.models import fetched
     from qtransformers.cli.terminal import note, plain_warnings
     from qtransformers.serve.models import Models
+    from qtransformers.serve.painters import Painters
     from qtransformers.serve.run import log_to_stderr, serve
     from qtransformers.serve.running import announced, new_token
     from qtransformers.serve.server import Server
 
-    config, specs = server_config(args), model_specs(args)
+    config = server_config(args)
+    names = names_of(args)
+    painters = painter_specs(args, names)
+    specs = model_specs(args, names)
+    several = args.replicas and args.replicas > 1
+    if several and painters:
+        raise ConfigError(f"--replicas: {painters[0].path} paints, and requests for pictures are not shared out. Serve it by itself.")  # fmt: skip
     token, digest = new_token()
     if config.keys:
         config = replace(config, keys={**config.keys, "ps": digest})
@@ -57,15 +65,16 @@ def run(args: argparse.Namespace) -> int:
 
         def ready(url: str) -> None:
             stack.enter_context(announced(url, token))
-            note(greeting(url, specs[0].name, bool(config.keys)), "dim", args.color)
+            note(greeting(url, specs[0].name if specs else None, bool(config.keys)), "dim", args.color)
 
-        for model in filter(None, (*args.model[:1], args.draft)):
+        for model in filter(None, (*(spec.reference for spec in specs[:1]), args.draft)):
             fetched(model, args.color)
         log_to_stderr()
-        if args.replicas and args.replicas > 1:
+        if several:
             _serve_replicas(args, config, specs, ready)
         else:
-            serve(Server(Models(specs, args.keep_alive), config), ready)
+            models = Models(specs, args.keep_alive, may_be_none=bool(painters))
+            serve(Server(models, config, Painters(painters, args.keep_alive)), ready)
     return 0
 
 
@@ -106,13 +115,8 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
     )
 
 
-def model_specs(args: argparse.Namespace) -> list[ModelSpec]:
-    """The models with their names; ConfigError for an alias of none of them."""
-    from qtransformers.serve import ModelSpec
-
-    options = {FIELDS.get(flag, flag.replace("-", "_")): getattr(args, flag.replace("-", "_")) for flag in LOADING}
-    del options["model_path"]
-    options = {name: value for name, value in options.items() if value not in (None, False)}
+def names_of(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The models and their aliases; ConfigError for an alias of none of them."""
     names: dict[str, list[str]] = {model: [] for model in args.model}
     for alias in args.alias or ():
         name, _, model = alias.partition("=")
@@ -120,6 +124,38 @@ def model_specs(args: argparse.Namespace) -> list[ModelSpec]:
         if model not in names:
             raise ConfigError(f"--alias {alias}: {model} is not served. It can be a name of {', '.join(names)}.")
         names[model].append(name)
+    return names
+
+
+def painter_specs(args: argparse.Namespace, names: dict[str, list[str]]) -> list[PainterSpec]:
+    """The diffusion transformers, which are taken out of `names`; ConfigError where their pipeline is not told."""
+    from pathlib import Path
+
+    from qtransformers.cli.models import fetched
+    from qtransformers.serve.painters import PainterSpec, paints
+
+    found = []
+    for model in list(names):
+        path = model
+        if args.base and not Path(model).exists() and model != "demo":
+            path = str(fetched(model, args.color, judged=False))
+        if not paints(path):
+            continue
+        if not args.base:
+            raise ConfigError(f"{model} is a diffusion transformer. Pass --base, the folder or Hub id of the pipeline with its text encoders, VAE and scheduler.")  # fmt: skip
+        options = {name: getattr(args, name) for name in ("base", "device", "offload", "accuracy")}
+        options = {name: value for name, value in options.items() if value is not None}
+        found.append(PainterSpec(path, tuple(names.pop(model)), options))
+    return found
+
+
+def model_specs(args: argparse.Namespace, names: dict[str, list[str]]) -> list[ModelSpec]:
+    """The models that write, by their names."""
+    from qtransformers.serve import ModelSpec
+
+    options = {FIELDS.get(flag, flag.replace("-", "_")): getattr(args, flag.replace("-", "_")) for flag in LOADING}
+    del options["model_path"]
+    options = {name: value for name, value in options.items() if value not in (None, False)}
     loras: dict[str, str] = {}
     for adapter in args.adapter or ():
         name, equals, path = adapter.partition("=")
@@ -136,12 +172,16 @@ def model_specs(args: argparse.Namespace) -> list[ModelSpec]:
     return specs
 
 
-def greeting(url: str, model: str, keys: bool) -> str:
-    """Where the server is, and two ways of asking it."""
+def greeting(url: str, model: str | None, keys: bool) -> str:
+    """Where the server is, and two ways of asking a model that writes."""
+    if model is None:
+        return f"listening at {url}\n  a page to paint with; POST {url}/v1/images/generations"
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Tell me a story."}]})
     quoted = body.replace("'", "'\\''")
     key = ' -H "Authorization: Bearer $KEY"' if keys else ""
     return f"""listening at {url}
+  a page to chat with, in a browser
+
   curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'
 
   from openai import OpenAI

@@ -97,7 +97,9 @@ class Models:
     `keep_alive` is in seconds; None: for ever. Of one event loop. `may_be_none` where a server has others, which paint.
     """
 
-    def __init__(self, specs: Iterable[ModelSpec], keep_alive: float | None = None, *, may_be_none: bool = False) -> None:
+    def __init__(
+        self, specs: Iterable[ModelSpec], keep_alive: float | None = None, *, may_be_none: bool = False
+    ) -> None:
         self.metrics = Metrics()
         self.entries = [Entry(spec, int(time.time()), self.metrics.of(spec.name)) for spec in specs]
         self.metrics.watch(self.entries)

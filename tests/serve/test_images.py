@@ -1,5 +1,6 @@
 """/v1/images/generations with a whole tiny AuraFlow, by OpenAI's client and by hand."""
 
+import argparse
 import base64
 import io
 import json
@@ -15,6 +16,7 @@ from PIL import Image
 
 from diffusion.files import write
 from diffusion.pipelines import saved
+from qtransformers.cli import main, serve
 from qtransformers.diffusers import Picture, load_pipeline, paint
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.painters import MAX_SIDE, Painter, PainterSpec, paints, peak_bytes
@@ -131,3 +133,21 @@ def test_what_does_not_fit_is_refused_with_both_numbers(aura):
 
 def test_files_are_told_apart(aura, data):
     assert paints(aura[0]) and not paints(str(data / "demo-Q8_0.gguf")) and not paints("nowhere.gguf")
+
+
+def test_the_command_serves_it_alone_and_asks_for_its_pipeline(aura, capsys):
+    path, base = aura
+    assert main(["serve", path]) == 2
+    assert "Pass --base" in capsys.readouterr().err
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    args = parser.parse_args(["demo", path, "--base", base, "--alias", f"fox={path}", "--port", "0"])
+    names = serve.names_of(args)
+    [painter] = serve.painter_specs(args, names)
+    assert painter.names == ("fox",) and painter.options["base"] == base
+    assert [spec.name for spec in serve.model_specs(args, names)] == ["demo"]
+    with running([], painters=[painter]) as (url, _):
+        assert httpx.get(f"{url}/health").json() == {"status": "ready"}
+        assert httpx.post(f"{url}/v1/images/generations", json=WISH, timeout=60).status_code == 200
+        said = httpx.post(f"{url}/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
+        assert said.status_code == 404 and "no model of this server writes" in said.json()["error"]["message"]

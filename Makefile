@@ -33,9 +33,19 @@ fuzz: $(VENV)/.dev
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -rP tests/soak
 
+# A server with clients that come and go, and models that take turns, for SECONDS: memory flat, nothing lost.
+soak-serve: $(VENV)/.dev
+	QTRANSFORMERS_SOAK_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -m slow -rP tests/soak/test_serve.py
+
 # The tests of the GPU kernels on a CUDA device, rather than in the interpreter; elsewhere they are skipped.
 test-gpu: $(VENV)/.dev
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu -rs
+
+# Replicas and batches under Ray, which is large: in an environment of its own.
+test-ray: $(VENV)/.build
+	$(PYTHON) -m venv build/ray
+	build/ray/bin/python -m pip install --quiet --disable-pip-version-check ".[ray]" "ray[data]" pytest httpx2
+	build/ray/bin/python -m pytest -m slow -rP tests/serve/test_ray.py
 
 # Predicted against measured memory, of models with random weights that are made first: minutes, and 3 GB in build/models.
 memory: $(VENV)/.package

@@ -22,9 +22,11 @@ USES = {  # example: arguments, a line of its output
     "convert_model.py": (["{folder}", "{tmp}/out.gguf"], "wrote "),
 }
 
+WITH_RAY = {"ray_serve.py", "ray_data.py"}  # tests/serve/test_ray.py, by make test-ray
+
 
 def test_every_example_is_listed():
-    assert {p.name for p in EXAMPLES.glob("*.py")} == set(USES)
+    assert {p.name for p in EXAMPLES.glob("*.py")} == set(USES) | WITH_RAY
 
 
 def tiny_pipeline(folder):

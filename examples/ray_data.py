@@ -1,0 +1,31 @@
+"""Answer the chats of a data set with Ray Data: each worker has a model, which computes a batch of them together.
+
+usage: ray_data.py CHATS.jsonl FOLDER [MODEL [WORKERS]]; a line of CHATS has `messages`, those of FOLDER `answer` as well
+"""
+
+import sys
+
+import ray
+
+from qtransformers import Model
+
+
+class Answers:
+    """What a worker keeps between its batches."""
+
+    def __init__(self, model):
+        self.model = Model.from_pretrained(model, threads=1)
+
+    def __call__(self, batch):
+        streams = [self.model.chat(list(chat), stream=True, max_tokens=64, temperature=0) for chat in batch["messages"]]
+        for stream in streams:
+            stream.start(run_ahead=64)
+        return {**batch, "answer": [stream.read().text for stream in streams]}
+
+
+chats, folder = sys.argv[1:3]
+model, workers = (*sys.argv[3:], *("demo", "2")[len(sys.argv) - 3 :])
+answered = ray.data.read_json(chats).map_batches(
+    Answers, fn_constructor_args=(model,), concurrency=int(workers), batch_size=32, num_cpus=1
+)
+answered.write_json(folder)

@@ -1,0 +1,114 @@
+"""The app under Ray Serve with two replicas, and batches under Ray Data, by the examples: make test-ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+pytest.importorskip("ray.serve")
+import httpx2 as httpx
+
+from qtransformers import Model
+
+pytestmark = pytest.mark.slow
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PATIENCE = 300  # seconds
+URL = "http://127.0.0.1:8000"
+
+
+@pytest.fixture(scope="module")
+def served(data):
+    """The example with two replicas, of which each computes four answers and lets no more than eight in; four wait in all."""
+    sys.path.insert(0, str(EXAMPLES))
+    import ray
+    import ray_serve
+    from ray import serve
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    serve.run(ray_serve.build({"model": str(data / "demo-Q8_0.gguf"), "queue": 4}), name="qtransformers")
+    with httpx.Client(base_url=URL, timeout=PATIENCE) as http:
+        until(lambda: http.get("/health").status_code == 200)
+        yield http
+    serve.shutdown()
+    ray.shutdown()
+
+
+def until(there):
+    end = time.monotonic() + PATIENCE
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def chat(text="Tell me a story.", **more):
+    return {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 8, **more}
+
+
+def pids():
+    """Processes of the replicas."""
+    import psutil
+
+    names = [(p.pid, " ".join(p.cmdline())) for p in psutil.process_iter() if p.is_running()]
+    return {pid for pid, name in names if name.startswith("ray::ServeReplica:") and "qtransformers" in name}
+
+
+def test_answers_whole_and_streamed(served, data):
+    with Model.load(data / "demo-Q8_0.gguf", threads=1) as model:
+        expected = model.chat(chat()["messages"], temperature=0, max_tokens=8).text
+    assert len(pids()) == 2
+    assert served.post("/v1/chat/completions", json=chat()).json()["choices"][0]["message"]["content"] == expected
+    with served.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as response:
+        events = [json.loads(x[6:]) for x in response.iter_lines() if x.startswith("data: {")]
+    assert len(events) > 4
+    assert "".join(e["choices"][0]["delta"].get("content") or "" for e in events if e["choices"]) == expected
+
+
+def test_too_many_at_once(served):
+    body = chat(max_tokens=300, min_tokens=300)
+    with ThreadPoolExecutor(48) as pool:
+        found = list(pool.map(lambda _: served.post("/v1/chat/completions", json=body).status_code, range(48)))
+    assert set(found) == {200, 503} and found.count(200) >= 16, found
+    assert served.post("/v1/chat/completions", json=chat()).status_code == 200
+
+
+def test_a_killed_replica(served):
+    """The other goes on answering, and a new one takes its place."""
+    before = pids()
+    os.kill(min(before), signal.SIGKILL)
+    answered = 0
+    for _ in range(20):
+        answered += served.post("/v1/chat/completions", json=chat()).status_code == 200
+        time.sleep(0.1)
+    assert answered >= 10
+    until(lambda: len(pids()) == 2 and min(before) not in pids())
+    until(lambda: all(served.post("/v1/chat/completions", json=chat()).status_code == 200 for _ in range(8)))
+
+
+def test_batches_under_ray_data(tmp_path, data):
+    chats = [chat(f"Tell me a story about {i} foxes.")["messages"] for i in range(12)]
+    (tmp_path / "chats.jsonl").write_text(
+        "".join(json.dumps({"id": i, "messages": m}) + "\n" for i, m in enumerate(chats))
+    )
+    model = str(data / "demo-Q8_0.gguf")
+    words = [
+        sys.executable,
+        str(EXAMPLES / "ray_data.py"),
+        str(tmp_path / "chats.jsonl"),
+        str(tmp_path / "out"),
+        model,
+        "2",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(x) for path in (tmp_path / "out").glob("*.json") for x in path.read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == list(range(12))
+    with Model.load(model, threads=1) as m:
+        for row in rows:
+            assert row["answer"] == m.chat(chats[row["id"]], max_tokens=64, temperature=0).text

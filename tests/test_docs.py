@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from qtransformers import errors
 from qtransformers.archs import ALL
+from qtransformers.archs.diffusion import ALL as DIFFUSION
 from qtransformers.cli.command import VERBS
 from qtransformers.sampling import Sampling
 
@@ -45,12 +47,20 @@ def test_links_lead_somewhere():
             assert (folder / link).exists(), link
 
 
-def test_the_architectures_of_the_readme_are_those_of_the_registry():
+@pytest.mark.parametrize("page", ["README.md", "docs/diffusion.md"])
+def test_the_architectures_of_the_pages_are_those_of_the_registry(page):
+    tool = runpy.run_path(str(ROOT / "tools" / "readme.py"))
+    assert (ROOT / page).read_text(encoding="utf-8") == tool["renewed"](page), "run tools/readme.py"
+
+
+def test_the_readme_lists_every_architecture_by_kind():
     listed = README.split("<!-- architectures, by tools/readme.py -->")[1].split("<!-- end -->")[0]
-    for kind, title in {"language": "Language models", "encoder": "Encoders"}.items():
+    kinds = {"Language models": "language", "Encoders": "encoder"}
+    for title, kind in kinds.items():
         line = next(line for line in listed.splitlines() if line.startswith(title))
-        assert re.findall(r"`([^`]+)`", line) == sorted(s.id for s in ALL if s.kind == kind), "run tools/readme.py"
-    assert listed.count("`") == 2 * len(ALL)
+        assert re.findall(r"`([^`]+)`", line) == sorted(s.id for s in ALL if s.kind == kind)
+    line = next(line for line in listed.splitlines() if line.startswith("Diffusion"))
+    assert re.findall(r"`([^`]+)`", line) == sorted(s.id for s in DIFFUSION)
 
 
 def test_every_verb_and_exit_code_is_documented():

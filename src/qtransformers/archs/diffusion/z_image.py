@@ -97,7 +97,7 @@ SPEC = DiffusionSpec(
         setting("n_layers", derive=lambda s: s.count("layers.{i}.attention.to_out.0"), maximum=1024),
         setting("n_refiner_layers", derive=lambda s: s.count("noise_refiner.{i}.attention.to_out.0"), maximum=1024),
         setting("qk_norm", kind=bool, derive=lambda s: _head_dim(s) is not None),
-        setting("n_heads", required=True, derive=lambda s: over(s.size(f"all_x_embedder.{PATCH}", 0), _head_dim(s))),
+        setting("n_heads", derive=lambda s: over(s.size(f"all_x_embedder.{PATCH}", 0), _head_dim(s))),
         setting("n_kv_heads", lambda c: c["n_heads"]),
         setting("norm_eps", 1e-5, kind=float, minimum=0, maximum=1),
         setting("cap_feat_dim", derive=lambda s: s.size("cap_embedder.0", 0)),

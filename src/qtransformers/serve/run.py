@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 HEADERS_SECONDS = 10.0  # until a request's headers must have come
 IDLE_SECONDS = 65  # that a connection may wait for its next request; more than balancers in front do
 BACKLOG = 1024
+RARELY = (50_000, 50, 50)  # for the collector of cycles: what it takes shows as pauses between tokens
 
 
 class Patient(HttpToolsProtocol):
@@ -96,6 +98,7 @@ def serve(server: Server | Router, ready: Callable[[str], None], app: ASGIApp | 
         listening.should_exit = True
 
     server.give_up = give_up
+    gc.set_threshold(*RARELY)
     # uvicorn sends itself the signal again once it has ended; then that is no news, and we end with 0.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:

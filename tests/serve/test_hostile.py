@@ -119,6 +119,13 @@ def test_grammars_that_cost_too_much(http, grammar):
     assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
 
 
+@pytest.mark.parametrize("template", ["{{ lipsum.__globals__ }}", "{% for i in range(999999999) %}x{% endfor %}"])
+def test_templates_of_requests_are_refused(http, template):
+    found = http.post("/v1/chat/completions", json=CHAT | {"chat_template": template})
+    assert found.status_code == 400
+    assert "--allow-templates" in found.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     "url",
     ["http://169.254.169.254/latest", "file:///etc/passwd", "https://example.com/a.png", "data:image/png;base64,AAAA"],

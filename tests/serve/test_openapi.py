@@ -1,7 +1,11 @@
 """/openapi.json describes what there is."""
 
+import re
+from pathlib import Path
+
 import jsonschema
 
+from qtransformers.cli.serve import LOADING, SERVING
 from qtransformers.sampling.settings import RANGES
 from qtransformers.serve.routes import ROWS
 
@@ -22,3 +26,13 @@ def test_every_route_and_field_is_described(http):
     for name, (_, least, most) in RANGES.items():
         option = chat[name]["anyOf"][0]
         assert (option["minimum"], option["maximum"]) == (least, most)
+
+
+def test_the_page_on_serving_has_every_route_and_flag():
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(/[\w/.]+)", " ".join(line for line in page.splitlines() if line.startswith("| `"))))
+    assert {row.path.replace("/{name:path}", "/NAME") for row in ROWS} <= named
+    known = set(SERVING) | set(LOADING)
+    told = set(re.findall(r"`--([a-z-]+)", page))
+    assert told <= known
+    assert set(SERVING) - told <= {"port", "replicas", "reasoning-parser"}

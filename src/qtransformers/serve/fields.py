@@ -113,7 +113,7 @@ class ChatRequest(Generates, kw_only=True, forbid_unknown_fields=True):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
-    modalities: list[str] | None = None
+    modalities: list[Literal["text"]] | None = None
     # Said for the provider's own sake.
     store: bool | None = None
     service_tier: str | None = None

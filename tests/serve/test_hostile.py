@@ -18,6 +18,7 @@ GOOD = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": {"prompt": "A fox", "max_tokens": 2},
     "/v1/embeddings": {"input": "A fox"},
+    "/v1/images/generations": {"prompt": "A fox"},  # by a model that draws none: refused, and soon
     "/tokenize": {"prompt": "A fox"},
     "/detokenize": {"tokens": [5, 6]},
     "/v1/responses": {"input": "Hi", "max_output_tokens": 2},

@@ -85,7 +85,8 @@ class Preparer:
         stops, bans = texts("stop", stop), texts("banned", banned)
         ids, healing = take_back(ids, self._tokenizer) if flag("heal", heal) else (ids, None)
         skip = len(healing.text) if healing else 0
-        visible = decode_special if isinstance(decode_special, bool) else texts("decode_special", decode_special)
+        some = isinstance(decode_special, (list, tuple))
+        visible = texts("decode_special", decode_special) if some else flag("decode_special", decode_special)
         decoder = self._tokenizer.decoder(visible, continues=continues or skip > 0 or followed is not None, skip=skip)
         sampling = (sampling or self._sampling).override(**fields)
         request = Request(

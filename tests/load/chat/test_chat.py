@@ -578,3 +578,42 @@ def test_no_template_says_what_to_do():
     assert str(error).startswith(
         "a.gguf carries no chat template"
     ) and "prompt_format=: llama-2, mistral, chatml" in str(error)
+
+
+CALLING = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"a": "é"}}}],
+}
+BEFORE = "{% for m in messages %}{% for call in m.tool_calls or [] %}{{ '[' + call.function.name + ' ' }}"
+AFTER = "{{ ']' }}{% endfor %}{{ m.content or '' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "write, text",
+    [
+        ("{{ call.function.arguments | tojson }}", '[f {"a": "é"}]'),
+        ("{{ '' + call.function.arguments }}", '[f {"a": "é"}]'),  # only a text can be joined to a text
+        ("{{ call.function.arguments }}", '[f {"a": "é"}]'),  # of an object this were Python's form
+        ("{{ call.function.arguments if call.function.arguments is string else call.function.arguments | tojson }}", '[f {"a": "é"}]'),
+        ("{% for k, v in call.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}", "[f a=é]"),
+    ],
+)  # fmt: skip
+def test_arguments_of_calls_are_objects_or_text_as_the_template_writes_them(write, text):
+    template = ChatTemplate(PromptFormat("t", BEFORE + write + AFTER))
+    as_text = {**CALLING, "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"a": "é"}'}}]}
+    for message in (CALLING, as_text):
+        assert template.render([{"role": "user", "content": ""}, message]).text == text
+
+
+def test_content_that_is_missing_is_empty_where_a_template_needs_text():
+    calls = BEFORE + AFTER
+    assert (
+        ChatTemplate(PromptFormat("t", calls + "{{ messages[0].content is none }}")).render([CALLING]).text
+        == "[f ]True"
+    )
+    assert (
+        ChatTemplate(PromptFormat("t", calls + "{{ messages[0].content | length }}")).render([CALLING]).text == "[f ]0"
+    )
+    with pytest.raises(TemplateError, match="never"):
+        ChatTemplate(PromptFormat("t", "{{ raise_exception('never') }}")).render([CALLING])

@@ -97,3 +97,9 @@ def test_a_stream_goes_back_to_where_it_was(request, data, name):
                 decoder.push(r.choice(ids))
                 decoder.restore(states[at])
         assert n > 3 and decoder.finish() == expected.finish()
+
+
+def test_some_control_tokens_may_be_shown(demo):
+    ids = demo.encode("<|user|>hi<|end|>", add_bos=False, encode_special=True)
+    decoder = demo.decoder(["<|user|>", "hi", "no token"])
+    assert "".join(map(decoder.push, ids)) + decoder.finish() == "<|user|>hi"

@@ -9,7 +9,7 @@ BUILD := "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
 MEMORY_MODELS := llama-150m-Q4_0 odd-0.5b-Q4_K_M mla-small-Q4_K_M llama-1b-Q4_K_M llama-1b-Q8_0
 SOURCES := $(shell find src csrc -type f -not -name '*.so' -not -path '*/__pycache__/*') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-gpu test-page test-arm lint format fuzz soak memory peer wheel demo-model native clean
+.PHONY: demo test test-gpu test-page test-arm lint format fuzz soak lm-eval memory peer wheel demo-model native clean
 
 demo: $(VENV)/.package
 	$(BIN)/qtransformers run demo "Tell me a story about a brave fox." </dev/null
@@ -36,6 +36,12 @@ soak: $(VENV)/.dev
 # A server with clients that come and go, and models that take turns, for SECONDS: memory flat, nothing lost.
 soak-serve: $(VENV)/.dev
 	QTRANSFORMERS_SOAK_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -m slow -rP tests/soak/test_serve.py
+
+# lm-eval against a running server, in an environment of its own.
+lm-eval: $(VENV)/.dev
+	$(PYTHON) -m venv build/lm-eval
+	build/lm-eval/bin/python -m pip install --quiet --disable-pip-version-check "lm-eval[api]" transformers
+	LM_EVAL=build/lm-eval/bin/python $(BIN)/python -m pytest -m slow -rP tests/soak/test_lm_eval.py
 
 # The tests of the GPU kernels on a CUDA device, rather than in the interpreter; elsewhere they are skipped.
 test-gpu: $(VENV)/.dev

@@ -11,9 +11,9 @@ from talking import until
 AXE = Path(__file__).parents[3] / "build" / "page" / "node_modules" / "axe-core" / "axe.min.js"  # by make test-page
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser():
-    """Chromium, for this folder alone: while it runs, the thread's event loop is Playwright's."""
+    """Chromium, for one file: while it runs, the thread's event loop is Playwright's, and other tests want their own."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
     with playwright.sync_playwright() as p:
         path = shutil.which("chromium") or shutil.which("google-chrome") or p.chromium.executable_path
@@ -38,7 +38,7 @@ def visit(browser):
         page.on("console", lambda m: complaints.append(m.text) if m.type == "error" and "status of" not in m.text and "ERR_" not in m.text else None)  # fmt: skip
         page.on("dialog", lambda dialog: (complaints.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
         page.goto(url)
-        until(page, "document.querySelector('#model').options.length || document.querySelector('dialog[open]') || !document.querySelector('#banner').hidden")  # fmt: skip
+        until(page, "document.querySelector('#model').options.length || !document.querySelector('#images').hidden || document.querySelector('dialog[open]') || !document.querySelector('#banner').hidden")  # fmt: skip
         return page
 
     yield open

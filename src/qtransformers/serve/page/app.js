@@ -142,6 +142,7 @@ async function loadModels() {
   $("#tabs").hidden = !painters.length;
   if (!painters.length) tab("chat");
   images.setModels(painters);
+  if (painters.length && !chatModels().length) tab("images");
   if (!models.some((m) => m.id === current.model)) current.model = defaultModel();
   const names = chatModels().map((m) => m.id);
   const options = [...$("#model").options].map((o) => o.value);

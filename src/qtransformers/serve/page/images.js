@@ -7,8 +7,8 @@ import { $, announce, el, iconButton, number } from "./dom.js";
 const MOST = 2 ** 31 - 1;
 // name, label, least, most, step
 const FIELDS = [
-  ["width", "Width", 64, 4096, 8],
-  ["height", "Height", 64, 4096, 8],
+  ["width", "Width", 16, 4096, 8],
+  ["height", "Height", 16, 4096, 8],
   ["steps", "Steps", 1, 500, 1],
   ["guidance_scale", "Guidance", 0, 50, 0.1],
   ["seed", "Seed", 0, MOST, 1],

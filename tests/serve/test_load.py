@@ -264,3 +264,46 @@ def test_sigterm_lets_answers_finish(command):
             http.get("/health")
     assert any("curl http" in line for line in said)
     assert any('"finish": "length"' in line for line in said)
+
+
+def test_a_client_that_reads_nothing_is_let_go(demo):
+    with running([demo], ServerConfig(stall=0.4, ping=0.1)) as (url, server):
+        host, port = url.removeprefix("http://").split(":")
+        ask = {"messages": [{"role": "user", "content": "Hi"}], "n": 16, "max_tokens": 800, "min_tokens": 800, "stream": True, "logprobs": True, "top_logprobs": 20}  # fmt: skip
+        body = json.dumps(ask).encode()
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.connect((host, int(port)))
+            s.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+                + body
+            )
+            entry = server.models.entries[0]
+            while not entry.answers:
+                time.sleep(0.01)
+            settled(entry)
+            counted = entry.meters.counters["generation_tokens"]._value.get()
+            assert 0 < counted < 16 * 800
+            refused = server.models.metrics.refused.labels("408", "stalled")._value.get()
+            assert refused == 1
+
+
+def test_a_model_that_answers_nothing_is_broken(demo, monkeypatch):
+    with running([demo]) as (url, server), httpx.Client(base_url=url) as http:
+        ask = {"prompt": "A", "max_tokens": 1}
+        entry = server.models.entries[0]
+        engine = entry.loaded._engine
+        parts = engine._parts
+
+        def fails(*args):
+            raise RuntimeError("no such device")
+
+        engine._parts = replace(parts, forward=fails)
+        for n in range(3):
+            assert http.get("/health").status_code == 200, n
+            assert http.post("/v1/completions", json=ask).status_code == 500
+        assert http.get("/health").json() == {"status": "broken"}
+        assert http.get("/health").status_code == 503
+        engine._parts = parts
+        assert http.post("/v1/completions", json=ask).status_code == 200, "it may get well again"
+        assert http.get("/health").json() == {"status": "ready"}

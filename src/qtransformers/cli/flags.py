@@ -192,7 +192,7 @@ _ROWS = (
     Flag(("--timeout",), "seconds until an answer must be complete (default: 1800)", number(0.01), "S"),
     Flag(("--drain",), "seconds that answers have left after SIGTERM (default: 30)", number(0.01), "S"),
     Flag(("--keep-alive",), "seconds after which a model that nobody asks for is unloaded (default: never)", number(0), "S"),
-    Flag(("--max-body",), "largest body of a request (default: 32MiB)", memory, "SIZE"),
+    Flag(("--max-body",), "largest body of a request (default: 8MiB)", memory, "SIZE"),
     Flag(("--max-answer",), "most tokens that one answer may ask for (default: the context)", integer(1), "N"),
     Flag(("--max-choices",), "most answers to one request: n, times the number of prompts (default: 16)", integer(1), "N"),
     Flag(("--tool-parser",), "how the model writes calls of tools, by the name of a family, or none (default: as its chat template shows)", str, "NAME"),

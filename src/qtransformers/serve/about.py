@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 async def health(server: Server, call: Call, body: bytes) -> None:
     """Whether requests can be answered now: ready, loading, broken or draining."""
-    states = [entry.state for entry in server.models.entries] + [painter.state for painter in server.painters.all]
+    states = [entry.health for entry in server.models.entries] + [painter.state for painter in server.painters.all]
     state = "draining" if server.draining else states[0] if states[0] in ("loading", "broken") else "ready"
     await call.json({"status": state}, 200 if state == "ready" else 503)
 

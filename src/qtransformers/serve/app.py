@@ -121,7 +121,7 @@ class Endpoint:
         value = shape(found, call.id)
         if not call.status:
             await call.json(value, found.status, found.headers)
-        else:
+        elif not call.stalled:
             await call.last(event(value, "error" if self._row.anthropic else ""))
 
 

@@ -41,6 +41,8 @@ class Call:
         self.told["request"] = self.id
         self._receive, self._send = receive, send
         self._last = 0.0  # when something was sent
+        self._sending = False
+        self.stalled = False  # the client reads nothing
 
     async def body(self) -> bytes:
         """All of the body; HTTPError for one that is too large or too slow."""
@@ -87,10 +89,15 @@ class Call:
         """Answer with events as they come, and a `ping` where for long none comes."""
         await self._start(200, _EVENTS, {})
         self._last = time.perf_counter()
-        beats = asyncio.create_task(self._beat(ping))
+        task = asyncio.current_task()
+        beats = asyncio.create_task(self._beat(ping, task))
         try:
             async for event in events:
                 await self._part(event)
+        except asyncio.CancelledError:
+            if self.stalled:
+                raise HTTPError(408, f"nothing was read for {self.config.stall:g} seconds.", "stalled") from None
+            raise
         finally:
             beats.cancel()
             with suppress(asyncio.CancelledError):
@@ -109,15 +116,24 @@ class Call:
 
     async def _part(self, data: bytes) -> None:
         self._last = time.perf_counter()
+        self._sending = True
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sending = False
 
-    async def _beat(self, ping: bytes) -> None:
+    async def _beat(self, ping: bytes, task: asyncio.Task[Any] | None) -> None:
+        """Fill silence; end `task`, which sends, where it has long waited for the client to read."""
         while True:
-            wait = self._last + self.config.ping - time.perf_counter()
-            if wait <= 0:
-                await self._part(ping)
+            silent = time.perf_counter() - self._last
+            patience = self.config.stall if self._sending else self.config.ping
+            if silent < patience:
+                await asyncio.sleep(min(patience - silent, self.config.ping))
+            elif self._sending:
+                self.stalled = True
+                if task is not None:
+                    task.cancel()
+                return
             else:
-                await asyncio.sleep(wait)
+                await self._part(ping)
 
 
 def event(value: Any, name: str = "") -> bytes:

@@ -37,8 +37,9 @@ class ServerConfig:
     timeout: float = 1800.0  # seconds until an answer must be complete
     body_timeout: float = 30.0  # seconds until a request must have arrived
     drain: float = 30.0  # seconds that running answers have left when the server is told to end
+    stall: float = 60.0  # seconds that a client may leave unread what was sent
     ping: float = 15.0  # seconds of silence after which a stream shows that it lives
-    max_body: int = 32 * MIB
+    max_body: int = 8 * MIB
     max_answer: int | None = None  # tokens that one answer may ask for
     max_choices: int = 16  # answers to one request (n, or prompts times n)
     templates: bool = False  # requests may bring chat templates
@@ -53,7 +54,7 @@ class ServerConfig:
                 whole(name, getattr(self, name), 1, 2**31 - 1)
         if self.rate is not None:
             real("rate", self.rate, 1e-3, 1e9)
-        for name in ("timeout", "body_timeout", "drain", "ping"):
+        for name in ("timeout", "body_timeout", "drain", "stall", "ping"):
             real(name, getattr(self, name), 0.01, MAX_SECONDS)
         for origin in self.origins:
             if origin != "*" and (not origin.startswith(("http://", "https://")) or origin.count("/") != 2):

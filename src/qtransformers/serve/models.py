@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 State = Literal["unloaded", "loading", "ready", "broken"]
 NAME_CHARS = 200
+FAILURES = 3  # in a row that mean that nothing works any more
 SCORED = 64  # tokens of a prompt in one forward, where their log-probabilities are asked for
 
 
@@ -70,6 +71,7 @@ class Entry:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     syntax: Syntax | None = None  # of its chats, once somebody has asked
     problem: str = ""  # why it is broken
+    failures: int = 0  # of the latest requests, one after the other, by a fault of ours
     answers: int = 0  # asked for and not yet given, waiting ones too
     users: int = 0  # requests that hold it
     used: float = 0.0  # when the last of them let go
@@ -81,6 +83,11 @@ class Entry:
         """The model; it is only asked for while somebody holds it."""
         assert self.model is not None
         return self.model
+
+    @property
+    def health(self) -> State:
+        """Its state, broken too where it is loaded and answers nothing."""
+        return "broken" if self.failures >= FAILURES else self.state
 
     @property
     def usage(self) -> Usage | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 HEADERS_SECONDS = 10.0  # until a request's headers must have come
 IDLE_SECONDS = 65  # that a connection may wait for its next request; more than balancers in front do
 BACKLOG = 1024
+CONNECTIONS = 4096
 RARELY = (50_000, 50, 50)  # for the collector of cycles: what it takes shows as pauses between tokens
 
 
@@ -85,6 +86,7 @@ def serve(server: Server | Router, ready: Callable[[str], None], app: ASGIApp | 
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
+        limit_concurrency=CONNECTIONS,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=max(1, round(c.drain)),
         h11_max_incomplete_event_size=1 << 16,

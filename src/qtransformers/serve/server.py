@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError
-from qtransformers.serve.errors import HTTPError
+from qtransformers.serve.errors import HTTPError, http_error
 from qtransformers.serve.guard import Rates
 from qtransformers.serve.models import Entry, Models
 from qtransformers.serve.painters import Painter, Painters
@@ -58,6 +58,10 @@ class Server:
             try:
                 async with self.models.use(entry):
                     yield entry
+                entry.failures = 0
+            except Exception as e:
+                entry.failures += http_error(e).status == 500
+                raise
             finally:
                 entry.answers -= n
                 entry.seconds += RECENT * (time.monotonic() - start - entry.seconds)

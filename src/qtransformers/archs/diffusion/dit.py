@@ -17,7 +17,7 @@ CLASSES = f"{FIRST}.norm1.emb.class_embedder.embedding_table"
 
 
 def _patch(s: Any) -> int | None:
-    return (kernel("pos_embed.proj")(s) or (None,))[0]
+    return (kernel("pos_embed.proj", 2)(s) or (None,))[0]
 
 
 def _classes(s: Any) -> int | None:

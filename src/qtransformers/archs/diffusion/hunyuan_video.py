@@ -29,7 +29,7 @@ from qtransformers.archs.spec import Problem, TensorSpec, When
 JOINT = {"i": "num_layers"}
 SINGLE = {"i": "num_single_layers"}
 REFINER = {"i": "num_refiner_layers"}
-PATCH = kernel("x_embedder.proj")
+PATCH = kernel("x_embedder.proj", 3)
 KINDS = ("latent_concat", "token_replace")
 
 

@@ -112,9 +112,14 @@ def parameter(
     return TensorSpec(name, name, shape, "parameter", "never", on_absent, suffix="", original=original, original_suffix="", repeat=repeat, when=when)  # fmt: skip
 
 
-def kernel(name: str) -> Callable[[Any], tuple[int, ...] | None]:
-    """The window of a convolution, from the shape of its weight `[out, in, *window]`."""
-    return lambda s: (s.shape(name) or ())[2:] or None
+def kernel(name: str, axes: int) -> Callable[[Any], tuple[int, ...] | None]:
+    """The window of a convolution over so many axes, from the shape of its weight `[out, in, *window]`."""
+
+    def derive(s: Any) -> tuple[int, ...] | None:
+        shape = s.shape(name) or ()
+        return shape[2:] if len(shape) == 2 + axes else None
+
+    return derive
 
 
 def ratio(name: str, *, inverse: bool = False) -> Callable[[Any], float | None]:

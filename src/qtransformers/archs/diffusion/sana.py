@@ -30,7 +30,7 @@ SCALES = {64: 1.0, 128: 2.0}  # of positions, by the size of the latents: smalle
 
 
 def _patch(s: Any) -> int | None:
-    return (kernel("patch_embed.proj")(s) or (None,))[0]
+    return (kernel("patch_embed.proj", 2)(s) or (None,))[0]
 
 
 def _pixels(s: Any) -> int | None:

@@ -218,6 +218,7 @@ SD1 = DiffusionSpec(
         "Stable Diffusion 2": _variant(1024, (5, 10, 20, 20), 320, 640, 1280, 1280),
     },
     pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
+    packs_convs=True,
     paper="https://arxiv.org/abs/2112.10752",
 )  # fmt: skip
 SDXL = DiffusionSpec(
@@ -237,5 +238,6 @@ SDXL = DiffusionSpec(
         "Stable Diffusion XL refiner": _variant(1280, (6, 12, 24, 24), 384, 768, 1536, 1536),
     },
     pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
+    packs_convs=True,
     paper="https://arxiv.org/abs/2307.01952",
 )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from qtransformers.archs.diffusion.parts import conv, embedder, kernel, linear, norm, over, parameter, setting
 from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
-from qtransformers.archs.spec import TensorSpec, When
+from qtransformers.archs.spec import Problem, TensorSpec, When
 
 BLOCK = {"i": "num_layers"}
 IMAGE = "condition_embedder.image_embedder"
@@ -22,7 +22,7 @@ def _pixels(s: Any) -> int | None:
     return over(s.size("proj_out", 0), prod(PATCH(s) or (0,)))
 
 
-PATCH = kernel("patch_embedding")
+PATCH = kernel("patch_embedding", 3)
 HPARAMS = (
     setting("patch_size", kind=tuple, derive=PATCH, maximum=64),
     setting("num_attention_heads", required=True, hint="12 in Wan 1.3B, 24 in 5B, 40 in 14B"),
@@ -49,6 +49,11 @@ def _sizes(c: Mapping[str, Any]) -> dict[str, int]:
         "dim": c["num_attention_heads"] * c["attention_head_dim"],
         "pt": pt, "ph": ph, "pw": pw, "pixels": pt * ph * pw * c["out_channels"],
     }  # fmt: skip
+
+
+def _check(c: Mapping[str, Any]) -> Iterator[Problem]:
+    if len(c["patch_size"]) != 3:
+        yield Problem(f"patch_size is {list(c['patch_size'])}; expected three numbers, of frames, rows and columns")
 
 
 def _attention(ours: str, theirs: str) -> Iterator[TensorSpec]:
@@ -102,6 +107,7 @@ SPEC = DiffusionSpec(
     class_name="WanTransformer3DModel",
     hparams=HPARAMS,
     sizes=_sizes,
+    check=_check,
     tensors=TENSORS,
     marks={
         "original": (Marks(("blocks.0.self_attn.norm_q.weight", "text_embedding.2.weight", "head.modulation"), none=("vace_blocks.0.before_proj.weight", "face_adapter.fuser_blocks.0.q_norm.weight")),),

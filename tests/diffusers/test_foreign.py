@@ -1,0 +1,151 @@
+"""Files as other tools make them: reshaped tensors, five dimensions, mixed types, long names."""
+
+import numpy as np
+import pytest
+
+from diffusion.cases import CASES
+from diffusion.files import error, model_of, original_layout, run, settings
+from qtransformers.archs.diffusion import SPECS
+from qtransformers.diffusers import load_transformer
+from qtransformers.diffusers.plain import dequantized
+from qtransformers.errors import LoadError
+from qtransformers.gguf import GGUFWriter
+from qtransformers.gguf.encode import TensorSpec
+from qtransformers.load.diffusion import ORIG_SHAPE
+from qtransformers.quants import quantize
+from qtransformers.tensor import QTensor
+from qtransformers.torch import QuantConv2d, QuantConv3d, QuantLinear
+from qtransformers.types import BY_NAME
+
+
+def case_of(name):
+    return next(case for case in CASES if case.name == name)
+
+
+def told(case):
+    return {name: case.config[name] for name in case.told} or None
+
+
+def original(case):
+    model = model_of(case)
+    return model, original_layout(SPECS[case.id], settings(case, model), model.state_dict())
+
+
+def written(path, arch, tensors, metadata=None):
+    """Tensors by name: (values, type, shape in the file)."""
+    specs = [TensorSpec(name, shape, BY_NAME[type]) for name, (_, type, shape) in tensors.items()]
+    with GGUFWriter(path, {"general.architecture": arch, **(metadata or {})}, specs) as writer:
+        for name, (values, type, shape) in tensors.items():
+            flat = np.ascontiguousarray(values.float().numpy()).reshape(-1)
+            writer.write(name, QTensor(name, BY_NAME[type], shape, quantize(flat, BY_NAME[type])))
+    return path
+
+
+def as_comfy(values):
+    """How ComfyUI-GGUF keeps a tensor of Stable Diffusion: rows of 256 where the last dimension is no multiple of it."""
+    n = values.numel()
+    if values.ndim < 2 or n <= 1024 or n % 256:
+        return values, "F32", tuple(values.shape)
+    fits = values.shape[-1] % 256 == 0
+    return values, "Q4_K", tuple(values.shape) if fits else (n // 256, 256)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_reshaped_convolutions_and_matrices(name, tmp_path):
+    case = case_of(name)
+    model, state = original(case)
+    tensors = {name: as_comfy(values) for name, values in state.items()}
+    reshaped = {n: v for n, (v, _, shape) in tensors.items() if shape != tuple(v.shape)}
+    shapes = {ORIG_SHAPE + n: np.array(v.shape, np.int32) for n, v in reshaped.items()}
+    assert any(v.ndim == 4 for v in reshaped.values()) and any(v.ndim == 2 for v in reshaped.values())
+    ours = load_transformer(written(tmp_path / "m.gguf", case.id, tensors, shapes), told(case), accuracy="exact")
+    layers = [m for m in ours.modules() if isinstance(m, (QuantConv2d, QuantLinear))]
+    across = [m for m in layers if not m.weight.whole]
+    assert {type(m) for m in across} == {QuantConv2d, QuantLinear}
+    assert all(np.shares_memory(m.weight.blocks.numpy(), m.weight.tensor.data) for m in across)
+    found = run(ours, case)
+    assert error(found, run(dequantized(ours), case)) < 1e-5
+    assert 1e-4 < error(found, run(model, case)) < 0.5
+
+
+@pytest.mark.parametrize("shape", [(256 * 16, 1, 2, 2), (256, 64), (256, 16, 1, 2, 2)])
+def test_video_patches_in_five_dimensions_or_reshaped(shape, tmp_path):
+    case = case_of("wan")
+    model, state = original(case)
+    name = "patch_embedding.weight"
+    tensors = {n: (v, "F32", tuple(v.shape)) for n, v in state.items()} | {name: (state[name], "F16", shape)}
+    said = {ORIG_SHAPE + name: np.array(state[name].shape, np.int32)} if len(shape) < 5 else {}
+    ours = load_transformer(written(tmp_path / "m.gguf", "wan", tensors, said), told(case), accuracy="exact")
+    assert isinstance(ours.patch_embedding, QuantConv3d)
+    assert error(run(ours, case), run(model, case)) < 1e-3
+    if said:
+        with pytest.raises(LoadError, match=r"patch_embedding\.weight is \[.*\]; expected|cannot be told"):
+            load_transformer(written(tmp_path / "n.gguf", "wan", tensors), told(case))
+
+
+@pytest.mark.parametrize("name", ["ltxv", "hyvid", "cosmos-predict2", "sana"])
+def test_small_tensors_in_types_of_their_own(name, tmp_path):
+    case = case_of(name)
+    model, state = original(case)
+
+    def kind(name, values):
+        norm = "norm" in name and values.ndim == 1
+        block = values.ndim == 2 and values.numel() > 1024 and values.shape[1] % 32 == 0
+        return "BF16" if norm else "F16" if values.ndim == 1 else "Q8_0" if block else "F32"
+
+    types = {n: kind(n, v) for n, v in state.items()}
+    assert set(types.values()) >= {"BF16", "Q8_0"}
+    tensors = {n: (v, types[n], tuple(v.shape)) for n, v in state.items()}
+    ours = load_transformer(written(tmp_path / "m.gguf", "pig", tensors), told(case), accuracy="exact")
+    assert error(run(ours, case), run(dequantized(ours), case)) < 1e-5
+    assert 1e-4 < error(run(ours, case), run(model, case)) < 0.05
+
+
+def test_long_names(tmp_path):
+    case = case_of("dit")
+    model = model_of(case)
+    state = {f"model.diffusion_model.{n}": (v, "F32", tuple(v.shape)) for n, v in model.state_dict().items()}
+    assert 80 < max(map(len, state)) <= 127
+    ours = load_transformer(written(tmp_path / "m.gguf", "dit", state), told(case), accuracy="exact")
+    assert error(run(ours, case), run(model, case)) < 1e-5
+
+
+@pytest.mark.parametrize("bias, out_bias", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+def test_biases_are_those_of_the_file(bias, out_bias, layout, tmp_path):
+    case = case_of("ltxv")
+    model = model_of(case, attention_bias=bias, attention_out_bias=out_bias)
+    state = model.state_dict()
+    if layout == "original":
+        state = original_layout(SPECS["ltxv"], settings(case, model), state)
+    tensors = {n: (v, "F32", tuple(v.shape)) for n, v in state.items()}
+    ours = load_transformer(written(tmp_path / "m.gguf", "ltxv", tensors), told(case), accuracy="exact")
+    assert (ours.config.attention_bias, ours.config.attention_out_bias) == (bias, out_bias)
+    attention = ours.transformer_blocks[1].attn2
+    assert [layer.bias is not None for layer in (attention.to_q, attention.to_v, attention.to_out[0])] == [bias, bias, out_bias]  # fmt: skip
+    assert error(run(ours, case), run(model, case)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["dit", "sana"])
+def test_biases_of_queries_keys_and_values_alone(name, tmp_path):
+    case = case_of(name)
+    for bias in (True, False):
+        model = model_of(case, attention_bias=bias)
+        tensors = {n: (v, "F32", tuple(v.shape)) for n, v in model.state_dict().items()}
+        ours = load_transformer(written(tmp_path / f"{bias}.gguf", case.id, tensors), told(case), accuracy="exact")
+        assert ours.config.attention_bias is bias
+        assert error(run(ours, case), run(model, case)) < 1e-5
+
+
+def test_one_number_stands_for_all_blocks(tmp_path):
+    """Stable Diffusion 1 was published so."""
+    case = case_of("sd1")
+    model = model_of(case, attention_head_dim=4, transformer_layers_per_block=1)
+    tensors = {n: (v, "F32", tuple(v.shape)) for n, v in model.state_dict().items()}
+    path = written(tmp_path / "m.gguf", "sd1", tensors)
+    ours = load_transformer(path, dict(model.config), accuracy="exact")
+    assert (ours.config.attention_head_dim, ours.config.transformer_layers_per_block) == ((4, 4), (1, 1))
+    assert error(run(ours, case), run(model, case)) < 1e-5
+    assert error(run(load_transformer(path, {"attention_head_dim": 8}), case), run(model, case)) > 1e-3
+    with pytest.raises(LoadError, match="which is how many heads there are, does not divide"):
+        load_transformer(path, {"attention_head_dim": 7})

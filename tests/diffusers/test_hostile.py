@@ -95,12 +95,12 @@ def test_biases_that_are_forbidden_or_missing_are_named(case, layout):
         pytest.skip("published in the layout of diffusers")
     found, _ = detected(case, layout)
     values, _, _ = read_settings(found, "m.gguf", None, told(case), "config=")
-    seen = set()
-    for d in found.spec.declared(values):
-        name = d.name if layout == "diffusers" else d.origin and d.origin.name
-        if d.part != "bias" or not name or d.row.name in seen:
-            continue
-        seen.add(d.row.name)
+    biases = {
+        d.row.name: d for d in found.spec.declared(values) if d.part == "bias" and (layout == "diffusers" or d.origin)
+    }
+    some = [*biases.values()][:: 1 + len(biases) // 40]  # of every kind of row, where there are not hundreds
+    for d in some:
+        name = d.name if layout == "diffusers" else d.origin.name
         tensors = dict(found.tensors)
         if d.presence == "never":
             whole = tensors[name.removesuffix("bias") + "weight"].shape[:1]
@@ -113,7 +113,7 @@ def test_biases_that_are_forbidden_or_missing_are_named(case, layout):
             continue
         _, misfits = match(found.spec, layout, values, tensors)
         assert any(wanted in p.text for p in misfits), (name, misfits)
-    assert seen
+    assert some
 
 
 @cases

@@ -410,3 +410,42 @@ def test_the_reader_s_place_is_kept_while_more_comes(page):
     slowed(page, 0)
     finished(page)
     assert page.evaluate("(() => { const l = document.querySelector('#log'); return l.scrollHeight - l.clientHeight - l.scrollTop; })()") < 3  # fmt: skip
+
+
+def test_two_tabs_show_the_same_conversations(page, served):
+    settle(page, max_tokens=4)
+    other = page.context.new_page()
+    other.goto(served[0])
+    send(page, STORY)
+    finished(page)
+    other.locator("#conversations .open").click()
+    assert finished(other).locator(".md").last.text_content() == page.locator(".message.assistant > .md").text_content()
+    settle(other, max_tokens=4)
+    send(other, "More.")
+    finished(other, 2)
+    finished(page, 2)
+    assert page.locator(".message.user .text").all_inner_texts() == [STORY, "More."]
+
+
+def test_a_browser_that_keeps_nothing_is_told_of(visit, served):
+    page = visit(served[0])
+    page.add_init_script("Object.defineProperty(window, 'indexedDB', { value: undefined }); Storage.prototype.setItem = Storage.prototype.getItem = () => { throw new Error('forbidden'); };")  # fmt: skip
+    page.reload()
+    page.get_by_text("This browser keeps nothing").wait_for()
+    send(page, STORY)
+    finished(page)
+    assert page.locator("#conversations .open").count() == 1
+
+
+@pytest.mark.parametrize("secure", [True, False], ids=["clipboard", "without"])
+def test_answers_and_code_are_copied(visit, served, secure):
+    page = visit(served[0], permissions=["clipboard-read", "clipboard-write"])
+    if not secure:  # as on a page of another machine without TLS
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    code = "for x in y:\n    z"
+    says(page, f"So:\n\n```python\n{code}\n```\n")
+    send(page, STORY)
+    finished(page).locator(".copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    read = visit(served[0], permissions=["clipboard-read"]).evaluate("navigator.clipboard.readText()")
+    assert read == code

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from qtransformers.convert import plan_conversion, write
     from qtransformers.convert.estimate import seconds, time_text
     from qtransformers.convert.write import DEFAULT_TYPE
+    from qtransformers.load.diffusion import LAYOUT_KEY
 
     learns = learned.wanted(args)
     model, name = _at_hand(args.model, args.color, args.dry_run)
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     with plain_warnings(args.color):
         plan = plan_conversion(
             model, args.type or DEFAULT_TYPE, name=args.name or (name if model.is_dir() else None), pre=args.pre,
-            overrides=_overrides(args.tensor_type or ()), keep=args.keep or (),
+            overrides=pairs(args.tensor_type or ()), keep=args.keep or (),
             importance=_importance(args.imatrix), force=args.force, layout=args.layout, config=args.config,
         )  # fmt: skip
     kind = f"{args.budget:g}bpw" if args.budget else "fit" if args.fit else plan.file_type
@@ -67,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(_described(plan)))
         note(f"would write {output}, {_size(plan, plan.nbytes)}, in about {time_text(seconds(plan))} on this machine")
         return 0
-    if learns:
+    if learns and LAYOUT_KEY in plan.metadata:
+        plan = learned.of_diffusion(args, model, name)
+    elif learns:
         with plain_warnings(args.color):
             note(f"{output}: {learned.convert(args, plan, output)}")
         return 0
@@ -149,13 +152,13 @@ def _importance(path: str | None) -> Importance | None:
     return {name: sums.mean() for name, sums in imatrix.read(path).sums.items()}
 
 
-def _overrides(given: list[str] | tuple[()]) -> list[tuple[str, str]]:
+def pairs(given: list[str] | tuple[()]) -> list[tuple[str, str]]:
     """PATTERN=TYPE, each in two."""
-    pairs = [text.rpartition("=") for text in given]
-    for pattern, _, type_ in pairs:
+    split = [text.rpartition("=") for text in given]
+    for pattern, _, type_ in split:
         if not pattern or not type_:
             raise ConfigError(f"--tensor-type {pattern or type_!r}; expected PATTERN=TYPE, such as attn_v=Q8_0.")
-    return [(pattern, type_) for pattern, _, type_ in pairs]
+    return [(pattern, type_) for pattern, _, type_ in split]
 
 
 def _described(plan: ConversionPlan) -> list[str]:

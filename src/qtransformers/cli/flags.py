@@ -210,7 +210,7 @@ _ROWS = (
     Flag(("--offload",), "what leaves the GPU while it is not needed: none, model, group or sequential (default: none)", str, choices=("none", "model", "group", "sequential"), default="none"),
     # what to measure
     Flag(("--kl-divergence",), "compare with BASE, the model it was made of: Kullback-Leibler divergence, same favourites, changes of probability", str, "BASE", env=False),
-    Flag(("-f", "--file"), "a text to learn from, UTF-8; may be given several times (default: a small multilingual one that comes with the package)", str, "TEXT", env=False, repeats=True),
+    Flag(("-f", "--file"), "a text to learn from, UTF-8, or for a diffusion model the arguments of its forward in .safetensors; may be given several times (default: a small multilingual text that comes with the package, or noise)", str, "TEXT", env=False, repeats=True),
     Flag(("--chunk",), "tokens of a chunk (default: 512)", integer(4), "N", default=512, env=False),
     Flag(("--chunks",), "at most N chunks (default: all of the text)", integer(2), "N", env=False),
     Flag(("--parse-special",), "texts of control tokens become those tokens", env=False),
@@ -220,7 +220,7 @@ _ROWS = (
     Flag(("-t", "--type"), "file type: F16, Q8_0, Q4_K_M, IQ4_XS, ... (default: Q8_0)", str, "TYPE", env=False),
     Flag(("--tensor-type",), "the type of tensors whose name a regular expression finds; may be given several times, the first that finds it decides", str, "PATTERN=TYPE", env=False, repeats=True),
     Flag(("--keep",), "tensors that stay in the type they are stored in; may be given several times", str, "PATTERN", env=False, repeats=True),
-    Flag(("--awq",), "learn from texts where scales fold so that rounding hurts less; the model runs once, in floats", env=False),
+    Flag(("--awq",), "learn from texts (of diffusion models: from noise, or -f) where scales fold so that rounding hurts less; the model runs once, in floats", env=False),
     Flag(("--refine",), "learn from texts how rounding takes up its own errors: the best quality in as many bytes, and the slowest", env=False),
     Flag(("--budget",), "choose the type of each weight by what it costs the model: so many bits per weight on average, such as 4.6bpw", bits, "BITS", env=False),
     Flag(("--fit",), "the same, such that all tensors take at most SIZE", memory, "SIZE", env=False),

@@ -49,6 +49,25 @@ def convert(args: argparse.Namespace, plan: ConversionPlan, output: Path) -> str
     return f"{len(plan.tensors)} tensors, {size}, {8 * nbytes / plan.n_parameters:.2f} bits per weight"
 
 
+def of_diffusion(args: argparse.Namespace, model: Path, name: str) -> ConversionPlan:
+    """The plan of a diffusion model whose scales learned from calls in .safetensors (-f), or from noise; --awq is all there is for them."""
+    from qtransformers.cli.convert import pairs
+    from qtransformers.convert.write import DEFAULT_TYPE
+    from qtransformers.diffusers.improving import plan_improved, read_call
+
+    for flag in ("refine", "budget", "fit", "chunks", "parse_special"):
+        if getattr(args, flag):
+            raise ConfigError(
+                f"--{flag.replace('_', '-')} is for language models; for diffusion models there is --awq."
+            )
+    calls = [read_call(Path(file)) for file in args.file] if args.file else None
+    with progress("learning", args.color, "steps") as update:
+        return plan_improved(
+            model, args.type or DEFAULT_TYPE, calls=calls, layout=args.layout, name=args.name or (name if model.is_dir() else None),
+            config=args.config, overrides=pairs(args.tensor_type or ()), keep=args.keep or (), force=args.force, progress=update,
+        )  # fmt: skip
+
+
 def _how(args: argparse.Namespace) -> How:
     from qtransformers.cli.perplexity import read_text
     from qtransformers.quantize.make import How

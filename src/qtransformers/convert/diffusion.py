@@ -27,7 +27,7 @@ from qtransformers.convert.plan import (
 )  # fmt: skip
 from qtransformers.convert.recipes import recipe_of
 from qtransformers.convert.requantize import kept_metadata, warn_of_requantizing
-from qtransformers.convert.sources import Lying
+from qtransformers.convert.sources import Factors
 from qtransformers.errors import ConfigError, ModelNotFoundError
 from qtransformers.gguf import GGUFFile
 from qtransformers.gguf.values import Typed
@@ -106,13 +106,19 @@ def plan_diffusion_conversion(
     `layout` is that of the file: `original` (the default where there is one; ComfyUI-GGUF reads it), or `diffusers`. `config` has
     the settings that no tensor shows: a mapping, a config.json, or its folder.
     """
-    source = opened(path)
-    if config is not None:
-        given, where = _config_of(config)
-        source = replace(source, config=given, config_file=where)
+    source = at_hand(path, config)
     return planned(
         source, file_type, layout=layout, name=name, overrides=overrides, keep=keep, importance=importance, force=force
     )
+
+
+def at_hand(path: Path, config: Mapping[str, Any] | str | Path | None = None) -> DiffusionSource:
+    """A model on disk, with the config that a caller gives."""
+    source = opened(path)
+    if config is None:
+        return source
+    given, where = _config_of(config)
+    return replace(source, config=given, config_file=where)
 
 
 def planned(
@@ -120,8 +126,17 @@ def planned(
     overrides: Iterable[tuple[str, str]] = (), keep: Iterable[str] = (), importance: Importance | None = None, force: bool = False,
 ) -> ConversionPlan:  # fmt: skip
     """The plan of a model at hand."""
-    file = str(source.path)
     recipe_of(file_type)
+    plan = of_model(
+        known(source), file_type, file=str(source.path), layout=layout, name=name or named(source), gguf=source.gguf, overrides=overrides,
+        keep=keep, importance=importance, force=force,
+    )  # fmt: skip
+    return replace(plan, files=source.files)
+
+
+def known(source: DiffusionSource) -> Model:
+    """What a model at hand is: its architecture, settings and tensors; errors with everything that does not fit."""
+    file = str(source.path)
     found = detected(source.tensors, file, source.metadata.get("general.architecture"))
     settings, extra, problems = read_settings(found, file, annotated(source.metadata, file), source.config, source.config_file)  # fmt: skip
     headline = f"{file} cannot be converted as {found.spec.title}"
@@ -129,12 +144,8 @@ def planned(
     parts, misfits = match(found.spec, found.layout, settings, found.tensors)
     raise_problems(headline, [Problem(f"{file}: {p.text}", p.grade) for p in misfits])
     for note in found.warnings:
-        warnings.warn(note, stacklevel=4)
-    plan = of_model(
-        Model(found.spec, found.layout, settings, extra, parts), file_type, file=file, layout=layout, name=name or _named(source),
-        gguf=source.gguf, overrides=overrides, keep=keep, importance=importance, force=force,
-    )  # fmt: skip
-    return replace(plan, files=source.files)
+        warnings.warn(note, stacklevel=5)
+    return Model(found.spec, found.layout, settings, extra, parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,18 +162,19 @@ class Model:
 def of_model(
     model: Model, file_type: str | None, *, file: str, layout: str | None = None, name: str = "", gguf: GGUFFile | None = None,
     overrides: Iterable[tuple[str, str]] = (), keep: Iterable[str] = (), importance: Importance | None = None, force: bool = False,
+    factors: Mapping[str, Factors] | None = None,
 ) -> ConversionPlan:  # fmt: skip
     """The plan of a model that is known, of which messages speak as `file`; `file_type` None: every tensor as it is stored.
 
-    The new file has the metadata of `gguf`, but for what is told here.
+    The new file has the metadata of `gguf`, but for what is told here. `factors` by tensor of the class are multiplied in.
     """
     spec = model.spec
     to = _layout(layout, spec)
-    pieces, misplaced = laid_out(spec, model.config, model.parts, to)
+    pieces, misplaced = laid_out(spec, model.config, model.parts, to, apart=bool(factors))
     raise_problems(f"{file} cannot be converted as {spec.title}", misplaced)
     quantised = file_type is None or recipe_of(file_type)[1].type.is_quantized
     shapes = {p.name: _stored_shape(p, spec, quantised) for p in pieces}
-    bare = [Target(p.name, F32, shapes[p.name], tuple(map(Lying, p.sources(shapes[p.name])))) for p in pieces]
+    bare = [Target(p.name, F32, shapes[p.name], p.sources(shapes[p.name], factors)) for p in pieces]
     if file_type is None:
         targets, id = tuple(map(as_stored, bare)), None
     else:
@@ -207,7 +219,8 @@ def as_stored(target: Target) -> Target:
     return replace(target, type=max(fitting, key=lambda k: k.block_bytes / k.block_size))
 
 
-def _named(source: DiffusionSource) -> str:
+def named(source: DiffusionSource) -> str:
+    """What a new file is called where nobody says: as the GGUF file it is made of, or by where the model lies."""
     return "" if "general.name" in source.metadata else title_of(source.path)
 
 

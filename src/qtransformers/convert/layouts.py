@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qtransformers.archs.diffusion import Declared, DiffusionSpec, Layout
 from qtransformers.archs.spec import Problem
+from qtransformers.convert.sources import Factors, Lying, Scaled, Source
 from qtransformers.load.diffusion import Part, source_name, whole_shape
 from qtransformers.tensor import QTensor
 
@@ -21,6 +22,8 @@ class Run:
     tensor: QTensor
     start: int
     n: int
+    part: str  # the tensor of the class whose rows they are, of several joined the first
+    at: int  # which of its rows comes first
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +35,18 @@ class Piece:
     sharers: tuple[Declared, ...]
     runs: tuple[Run, ...]
 
-    def sources(self, stored: tuple[int, ...]) -> tuple[QTensor, ...]:
-        """Its rows as tensors one after the other, for a file that has it in the shape `stored`; views of where they lie."""
-        return tuple(_rows(run, stored) for run in self.runs)
+    def sources(self, stored: tuple[int, ...], factors: Mapping[str, Factors] | None = None) -> tuple[Source, ...]:
+        """Its rows as sources one after the other, for a file that has it in the shape `stored`; views of where they lie."""
+        return tuple(_scaled(Lying(_rows(run, stored)), run, (factors or {}).get(run.part)) for run in self.runs)
 
 
 def laid_out(
-    spec: DiffusionSpec, config: Mapping[str, Any], parts: Iterable[Part], layout: Layout
+    spec: DiffusionSpec, config: Mapping[str, Any], parts: Iterable[Part], layout: Layout, *, apart: bool = False
 ) -> tuple[tuple[Piece, ...], list[Problem]]:
-    """The tensors of a layout made of the parts of a model, in the order of its spec; and what cannot be laid out so."""
+    """The tensors of a layout made of the parts of a model, in the order of its spec; and what cannot be laid out so.
+
+    `apart` keeps rows of several tensors of the class apart where they lie together.
+    """
     there = {part.name: part for part in parts}
     names: dict[str, list[Declared]] = {}
     problems = []
@@ -55,7 +61,7 @@ def laid_out(
         if not any(d.name in there for d in sharers):
             continue
         shape = whole_shape(sharers, layout)
-        runs = _joined(run for d in sharers if d.name in there for run in _runs(there[d.name], d, layout))
+        runs = _joined((run for d in sharers if d.name in there for run in _runs(there[d.name], d, layout)), apart)
         if lacking := [d.name for d in sharers if d.name not in there]:
             problems.append(Problem(f"{name} of the {layout} layout holds {', '.join(lacking)} too, which the model lacks. Choose the other one (--layout)."))  # fmt: skip
         elif sum(run.n for run in runs) != (shape[0] if shape else 1):
@@ -72,21 +78,29 @@ def _runs(part: Part, declared: Declared, layout: Layout) -> Iterable[Run]:
     n = declared.shape[0] if declared.shape else 1
     goal = declared.origin.ranges if layout == "original" and declared.origin else ()
     sources, goals = list(part.ranges or ((0, n),)), list(goal or ((0, n),))
+    at = 0
     while sources and goals:
         (a, b), (to, end) = sources[0], goals[0]
         step = min(b - a, end - to)
-        yield Run(to, part.tensor, a, step)
+        yield Run(to, part.tensor, a, step, part.name, at)
+        at += step
         sources[:1] = [(a + step, b)] if a + step < b else []
         goals[:1] = [(to + step, end)] if to + step < end else []
 
 
-def _joined(runs: Iterable[Run]) -> tuple[Run, ...]:
+def _joined(runs: Iterable[Run], apart: bool) -> tuple[Run, ...]:
     """The runs in order, those joined that follow each other in one tensor."""
     done: list[Run] = []
     for run in sorted(runs, key=lambda r: r.to):
         last = done[-1] if done else None
-        if last and last.tensor is run.tensor and (last.to + last.n, last.start + last.n) == (run.to, run.start):
-            done[-1] = Run(last.to, last.tensor, last.start, last.n + run.n)
+        alike = last is not None and (last.part == run.part or not apart)
+        if (
+            last
+            and alike
+            and last.tensor is run.tensor
+            and (last.to + last.n, last.start + last.n) == (run.to, run.start)
+        ):
+            done[-1] = replace(last, n=last.n + run.n)
         else:
             done.append(run)
     return tuple(done)
@@ -99,6 +113,15 @@ def _is_whole(run: Run) -> bool:
 def _whole_blocks(run: Run) -> bool:
     """Whether a run can be taken from the bytes of its tensor."""
     return _is_whole(run) or math.prod(run.tensor.shape[1:]) % run.tensor.type.block_size == 0
+
+
+def _scaled(source: Lying, run: Run, factors: Factors | None) -> Source:
+    """The source with the factors of its tensor of the class."""
+    if factors is None:
+        return source
+    mine = slice(run.at, run.at + run.n)
+    rows, add = (None if side is None else side[mine] for side in (factors.rows, factors.add))
+    return Scaled(source, replace(factors, rows=rows, add=add))
 
 
 def _rows(run: Run, stored: tuple[int, ...]) -> QTensor:

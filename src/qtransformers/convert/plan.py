@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qtransformers.checks import shown
 from qtransformers.convert.mixtures import mixed
 from qtransformers.convert.recipes import RECIPES, needs_importance, policies, recipe_of, types_for
-from qtransformers.convert.sources import Changed, Lying, Source, Values
+from qtransformers.convert.sources import Changed, Lying, Scaled, Source, Values
 from qtransformers.errors import ConfigError, UnsupportedError
 from qtransformers.types import BY_NAME, QuantType
 
@@ -55,7 +55,7 @@ class Target:
     def packed(self) -> bool:
         """Whether it comes from a checkpoint's own way of quantising."""
         return not isinstance(self.source, np.ndarray) and all(
-            s.type is not None and not isinstance(s, Lying) for s in self.source
+            s.type is not None and not isinstance(s, (Lying, Scaled)) for s in self.source
         )
 
 

@@ -185,3 +185,70 @@ class Picked:
     def forget(self, rows: Rows | None = None) -> None:
         """See Source."""
         self.source.forget()
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """What a tensor is multiplied by, and of a bias what is added then."""
+
+    rows: Values | None = None  # [n_rows]
+    columns: Values | None = None  # [width]
+    add: Values | None = None  # [n_rows]
+
+    def __mul__(self, other: Factors) -> Factors:
+        """One after the other."""
+        add = other.add if self.add is None else self.add * (1 if other.rows is None else other.rows)
+        if self.add is not None and other.add is not None:
+            add = add + other.add  # type: ignore[operator]
+        return Factors(_times(self.rows, other.rows), _times(self.columns, other.columns), add)
+
+    def apply(self, values: Values, rows: Rows = slice(None)) -> Values:
+        """`values [n, width]`, some rows of the tensor, with its factors."""
+        out = values if self.rows is None else values * self.rows[rows, None]
+        out = out if self.columns is None else out * self.columns
+        return out if self.add is None else out + self.add[rows, None]
+
+
+def _times(a: Values | None, b: Values | None) -> Values | None:
+    return b if a is None else a if b is None else a * b
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """A source with factors."""
+
+    source: Source
+    factors: Factors
+
+    @property
+    def name(self) -> str:
+        """See Source."""
+        return self.source.name
+
+    @property
+    def file(self) -> str:
+        """See Source."""
+        return self.source.file
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See Source."""
+        return self.source.shape
+
+    @property
+    def type(self) -> QuantType | None:
+        """See Source: none, but what is plain may be written as it was."""
+        kind = self.source.type
+        return kind if kind is not None and not kind.is_quantized else None
+
+    def rows(self, rows: Rows) -> Values:
+        """See Source."""
+        return np.ascontiguousarray(self.factors.apply(self.source.rows(rows), rows), np.float32)
+
+    def blocks(self, rows: Rows, to: QuantType) -> NDArray[np.uint8] | None:
+        """See Source."""
+        return None
+
+    def forget(self, rows: Rows | None = None) -> None:
+        """See Source."""
+        self.source.forget(rows)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from math import isqrt
 from typing import Any
 
+from qtransformers.archs.diffusion.folds import Folding
 from qtransformers.archs.diffusion.parts import linear, over, parameter, setting
 from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
 from qtransformers.archs.spec import Problem, TensorSpec
@@ -91,6 +92,14 @@ TENSORS = (
     linear("proj_out", "pixels", "dim", "final_linear", bias="never", role="output"),
 )  # fmt: skip
 
+J, S = "joint_transformer_blocks.{i}", "single_transformer_blocks.{i}"
+FOLDS = (  # the modulation has no bias, so that none goes there
+    Folding((f"{J}.attn.to_v", f"{J}.attn.add_v_proj"), (f"{J}.attn.to_out.0", f"{J}.attn.to_add_out"), "dim", ("i", "num_mmdit_layers")),
+    *(Folding((f"{J}.{ff}.linear_2",), (f"{J}.{ff}.out_projection",), "ff", ("i", "num_mmdit_layers")) for ff in ("ff", "ff_context")),
+    Folding((f"{S}.attn.to_v",), (f"{S}.attn.to_out.0",), "dim", ("i", "num_single_dit_layers")),
+    Folding((f"{S}.ff.linear_2",), (f"{S}.ff.out_projection",), "ff", ("i", "num_single_dit_layers")),
+)  # fmt: skip
+
 SPEC = DiffusionSpec(
     id="aura",
     title="AuraFlow",
@@ -100,6 +109,7 @@ SPEC = DiffusionSpec(
     sizes=_sizes,
     check=_check,
     tensors=TENSORS,
+    folds=FOLDS,
     marks={
         "original": (Marks(("cond_seq_linear.weight", "init_x_linear.weight")), Marks(("double_layers.3.modX.1.weight",))),
         "diffusers": (Marks(("context_embedder.weight", "register_tokens", "time_step_proj.linear_1.weight")),),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qtransformers.archs.diffusion.folds import Folding, modulated
 from qtransformers.archs.diffusion.parts import adds_up, axes, heads, linear, norm, over, setting, split
 from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
 from qtransformers.archs.spec import HParam, Problem, TensorSpec
@@ -103,6 +104,19 @@ TENSORS = (
     linear("proj_out", "pixels", "dim", "final_layer.linear", role="output"),
 )  # fmt: skip
 
+B, S = "transformer_blocks.{i}", "single_transformer_blocks.{i}"
+IN_DOUBLE, IN_SINGLE = ("i", "num_layers"), ("i", "num_single_layers")
+VALUES = Folding((f"{B}.attn.to_v", f"{B}.attn.add_v_proj"), (f"{B}.attn.to_out.0", f"{B}.attn.to_add_out"), "dim", IN_DOUBLE)  # fmt: skip
+FOLDS = (
+    modulated(f"{B}.norm1.linear", 1, 0, tuple(f"{B}.{name}" for name in QKV), IN_DOUBLE),
+    modulated(f"{B}.norm1.linear", 4, 3, (f"{B}.ff.net.0.proj",), IN_DOUBLE),
+    modulated(f"{B}.norm1_context.linear", 1, 0, tuple(f"{B}.{name}" for name in ADDED), IN_DOUBLE),
+    modulated(f"{B}.norm1_context.linear", 4, 3, (f"{B}.ff_context.net.0.proj",), IN_DOUBLE),
+    VALUES,
+    modulated(f"{S}.norm.linear", 1, 0, tuple(f"{S}.{name}" for name in (*QKV, "proj_mlp")), IN_SINGLE),
+    Folding((f"{S}.attn.to_v",), (f"{S}.proj_out[0:dim]",), "dim", IN_SINGLE),
+)
+
 SPEC = DiffusionSpec(
     id="flux",
     title="Flux.1",
@@ -116,6 +130,7 @@ SPEC = DiffusionSpec(
     sizes=sizes,
     check=check,
     tensors=TENSORS,
+    folds=FOLDS,
     marks={
         "original": (Marks(("double_blocks.0.img_attn.proj.weight", "vector_in.in_layer.weight")),),
         "diffusers": (Marks(("single_transformer_blocks.0.proj_mlp.weight", "time_text_embed.text_embedder.linear_1.weight"), none=("x_embedder.proj.weight",)),),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qtransformers.archs.diffusion.folds import Folding
 from qtransformers.archs.spec import HParam, Problem, TensorSpec, dimension
 
 Layout = Literal["original", "diffusers"]
@@ -96,6 +97,7 @@ class DiffusionSpec:
     unused: tuple[str, ...] = ()  # patterns of tensors in published files that nothing reads
     ignored_config: tuple[str, ...] = ()  # keys of config.json that change nothing
     pipelines: tuple[str, ...] = ()  # classes of diffusers that run it, the usual one first
+    folds: tuple[Folding, ...] = ()  # where scales may move without changing a picture
     packs_convs: bool = False  # whether convolutions are quantised, as rows of `[out, in * kernel]`
     base: str = ""  # a published pipeline on the Hub
     paper: str = ""  # where it is described

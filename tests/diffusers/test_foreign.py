@@ -1,7 +1,11 @@
 """Files as other tools make them: reshaped tensors, five dimensions, mixed types, long names."""
 
+import re
+
+import diffusers.loaders.single_file_utils as theirs
 import numpy as np
 import pytest
+import torch
 
 from diffusion.cases import CASES
 from diffusion.files import error, model_of, original_layout, run, settings
@@ -99,6 +103,44 @@ def test_small_tensors_in_types_of_their_own(name, tmp_path):
     ours = load_transformer(written(tmp_path / "m.gguf", "pig", tensors), told(case), accuracy="exact")
     assert error(run(ours, case), run(dequantized(ours), case)) < 1e-5
     assert 1e-4 < error(run(ours, case), run(model, case)) < 0.05
+
+
+# Names of Cosmos 1.0 in place of those of the second version
+FIRST = (
+    (r"^blocks\.(\d+)\.self_attn\.", r"blocks.block\1.blocks.0.block.attn."),
+    (r"^blocks\.(\d+)\.cross_attn\.", r"blocks.block\1.blocks.1.block.attn."),
+    (r"^blocks\.(\d+)\.mlp\.", r"blocks.block\1.blocks.2.block."),
+    (r"^blocks\.(\d+)\.adaln_modulation_self_attn\.", r"blocks.block\1.blocks.0.adaLN_modulation."),
+    (r"^blocks\.(\d+)\.adaln_modulation_cross_attn\.", r"blocks.block\1.blocks.1.adaLN_modulation."),
+    (r"^blocks\.(\d+)\.adaln_modulation_mlp\.", r"blocks.block\1.blocks.2.adaLN_modulation."),
+    (r"\.([qkv])_proj\.", r".to_\1.0."),
+    (r"\.([qk])_norm\.", r".to_\1.1."),
+    (r"\.output_proj\.", ".to_out.0."),
+    (r"^t_embedding_norm\.", "affline_norm."),
+    (r"^final_layer\.adaln_modulation\.", "final_layer.adaLN_modulation."),
+)
+
+
+class Kept(dict):
+    """That function asks for the first version's names after it has taken them all away."""
+
+    def pop(self, key):
+        return self[key]
+
+
+def test_the_names_of_the_first_cosmos(tmp_path):
+    case = case_of("cosmos")
+    model, state = original(case)
+    for pattern, replacement in FIRST:
+        state = {re.sub(pattern, replacement, n): v for n, v in state.items()}
+    state = {f"net.{n}": v for n, v in state.items()} | {"net.pos_embedder.seq": torch.arange(64)}
+    back = theirs.convert_cosmos_transformer_checkpoint_to_diffusers(Kept(state))
+    assert back.keys() == model.state_dict().keys()
+    assert all(torch.equal(v, back[n]) for n, v in model.state_dict().items())
+    tensors = {n: (v, "F32", tuple(v.shape)) for n, v in state.items()}
+    ours = load_transformer(written(tmp_path / "m.gguf", "cosmos", tensors), told(case), accuracy="exact")
+    assert ours.gguf.plan.layout == "original"
+    assert error(run(ours, case), run(model, case)) < 1e-5
 
 
 def test_long_names(tmp_path):

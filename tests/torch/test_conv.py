@@ -68,6 +68,7 @@ def test_conv(data):
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(ops, "CHUNK", limit)
         patch.setattr(conv, "FILTERS", limit)
+        patch.setattr(conv, "MANY", data.draw(st.sampled_from([0, 1 << 22])))  # by filters, or by windows
         near(ours(x), theirs(x))
         near(ours(x[0]), theirs(x[0]))
         assert torch.equal(ours.dequantize(), theirs.weight)
@@ -102,6 +103,18 @@ def test_rows_that_cross_blocks(shape, chunk, monkeypatch):
     near(a.grad, b.grad, 1e-4)
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     near(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("accuracy, bound", [("fast", 0.03), ("high", 1e-4)])
+def test_products_in_integers(accuracy, bound):
+    weight = quantised((16, 32 * 9), "Q8_0")
+    weight.accuracy = accuracy
+    like = nn.Conv2d(32, 16, 3, padding=1, bias=False)
+    ours = conv.QuantConv2d(like, weight)
+    like.weight = nn.Parameter(ours.dequantize())
+    x = noise(1, 32, 30, 30)
+    assert ours._blockwise(x)
+    near(ours(x), like(x), bound)
 
 
 def test_half_precision():

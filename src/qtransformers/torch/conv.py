@@ -18,13 +18,15 @@ from qtransformers.torch.weight import QuantWeight
 
 Tensor = torch.Tensor
 FILTERS = 4 * ops.CHUNK  # values of filters that are decoded at a time
+MANY = 512  # windows from which decoding filters costs less than products of floats lose to torch's convolution
 KEPT = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "output_padding", "transposed", "_reversed_padding_repeated_twice")  # fmt: skip
 
 
 class QuantConv(nn.Module):
     """A convolution with weight `[out, in * kernel]`: on the CPU products of its blocks with the windows, a bounded part at a time.
 
-    On a GPU, and where filters are not whole blocks, filters are decoded for each call and go through torch's convolution.
+    On a GPU, where filters are not whole blocks, and where products of floats with many windows would be slower, filters are
+    decoded for each call, a bounded part at a time, and go through torch's convolution.
     UnsupportedError for groups, whose filters are too narrow for products.
     """
 
@@ -47,11 +49,17 @@ class QuantConv(nn.Module):
         if any(self._reversed_padding_repeated_twice):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = functional.pad(x, self._reversed_padding_repeated_twice, mode)
-        blockwise = x.device.type == "cpu" and self.weight.whole
-        y = self._by_windows(x) if blockwise else self._by_filters(x)
+        y = self._by_windows(x) if self._blockwise(x) else self._by_filters(x)
         if self.bias is not None:
             y = y + self.bias.view(-1, *[1] * axes)
         return y if input.ndim == axes + 2 else y[0]
+
+    def _blockwise(self, x: Tensor) -> bool:
+        if x.device.type != "cpu" or not self.weight.whole:
+            return False
+        in_integers = self.weight.quant_type.is_quantized and self.weight.accuracy != "exact"
+        pixels = len(x) * math.prod(x.shape[2:]) // math.prod(self.stride)
+        return in_integers or pixels < MANY or ops.in_graph(x)  # gradients would keep the decoded filters
 
     def _by_windows(self, x: Tensor) -> Tensor:
         windows = _windows(x, self.kernel_size, self.stride, self.dilation)

@@ -27,10 +27,10 @@ def expected_logprobs(model, ids):
 
 @pytest.mark.parametrize("as_ids", [False, True])
 def test_several_prompts_in_their_order(client, model, as_ids):
-    texts = [PROMPT, "The fox said", "A cold wind"]
+    texts = [PROMPT, "The fox said", "A cold wind", "The fox said"]
     prompts = [model.tokenizer.encode(t) for t in texts] if as_ids else texts
     found = client.completions.create(model="demo", prompt=prompts, max_tokens=8, temperature=0)
-    assert [c.index for c in found.choices] == [0, 1, 2]
+    assert [c.index for c in found.choices] == [0, 1, 2, 3]
     expected = [model.generate(t, max_tokens=8, temperature=0) for t in texts]
     assert [c.text for c in found.choices] == [e.text for e in expected]
     assert found.usage.prompt_tokens == sum(len(model.tokenizer.encode(t)) for t in texts)

@@ -50,7 +50,10 @@ def test_every_route_has_a_good_request():
 
 @pytest.mark.parametrize("row", BODIES, ids=lambda row: row.path)
 def test_bad_values_in_every_field(http, served, row):
-    for name in row.body.__struct_encode_fields__:
+    names = row.body.__struct_encode_fields__
+    if row.path != "/v1/completions":  # which has them from the same class
+        names = [name for name in names if name not in fields.SAMPLING]
+    for name in names:
         for value in VALUES:
             if name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens") and value in (
                 None,

@@ -15,6 +15,7 @@ from qtransformers.settings import Settings
 
 # C0 without tab and newline, DEL, C1, and the marks that reorder what follows: a file must not steer the terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+MOST_WARNINGS = 1000  # that a server remembers, whatever requests hold
 STYLES = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red", "unknown": "yellow"}  # of verdicts
@@ -123,7 +124,7 @@ def plain_warnings(color: str = "auto") -> Iterator[set[str]]:
     said: set[str] = set()
 
     def show(message: Warning | str, *where: Any, **more: Any) -> None:
-        if str(message) not in said:
+        if str(message) not in said and len(said) < MOST_WARNINGS:
             said.add(str(message))
             note(f"warning: {message}", "yellow", color)
 

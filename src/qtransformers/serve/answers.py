@@ -116,10 +116,10 @@ async def complete(streams: list[AsyncStream], between: Callable[[float], None])
     return [stream.completion for stream in streams]
 
 
-def usage_of(done: Iterable[Completion]) -> dict[str, Any]:
-    """Counts of tokens: each prompt counts once, however many answers it has."""
+def usage_of(done: Iterable[Completion], n: int | None = None) -> dict[str, Any]:
+    """Counts of tokens: each prompt counts once, however many answers it has: `n`, or all with the same prompt."""
     done = list(done)
-    prompts = {c.prompt: c for c in done}.values()
+    prompts = done[::n] if n else {c.prompt: c for c in done}.values()
     n_prompt, n_answer = sum(c.prompt_tokens for c in prompts), sum(len(c.tokens) for c in done)
     return {
         "prompt_tokens": n_prompt,

@@ -65,7 +65,7 @@ async def completions(server: Server, call: Call, body: bytes) -> None:
                     for i, (c, echo) in enumerate(zip(done, echoes, strict=True))
                 ] if streams else [_choice(i, echo.text, "length", echo.logprobs) for i, echo in enumerate(echoes)]  # fmt: skip
                 await call.json(
-                    {**head, "choices": choices, "usage": usage_of(done) if streams else _prompt_usage(ids)}
+                    {**head, "choices": choices, "usage": usage_of(done, n) if streams else _prompt_usage(ids)}
                 )
 
 
@@ -137,7 +137,7 @@ async def _events(
         offsets[i] += sum(map(len, logprobs["tokens"])) if logprobs else 0
         yield event({**head, "choices": [_choice(i, chunk.text, finish, logprobs)]})
     if ask.stream_options and ask.stream_options.include_usage:
-        yield event({**head, "choices": [], "usage": usage_of(s.completion for s in streams) if streams else _prompt_usage(ids)})  # fmt: skip
+        yield event({**head, "choices": [], "usage": usage_of((s.completion for s in streams), len(streams) // len(ids)) if streams else _prompt_usage(ids)})  # fmt: skip
     yield b"data: [DONE]\n\n"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError
+from qtransformers.load.plan import PARALLEL
 from qtransformers.serve.errors import HTTPError, http_error
 from qtransformers.serve.guard import Rates
 from qtransformers.serve.models import Entry, Models
@@ -49,7 +50,7 @@ class Server:
         call.adapter = adapter
         self._rates.enter(call.key)
         try:
-            parallel = entry.spec.options.get("parallel", 8)
+            parallel = entry.spec.options.get("parallel", PARALLEL)
             if entry.answers + n > parallel + self.config.queue:
                 wait = entry.seconds * (entry.answers / parallel)
                 raise HTTPError(503, f"{entry.answers} answers are under way or wait; the server takes {parallel} (--parallel) and {self.config.queue} that wait (--queue). Ask again.", "overloaded", retry=min(60, wait))  # fmt: skip

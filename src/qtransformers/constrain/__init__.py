@@ -372,9 +372,27 @@ def _source_text(kind: Kind, source: Source) -> str:
         except TypeError as e:
             raise ConstraintError(f"json_schema: {e}.") from None
     found = text(kind, source)
-    if len(found) > MAX_CHARACTERS[kind]:
-        raise ConstraintError(f"{kind} has {len(found):,} characters; expected at most {MAX_CHARACTERS[kind]:,}.")
+    n = len(found) if kind != "lark" or len(found) <= MAX_CHARACTERS[kind] else _length_without_json(found)
+    if n > MAX_CHARACTERS[kind]:
+        raise ConstraintError(f"{kind} has {n:,} characters; expected at most {MAX_CHARACTERS[kind]:,}.")
     return found
+
+
+def _length_without_json(source: str) -> int:
+    """Characters of a Lark grammar without its JSON schemas, for which their own bounds hold."""
+    n, end = len(source), 0
+    if n > MAX_CHARACTERS["json_schema"]:
+        return n
+    for start in re.finditer(r"%json\s+", source):
+        if start.end() < end:
+            continue  # within a schema
+        try:
+            schema, end = json.JSONDecoder().raw_decode(source, start.end())
+        except (ValueError, RecursionError):
+            return n
+        schemas.read(schema)
+        n -= end - start.end()
+    return n
 
 
 def _lark(kind: Kind, source: str, schema: schemas.Schema | None) -> str:

@@ -369,6 +369,6 @@ def _input(arguments: str) -> str:
     """The text in the arguments of a function of one text; the arguments as they are where they were cut off."""
     try:
         found = json.loads(arguments)["input"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return arguments
     return found if isinstance(found, str) else arguments

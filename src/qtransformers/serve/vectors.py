@@ -13,7 +13,15 @@ from qtransformers.generate.requests import prompt_ids
 from qtransformers.load.start import encode_prompt
 from qtransformers.serve.completions import texts_of
 from qtransformers.serve.errors import HTTPError
-from qtransformers.serve.fields import DetokenizeRequest, EmbeddingsRequest, TokenizeRequest, decode, prompts_of
+from qtransformers.serve.fields import (
+    ChatRequest,
+    DetokenizeRequest,
+    EmbeddingsRequest,
+    TokenizeRequest,
+    decode,
+    prompts_of,
+)
+from qtransformers.serve.turns import prompt_of
 
 if TYPE_CHECKING:
     from qtransformers.serve.call import Call
@@ -56,7 +64,7 @@ async def tokenize(server: Server, call: Call, body: bytes) -> None:
     if len(given) != 1:
         raise HTTPError(400, f"prompt, content, messages: {len(given)} of them are there; expected one.", "invalid_value", field="prompt")  # fmt: skip
     async with server.answering(call, ask.model) as entry:
-        ids = await server.off_loop(_tokens, entry, ask)
+        ids = await server.off_loop(_tokens, call, entry, ask)
         reply: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": entry.loaded.context_length}
         if ask.return_token_strs:
             reply["token_strs"] = texts_of(entry.loaded.tokenizer, ids)
@@ -78,10 +86,11 @@ def _ids(entry: Entry, texts: list[str | tuple[int, ...]]) -> list[list[int] | t
     return [tokenizer.encode(t) if isinstance(t, str) else t for t in texts]
 
 
-def _tokens(entry: Entry, ask: TokenizeRequest) -> list[int]:
+def _tokens(call: Call, entry: Entry, ask: TokenizeRequest) -> list[int]:
     model = entry.loaded
     if ask.messages is not None:
-        return list(model.chat_ids(ask.messages, tools=ask.tools, template_variables=ask.chat_template_kwargs))
+        chat = ChatRequest(messages=ask.messages, tools=ask.tools, chat_template_kwargs=ask.chat_template_kwargs)
+        return list(prompt_of(call, entry, chat)[0])
     text = ask.prompt if ask.prompt is not None else ask.content or ""
     return encode_prompt(text, model.tokenizer, None if ask.add_special_tokens is None else ask.add_special_tokens, ask.encode_special)  # fmt: skip
 

@@ -173,3 +173,24 @@ def test_broken_schemas_are_errors(grammars):
                 family,
                 [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": 3}}}}],
             )
+
+
+def test_many_tools_are_no_too_long_grammar(grammars):
+    """The schemas of all tools together may be longer than a grammar may be else."""
+    fields = {f"field_{i}": {"type": "integer", "minimum": i} for i in range(40)}
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": {"type": "object", "properties": fields}}}
+        for i in range(30)
+    ]
+    source = syntax_of("<tool_call>").grammar(tools, "required", lambda text: None)
+    assert len(source) > 50_000
+    assert accepts(
+        grammars,
+        grammars.compile("lark", source),
+        '<tool_call>\n{"name": "f29", "arguments": {"field_3": 7}}\n</tool_call>',
+    )
+    with pytest.raises(ConstraintError, match="1,100 alternatives"):
+        grammars.compile("lark", source + "\nx: %json " + json.dumps({"anyOf": [{"const": i} for i in range(1100)]}))
+    for hostile in ("start: " + '"a" ' * 20_000, "start: " + '%json ["' * 200_000):
+        with pytest.raises(ConstraintError, match=r"lark has .* characters; expected at most 50,000"):
+            grammars.compile("lark", hostile)

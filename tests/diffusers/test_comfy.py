@@ -10,7 +10,18 @@ from qtransformers.archs.diffusion import SPECS
 from qtransformers.convert import convert
 from qtransformers.gguf import GGUFWriter
 
-DEEPER = {"aura": {"num_mmdit_layers": 4}}  # it looks at the fourth layer
+# It looks at the fourth layer, the 28th, and three halvings
+DEEPER = {
+    "aura": {"num_mmdit_layers": 4},
+    "ltxv": {"num_layers": 28},
+    "sd1": {
+        "block_out_channels": (32, 64, 64, 64),
+        "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+        "attention_head_dim": (4, 4, 4, 4),
+        "transformer_layers_per_block": (1, 1, 1, 1),
+    },
+}
 READ = [c for c in CASES if c.original and ((SPECS[c.id].family or c.id) in ARCHITECTURES) and c.id not in ("flux2", "z_image", "chroma")]  # fmt: skip
 
 

@@ -412,6 +412,41 @@ def test_the_reader_s_place_is_kept_while_more_comes(page):
     assert page.evaluate("(() => { const l = document.querySelector('#log'); return l.scrollHeight - l.clientHeight - l.scrollTop; })()") < 3  # fmt: skip
 
 
+def test_a_selection_outlives_the_end_of_the_answer(page):
+    says(page, "word " * 100)
+    slowed(page, 10_000)
+    send(page, "Go on.")
+    until(page, "document.querySelector('.message.assistant > .md')?.textContent.length > 40")
+    page.evaluate(
+        "getSelection().setBaseAndExtent(document.querySelector('.message.assistant p').firstChild, 5, document.querySelector('.message.assistant p').firstChild, 14)"
+    )
+    slowed(page, 0)
+    finished(page)
+    assert page.evaluate("getSelection().toString()") == "word word"
+
+
+def test_an_answer_follows_a_schema(page):
+    settle(page, schema='{"enum": ["yes", "no"]}', temperature=0)
+    send(page, STORY)
+    assert finished(page).locator(".md").last.text_content() in ('"yes"', '"no"')
+
+
+def test_a_key_is_not_asked_for_again_and_again(visit, demo):
+    with running([demo], ServerConfig(port=0, keys={"one": hashed(KEY)})) as (url, _):
+        page = visit(url)
+        page.clock.install()
+        page.reload()
+        page.get_by_role("button", name="Cancel").click()
+        with page.expect_response("**/v1/models") as asked:
+            page.clock.run_for(11_000)  # it looks again after a while
+        assert asked.value.status == 401
+        page.clock.run_for(100)
+        assert not page.get_by_role("dialog").is_visible()
+        page.locator("#input").fill(STORY)
+        page.locator("#input").press("Enter")
+        page.get_by_role("dialog", name="API key").wait_for()
+
+
 def test_two_tabs_show_the_same_conversations(page, served):
     settle(page, max_tokens=4)
     other = page.context.new_page()

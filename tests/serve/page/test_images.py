@@ -51,6 +51,8 @@ def test_a_picture_is_made_step_by_step_kept_and_deleted(visit, demo, painter):
         image.wait_for()
         page.get_by_role("button", name="Delete the picture").click()
         image.wait_for(state="detached")
+        page.get_by_role("button", name="New conversation").click()
+        assert page.locator("#input").is_visible() and not page.locator("#images").is_visible()
 
 
 def test_refusals_and_stopping(visit, demo, painter):

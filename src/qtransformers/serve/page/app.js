@@ -54,6 +54,7 @@ function changed() {
 
 function open(conversation) {
   chat.stop();
+  tab("chat");
   current = conversation;
   if (models.length && !models.some((m) => m.id === current.model)) current.model = defaultModel();
   keep("open", current.id);
@@ -129,13 +130,14 @@ channel.onmessage = async ({ data }) => {
 const defaultModel = () => (models.find((m) => m.qtransformers?.kind !== "diffusion" && m.id === recall("model")) ?? chatModels()[0])?.id ?? "";
 const chatModels = () => models.filter((m) => !["diffusion", "embedding"].includes(m.qtransformers?.kind));
 
-async function loadModels() {
+async function loadModels(polling) {
   let found;
   try {
     found = await getJson("v1/models");
   } catch (e) {
-    act(e.status === 401 ? "key" : "lost");
-    return false;
+    if (e.status !== 401) act("lost");
+    else if (!polling) askKey();
+    return e.status === 401;
   }
   models = found.data ?? [];
   const painters = models.filter((m) => m.qtransformers?.kind === "diffusion");
@@ -181,7 +183,7 @@ let timer;
 async function poll() {
   clearTimeout(timer);
   const asked = $("#key-dialog").open || (document.hidden && !lost) || chat.running;
-  const found = asked || (await loadModels());
+  const found = asked || (await loadModels(true));
   timer = setTimeout(poll, found ? POLL_MS : LOST_MS);
 }
 

@@ -47,10 +47,18 @@ export class Chat {
 
   draw() {
     const messages = path(this.conversation);
-    this.log.replaceChildren(...(messages.length ? messages.map((m) => this.#message(m)) : [this.#empty()]));
+    const there = new Map([...this.log.children].map((e) => [e.dataset.key, e]));
+    const made = messages.map((m) => there.get(this.#key(m)) ?? this.#message(m));
+    this.log.replaceChildren(...(made.length ? made : [this.#empty()]));
     const last = messages.findLast((m) => m.tokens !== undefined);
     this.app.used(last ? last.prompt + last.tokens : 0);
     this.#follow();
+  }
+
+  // What is drawn stays as it is while this does.
+  #key(m) {
+    const busy = this.running?.message === m;
+    return [m.id, siblings(this.conversation, m).length, m.id === this.conversation.leaf, busy, m.content.length, m.status].join();
   }
 
   say(text) {
@@ -90,6 +98,7 @@ export class Chat {
     save();
     this.app.changed();
     this.draw();
+    if (document.activeElement === document.body) this.log.focus({ preventScroll: true }); // its button has gone
     announce("The answer is coming.");
     const view = new Answer(this.log.lastElementChild, message, () => this.conversation === conversation && this.#follow());
     let saved = performance.now();
@@ -111,10 +120,7 @@ export class Chat {
     await save();
     this.app.changed();
     if (this.conversation !== conversation) return;
-    const at = this.log.scrollTop;
-    const old = view.root;
-    old.replaceWith(this.#message(message, old));
-    this.log.scrollTop = at;
+    this.#complete(view.root, message);
     this.#follow();
     if (message.tokens !== undefined) this.app.used(message.prompt + message.tokens);
     const how = message.error ? `${message.error.title}. ${message.error.text}` : message.status === "stopped" ? "Stopped." : "";
@@ -151,16 +157,28 @@ export class Chat {
 
   // Elements
 
-  #message(m, old) {
+  #message(m) {
+    const root = this.#element(m);
+    root.dataset.key = this.#key(m);
+    root.dataset.branch = m.parent;
+    return root;
+  }
+
+  #element(m) {
     if (m.role === "user") return this.#user(m);
     if (m.role === "tool") return el("article", { class: "message tool" }, el("h2", { class: "who" }, "Result of the tool"), el("div", { class: "text" }, m.content));
-    const busy = this.running?.message === m;
-    const body = old ? [...old.querySelectorAll(":scope > .fold, :scope > .md")] : [fold(m), markdown(m)];
-    const root = el("article", { class: "message assistant", "aria-busy": busy ? "true" : null });
-    root.append(el("h2", { class: "who" }, m.model || "Answer"), ...body);
-    if (busy) root.append(el("p", { class: "note waiting" }, "Waiting for the model"));
+    const root = el("article", { class: "message assistant", "aria-busy": "true" }, el("h2", { class: "who" }, m.model || "Answer"), fold(m), markdown(m));
+    if (this.running?.message !== m) return this.#complete(root, m);
+    root.append(el("p", { class: "note waiting" }, "Waiting for the model"));
+    return root;
+  }
+
+  // What stands below an answer that is over. What is there stays: somebody may have selected a part of it.
+  #complete(root, m) {
+    root.removeAttribute("aria-busy");
+    root.dataset.key = this.#key(m);
+    $(":scope > .waiting", root)?.remove();
     for (const c of m.calls ?? []) root.append(call(c));
-    if (busy) return root;
     if (m.error) root.append(this.#error(m));
     else if (m.status) root.append(el("p", { class: "note" }, { stopped: "Stopped.", length: "Cut off: the answer is as long as it may be.", content_filter: "Cut off by a text that is banned." }[m.status] ?? ""));
     if (m.calls?.length && m.id === this.conversation.leaf && !m.error) root.append(this.#results(m));
@@ -198,7 +216,7 @@ export class Chat {
     const input = el("textarea", { "aria-label": "Edit the message", rows: Math.min(12, m.content.split("\n").length + 1) });
     input.value = m.content;
     const back = () => {
-      const fresh = this.#user(m);
+      const fresh = this.#message(m);
       root.replaceWith(fresh);
       fresh.querySelector('[aria-label^="Edit"]').focus();
     };

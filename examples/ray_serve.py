@@ -1,6 +1,6 @@
 """The server under Ray Serve: replicas on one machine or many, requests shared out among them, failed ones replaced.
 
-usage: ray_serve.py [MODEL [REPLICAS]], with pip install 'qtransformers[ray]'; or `serve run examples.ray_serve:build model=... replicas=4`
+usage: ray_serve.py [MODEL [REPLICAS [PORT]]], with pip install 'qtransformers[ray]'; or `serve run examples.ray_serve:build model=... replicas=4`
 """
 
 import sys
@@ -32,5 +32,6 @@ def build(args):
 
 
 if __name__ == "__main__":
-    given = dict(zip(("model", "replicas"), sys.argv[1:], strict=False))
+    given = dict(zip(("model", "replicas", "port"), sys.argv[1:], strict=False))
+    serve.start(http_options={"port": int(given.pop("port", 8000))})
     serve.run(build(given), name="qtransformers", route_prefix="/", blocking=True)

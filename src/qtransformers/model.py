@@ -556,6 +556,11 @@ class Model:
             give_back()
 
     @property
+    def problem(self) -> str:
+        """Why it cannot answer any more: a process that has some of its layers is lost. "" while it can."""
+        return self._pipeline.lost if self._pipeline is not None else ""
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._engine.closed

@@ -148,6 +148,7 @@ def test_a_killed_stage_is_an_error_of_all_others(data):
         with pytest.raises(NetworkError, match=f"stage {killed + 1} of 3 .* is gone: .*Start all stages again"):
             stream.read()
         assert others[left].wait(PATIENCE) == 6
+        assert f"stage {killed + 1} of 3" in model.problem
         assert "is gone" in others[left].stderr.read()
         with pytest.raises(NetworkError, match="is gone"):  # and it stays one
             model.generate(PROMPT, max_tokens=2)

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,24 +22,31 @@ from qtransformers import Model
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PATIENCE = 300  # seconds
-URL = "http://127.0.0.1:8000"
 
 
 @pytest.fixture(scope="module")
 def served(data):
-    """The example with two replicas, of which each computes four answers and lets no more than eight in; four wait in all."""
-    sys.path.insert(0, str(EXAMPLES))
-    import ray
-    import ray_serve
-    from ray import serve
+    """The example with two replicas: each lets eight answers in, and 16 may wait."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    words = [sys.executable, str(EXAMPLES / "ray_serve.py"), str(data / "demo-Q8_0.gguf"), "2", str(port)]
+    run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
+            until(lambda: answers(http) or run.poll() is not None)
+            assert run.poll() is None, "the example has ended"
+            yield http
+    finally:
+        run.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            run.wait(60)
+        run.kill()
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    serve.run(ray_serve.build({"model": str(data / "demo-Q8_0.gguf"), "queue": 4}), name="qtransformers")
-    with httpx.Client(base_url=URL, timeout=PATIENCE) as http:
-        until(lambda: http.get("/health").status_code == 200)
-        yield http
-    serve.shutdown()
-    ray.shutdown()
+
+def answers(http):
+    with suppress(httpx.HTTPError):
+        return http.get("/health").status_code == 200
 
 
 def until(there):

@@ -174,6 +174,11 @@ class Pipeline:
             raise UnsupportedError("lora: the layers of this model are in several processes, which know no adapters. Load it in one.")  # fmt: skip
         return self._talk.submit(self._step, batch).result()
 
+    @property
+    def lost(self) -> str:
+        """Which stage is lost; "" while all are there."""
+        return str(self._lost or "")
+
     def close(self) -> None:
         """Let the others end."""
         self._over.set()

@@ -1,5 +1,6 @@
 """Random walks through masks: whatever is drawn, the text follows the grammar, and may end exactly where it is complete."""
 
+import gc
 import json
 import random
 import re
@@ -343,6 +344,24 @@ def test_a_closed_one_still_answers(data):
         grammars.compile("regex", "c")
     matcher.prepare()
     assert matcher.allowed().any()
+
+
+def test_what_a_grammar_keeps_goes_with_it(data):
+    """A vocabulary and its twin in llguidance: models that come and go would leave a megabyte each."""
+    from qtransformers.load.tokenizer import Tokenizer
+
+    def alive():
+        gc.collect()
+        return sum(isinstance(x, Vocabulary) for x in gc.get_objects())
+
+    before = alive()
+    grammars = Grammars(Tokenizer.from_gguf(data / "demo-Q8_0.gguf"))
+    matcher = grammars.compile("regex", "ab").matcher()
+    matcher.prepare()
+    assert matcher.allowed().any() and alive() == before + 2
+    grammars.close()
+    del grammars, matcher
+    assert alive() == before
 
 
 def test_a_grammar_that_exceeded_its_limits_is_made_anew(demo):

@@ -64,8 +64,13 @@ def pids():
     """Processes of the replicas."""
     import psutil
 
-    names = [(p.pid, " ".join(p.cmdline())) for p in psutil.process_iter() if p.is_running()]
-    return {pid for pid, name in names if name.startswith("ray::ServeReplica:") and "qtransformers" in name}
+    found = set()
+    for p in psutil.process_iter():
+        with suppress(psutil.Error):  # it may be ending
+            name = " ".join(p.cmdline())
+            if name.startswith("ray::ServeReplica:") and "qtransformers" in name and p.status() != "zombie":
+                found.add(p.pid)
+    return found
 
 
 def test_answers_whole_and_streamed(served, data):

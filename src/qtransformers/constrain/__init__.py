@@ -15,6 +15,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -121,7 +122,8 @@ class Vocabulary:
         self.bos_token_id = tokenizer.bos_id
         self.special = tokenizer.special_ids | tokenizer.unused_ids | tokenizer.eos_ids
         self.special_token_ids = sorted(self.special)
-        self.native = llguidance.LLTokenizer(self, eos_token=sorted(tokenizer.eos_ids) or None)
+        # It keeps what it is given, and Python cannot look into it: given this itself, neither would ever be freed.
+        self.native = llguidance.LLTokenizer(copy(self), eos_token=sorted(tokenizer.eos_ids) or None)
         self.process = os.getpid()
         self.workers = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="grammar")
         self.compiler = ThreadPoolExecutor(1, thread_name_prefix="grammar-compiler")

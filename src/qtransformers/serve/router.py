@@ -192,6 +192,7 @@ class Router:
 
 
 async def _pass(chosen: Replica, head: dict[str, Any], body: bytes, call: Call, send: Send) -> None:
+    n_parts, complete = 0, False
     held: list[Message] = []  # the head and the first part: until the second nobody has seen a token
 
     async def let_go() -> None:
@@ -202,7 +203,6 @@ async def _pass(chosen: Replica, head: dict[str, Any], body: bytes, call: Call, 
 
     try:
         async with chosen.asking(head, body) as messages:
-            n_parts = 0
             async for message in messages:
                 if message["type"] == "told":
                     call.told |= message["told"]
@@ -210,10 +210,13 @@ async def _pass(chosen: Replica, head: dict[str, Any], body: bytes, call: Call, 
                 if message["type"] == "http.response.start":
                     message["headers"] = [tuple(pair) for pair in message["headers"]]
                 held.append(message)
-                n_parts += message["type"] == "http.response.body"
-                if n_parts > 1 or (n_parts and not message.get("more_body")):
+                if message["type"] == "http.response.body":
+                    n_parts, complete = n_parts + 1, not message.get("more_body")
+                if n_parts > 1 or complete:
                     await let_go()
     except Lost:
+        if complete:
+            return
         if not call.status:
             raise
         raise HTTPError(500, "the process that computed this answer has ended; another takes its place. Ask again.", "replica_lost", retry=1) from None  # fmt: skip

@@ -87,7 +87,8 @@ class Entry:
     @property
     def health(self) -> State:
         """Its state, broken too where it is loaded and answers nothing."""
-        return "broken" if self.failures >= FAILURES else self.state
+        lost = self.model is not None and self.model.problem
+        return "broken" if lost or self.failures >= FAILURES else self.state
 
     @property
     def usage(self) -> Usage | None:

@@ -164,6 +164,13 @@ SAMPLES = [
     ),
     Sample("gpt-oss", "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.\n", [], "Yes.\n", "Hm.", "gpt-oss"),
     Sample("gpt-oss", "<|channel|> is a mark", [], "<|channel|> is a mark", "", "gpt-oss"),
+    Sample(
+        "gemma-4",
+        '<|channel>thought\nHm.\n<channel|>I look.<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:3}<tool_call|><|tool_call>call:now{}<tool_call|>',
+        [WEATHER, NOW], "I look.", "Hm.", "gemma-4",
+    ),
+    Sample("gemma-4", '<|tool_call>call:get_weather{city:<|"|>a {b:"c"}\n<|"|>,options:{wind:true,x:[1,<|"|>y:<|"|>]}}<tool_call|>', [("get_weather", {"city": 'a {b:"c"}\n', "options": {"wind": True, "x": [1, "y:"]}})]),
+    Sample("gemma-4", "<|tool_call>call:get_weather{city:Paris}<tool_call|>", [], "<|tool_call>call:get_weather{city:Paris}<tool_call|>"),
     # As the grammars of calls that have to be have them.
     Sample("mistral", '[TOOL_CALLS][{"name": "get_weather", "arguments": ' + ARGS + '}, {"name": "now", "arguments": {}}]', [WEATHER, NOW]),
     Sample("mistral-args", f"[TOOL_CALLS]get_weather[ARGS]{ARGS}[TOOL_CALLS]now[ARGS]{{}}", [WEATHER, NOW]),
@@ -179,6 +186,7 @@ SAMPLES = [
     Sample("llama-4", '[get_weather(city="Paris", days=3), now()]', [WEATHER, NOW]),
     Sample("gemma", '```tool_code\nget_weather(city="Paris", days=3)\nnow()\n```', [WEATHER, NOW]),
     Sample("gpt-oss", f"<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{ARGS}", [WEATHER]),
+    Sample("gemma-4", '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:3}<tool_call|>', [WEATHER]),
     Sample("none", '<tool_call>{"name": "now"}</tool_call>', [], '<tool_call>{"name": "now"}</tool_call>'),
     Sample("generic", f'<tool_call>\n{{"name": "get_weather", "arguments": {ARGS}}}\n</tool_call>', [WEATHER]),
 ]  # fmt: skip

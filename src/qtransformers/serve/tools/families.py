@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError
-from qtransformers.serve.tools.forms import Json, Named, Xml
+from qtransformers.serve.tools.forms import Json, Named, Quoted, Xml
 from qtransformers.serve.tools.parser import HARMONY, Frame, Parser, Thoughts, call_id, short_id
 from qtransformers.serve.tools.python import Python
-from qtransformers.serve.tools.written import PYTHON, Control, Parameter, Written, grammar_of, json_grammar
+from qtransformers.serve.tools.written import PYTHON, QUOTED, Control, Parameter, Written, grammar_of, json_grammar
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,9 @@ FAMILIES = (
         Written('    {"tool_call_id": "%", "tool_name": "@", "parameters": #}', "<|START_ACTION|>[\n", ",\n", "\n]<|END_ACTION|>")),
     Family("command-r", ("Action:", "```json", "tool_name"), Frame(Json(), ("```json",), ("```",), ("Action:",), wrapped=True),
         Written('    {\n        "tool_name": "@",\n        "parameters": #\n    }', "Action: ```json\n[\n", ",\n", "\n]```")),
+    Family("gemma-4", ("<|tool_call>", "<tool_call|>"), Frame(
+        Quoted("<tool_call|>"), ("<|tool_call>",), ("<tool_call|>",)),
+        Written("<|tool_call>call:@{#}<tool_call|>", arguments=QUOTED)),
     Family("lfm2", ("<|tool_list_start|>",), _LFM2, _LFM2_WRITTEN),
     Family("lfm2", ("<|tool_call_start|>",), _LFM2, _LFM2_WRITTEN),
     Family("granite-3", ("<|tool_call|>", "<|start_of_role|>"), Frame(
@@ -152,6 +155,7 @@ THOUGHTS = (
     ThoughtFamily("minimax-m3", ("<mm:think>",), Thoughts(("<mm:think>",), ("</mm:think>",))),
     ThoughtFamily("mistral", ("[THINK]",), Thoughts(("[THINK]",), ("[/THINK]",))),
     ThoughtFamily("apertus", ("<|inner_prefix|>",), Thoughts(("<|inner_prefix|>",), ("<|inner_suffix|>",))),
+    ThoughtFamily("gemma-4", ("<|channel>", "<channel|>"), Thoughts(("<|channel>thought",), ("<channel|>",))),
     ThoughtFamily("solar", ("<|think|>", "<|content|>"), Thoughts(
         ("<|think|>",), ("<|end|>",), ("<|begin|>assistant", "<|content|>"), then="<|begin|>assistant")),
     ThoughtFamily("apriel", ("[BEGIN FINAL RESPONSE]",), Thoughts(

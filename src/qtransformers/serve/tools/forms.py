@@ -19,6 +19,7 @@ from qtransformers.serve.tools.schemas import as_json, is_text, properties
 NAME_KEYS = ("name", "tool_name", "function_name")
 ARGUMENT_KEYS = ("arguments", "parameters", "args")
 _BRACE = frozenset("{")
+_BARE_KEY = re.compile(r"([{,]\s*)([\w.$-]+)\s*:")
 
 
 class Form(Protocol):
@@ -219,6 +220,46 @@ class Xml:
             value = value.removeprefix("\n").removesuffix("\n")
         answer.arguments(as_json(value, schema) if ended else json.dumps(value, ensure_ascii=False)[:-1])
         return bool(ended)
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """`call:name{key:<|"|>text<|"|>,other:1}`, as Gemma 4 writes calls: JSON with bare keys, and a mark for quotes."""
+
+    close: str
+    quote: str = '<|"|>'
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Marks within a call."""
+        return (self.quote,)
+
+    def body(self, answer: Answer) -> Step[bool]:
+        """One call, once it is complete."""
+        r, head, rest = answer.reader, list[str](), list[str]()
+        if not (yield from r.until(Marks(["{"]), _both(answer, head), limit=MAX_NAME, kept=_BRACE)):
+            return False
+        match = re.fullmatch(r"\s*call:([\w.:/-]+)\s*", "".join(head))
+        if match is None or not answer.allows(match[1]):
+            return False
+        if not (yield from r.until(Marks([self.close]), _both(answer, rest), kept=frozenset([self.close]))):
+            return False
+        arguments = self._json("".join(rest).strip())
+        if arguments is None:
+            return False
+        answer.call(match[1])
+        answer.arguments(arguments)
+        return True
+
+    def _json(self, text: str) -> str | None:
+        parts = text.split(self.quote)
+        parts[::2] = [_BARE_KEY.sub(r'\1"\2":', part) for part in parts[::2]]
+        parts[1::2] = [json.dumps(part, ensure_ascii=False) for part in parts[1::2]]
+        try:
+            found = json.loads("".join(parts))
+        except (ValueError, RecursionError):
+            return None
+        return json.dumps(found, ensure_ascii=False) if isinstance(found, dict) else None
 
 
 class _Text:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError
 from qtransformers.serve.tools.answer import NAME
-from qtransformers.serve.tools.written import JSON, PYTHON, Written
+from qtransformers.serve.tools.written import JSON, PYTHON, QUOTE, QUOTED, Written
 
 if TYPE_CHECKING:
     from qtransformers.serve.tools.families import Syntax
 
 Messages = list[dict[str, Any]]
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
-_EXAMPLE = {JSON: '{"argument": "value"}', PYTHON: 'argument="value"'}
+_EXAMPLE = {JSON: '{"argument": "value"}', PYTHON: 'argument="value"', QUOTED: f"argument:{QUOTE}value{QUOTE}"}
 
 
 def checked_tools(tools: Any) -> list[dict[str, Any]]:
@@ -161,6 +161,7 @@ def _calls(written: Written, calls: Sequence[Any]) -> str:
         if isinstance(written.arguments, str):
             pairs = (f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in arguments.items())
             text = ", ".join(pairs) if written.arguments == PYTHON else json.dumps(arguments, ensure_ascii=False)
+            text = text[1:-1] if written.arguments == QUOTED else text
         else:
             text = _parameters(written, arguments)
         texts.append(_filled(written, str(function.get("name")), text, i))

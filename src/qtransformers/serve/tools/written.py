@@ -21,6 +21,8 @@ MOST_CALLS = 32  # of one answer, where it has to call: small models know no end
 _ANY = "/(?s:.*)/"
 JSON: Literal["json"] = "json"
 PYTHON: Literal["python"] = "python"
+QUOTED: Literal["quoted"] = "quoted"
+QUOTE = '<|"|>'
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Written:
     start: str = ""
     between: str = ""
     finish: str = ""
-    arguments: Literal["json", "python"] | Parameter = JSON
+    arguments: Literal["json", "python", "quoted"] | Parameter = JSON
     several: bool = True
 
 
@@ -170,8 +172,9 @@ def _arguments(rules: Rules, written: Written, schema: Mapping[str, Any]) -> str
             (_xml(rules, written.arguments, name, properties(schema)[name], shared), name in needed) for name in names
         ]
         return " ".join(row if must else f"({row})?" for row, must in rows)
-    rows = [(_python(rules, name, properties(schema)[name], shared), name in needed) for name in names]
-    return _listed(rules, rows)
+    one = _python if written.arguments == PYTHON else _quoted
+    rows = [(one(rules, name, properties(schema)[name], shared), name in needed) for name in names]
+    return _listed(rules, rows, ", " if written.arguments == PYTHON else ",")
 
 
 def _xml(rules: Rules, p: Parameter, name: str, schema: Any, shared: Mapping[str, Any]) -> str:
@@ -191,22 +194,30 @@ def _python(rules: Rules, name: str, schema: Any, shared: Mapping[str, Any]) -> 
     return rules.add(f"{rules.text(name + '=')} ({value})")
 
 
+def _quoted(rules: Rules, name: str, schema: Any, shared: Mapping[str, Any]) -> str:
+    texts, quote = _texts(schema), rules.text(QUOTE)
+    if texts is not None:
+        value = " | ".join(" ".join(filter(None, (quote, rules.text(t), quote))) for t in texts)
+    else:
+        value = f"{quote} {rules.until(QUOTE)}" if is_text(schema) else _json(schema, shared)
+    return rules.add(f"{rules.text(name + ':')} ({value})")
+
+
 def _json(schema: Any, shared: Mapping[str, Any]) -> str:
     return json_in_lark({**schema, **shared} if isinstance(schema, Mapping) else schema)
 
 
-def _listed(rules: Rules, rows: Sequence[tuple[str, bool]]) -> str:
+def _listed(rules: Rules, rows: Sequence[tuple[str, bool]], comma: str) -> str:
     """Required rows, then optional ones, with commas between."""
     must, may = [row for row, needed in rows if needed], [row for row, needed in rows if not needed]
-    if not must and not may:
-        return ""
-    rest = ""
+    between = rules.text(comma)
     if must:
-        return rules.add(' ", " '.join(must) + "".join(f' (", " {row})?' for row in may))
-    for row in reversed(may):  # the first of them has no comma before it, whichever it is
-        tail = "".join(f' (", " {later})?' for later in may[may.index(row) + 1 :])
+        return rules.add(f" {between} ".join(must) + "".join(f" ({between} {row})?" for row in may))
+    rest = ""
+    for i, row in reversed([*enumerate(may)]):  # the first of them has no comma before it, whichever it is
+        tail = "".join(f" ({between} {later})?" for later in may[i + 1 :])
         rest = f"({row}{tail})" + (f" | {rest}" if rest else "")
-    return f"({rules.add(rest)})?"
+    return f"({rules.add(rest)})?" if rest else ""
 
 
 def _texts(schema: Any) -> list[str] | None:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from safetensors.torch import load_file, save_file
 from diffusion.cases import CASES
 from diffusion.checkpoints import checkpoint, tensors
 from diffusion.files import error, run
+from hub_server import HubServer
 from qtransformers.cli import main
 from qtransformers.convert import convert, plan_conversion, write
 from qtransformers.diffusers import load_transformer
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
 from qtransformers.gguf import GGUFFile
+from qtransformers.load.hub import Hub, parse_reference
+from qtransformers.load.originals import fetch_checkpoint
 
 AURA = next(case for case in CASES if case.id == "aura")
 FLUX = next(case for case in CASES if case.id == "flux")
@@ -201,3 +205,18 @@ def test_the_command(folder, tmp_path, monkeypatch, capsys):
     assert "quantised already" in capsys.readouterr().err
     with GGUFFile(tmp_path / "again.gguf") as file:
         assert file.metadata["qtransformers.layout"] == "original" and file.metadata["general.name"] == "tiny"
+
+
+def test_a_pipeline_of_the_hub(folder, tmp_path):
+    server = HubServer()
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    others = {"vae/diffusion_pytorch_model.safetensors": b"x", "transformer/diffusion_pytorch_model.fp16.safetensors": b"y"}  # fmt: skip
+    server.repos["house/aura"] = {**files, **others}
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    hub = Hub(server.url, tmp_path / "hf" / "hub")
+    there = fetch_checkpoint(parse_reference("house/aura"), hub)
+    assert sorted(str(p.relative_to(there)) for p in there.rglob("*") if p.is_file()) == sorted(files)
+    assert tensors(convert(there, tmp_path / "a.gguf", "Q4_0")) == tensors(convert(folder, tmp_path / "b.gguf", "Q4_0"))
+    server.done.set()
+    server.shutdown()
+    server.server_close()

@@ -49,11 +49,11 @@ from qtransformers.load.diffusion import (
     read_settings,
     tensors_of,
 )  # fmt: skip
+from qtransformers.load.originals import PARTS, PIPELINE
 from qtransformers.load.source import open_model
 from qtransformers.tensor import QTensor
 from qtransformers.types import BY_NAME
 
-FOLDERS = ("transformer", "unet")  # of a pipeline
 MAX_DIMENSIONS = 4  # of a GGUF tensor
 SMALL = 1024  # values up to which ComfyUI-GGUF expects plain numbers
 # What holds the diffusion model in checkpoints of whole pipelines
@@ -83,7 +83,7 @@ def is_diffusion_model(path: Path) -> bool:
     """Whether what lies there is a diffusion model: a pipeline or transformer of diffusers, a safetensors file, or a GGUF file of one."""
     if path.is_file():
         return path.suffix == ".safetensors" or (path.suffix == ".gguf" and _gguf_of(path) is not None)
-    if (path / "model_index.json").is_file():
+    if (path / PIPELINE).is_file():
         return True
     config = path / "config.json"
     if config.is_file():
@@ -262,16 +262,16 @@ def opened(path: Path) -> DiffusionSource:
         said = read_json(config) if config.is_file() else {}
         ours = said if said.get("_class_name") in {spec.class_name for spec in ALL} else None
         return DiffusionSource(path, _of_checkpoint(open_file(path)), ours, str(config), files=(path,))
-    if path.is_dir() and not any((path / n).is_file() for n in ("model_index.json", "config.json")):
+    if path.is_dir() and not any((path / n).is_file() for n in (PIPELINE, "config.json")):
         path = path if not (inner := _inner(path)) else inner
-    if path.is_file() or (not (path / "config.json").is_file() and not (path / "model_index.json").is_file()):
+    if path.is_file() or (not (path / "config.json").is_file() and not (path / PIPELINE).is_file()):
         gguf = open_model(path)
         return DiffusionSource(Path(gguf.path), tensors_of(gguf), gguf=gguf, files=gguf.paths)
     folder = path
-    if (path / "model_index.json").is_file():
+    if (path / PIPELINE).is_file():
         inner = _inner(path)
         if inner is None:
-            raise ModelNotFoundError(f"{path}: a pipeline of diffusers without {' or '.join(FOLDERS)}; expected a folder of that name with the diffusion model.")  # fmt: skip
+            raise ModelNotFoundError(f"{path}: a pipeline of diffusers without {' or '.join(PARTS)}; expected a folder of that name with the diffusion model.")  # fmt: skip
         folder = inner
     config = folder / "config.json"
     stem = next((s for s in (DIFFUSERS, "model") if any(folder.glob(f"{s}*.safetensors*"))), DIFFUSERS)
@@ -280,7 +280,7 @@ def opened(path: Path) -> DiffusionSource:
 
 
 def _inner(path: Path) -> Path | None:
-    return next((path / name for name in FOLDERS if (path / name / "config.json").is_file()), None)
+    return next((path / name for name in PARTS if (path / name / "config.json").is_file()), None)
 
 
 def _of_checkpoint(stored: Mapping[str, Stored]) -> dict[str, QTensor]:
@@ -296,7 +296,7 @@ def _config_of(config: Mapping[str, Any] | str | Path) -> tuple[Mapping[str, Any
     if isinstance(config, Mapping):
         return config, "config="
     path = Path(config)
-    for file in (path, path / "config.json", *(path / folder / "config.json" for folder in FOLDERS)):
+    for file in (path, path / "config.json", *(path / folder / "config.json" for folder in PARTS)):
         if file.is_file():
             return read_json(file), str(file)
     raise ConfigError(f"config is {str(config)!r}, where no config.json is. Pass the folder of the model's transformer.")  # fmt: skip
@@ -305,6 +305,6 @@ def _config_of(config: Mapping[str, Any] | str | Path) -> tuple[Mapping[str, Any
 def title_of(path: Path) -> str:
     """What a model is called by where it lies."""
     path = path.resolve()
-    named = path.parent if path.name in FOLDERS or path.stem.startswith(DIFFUSERS) else path
-    named = named.parent if named.name in FOLDERS else named
+    named = path.parent if path.name in PARTS or path.stem.startswith(DIFFUSERS) else path
+    named = named.parent if named.name in PARTS else named
     return named.name.removesuffix(".gguf").removesuffix(".safetensors")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from qtransformers.errors import ModelNotFoundError, NetworkError
-from qtransformers.load.checkpoint import INDEX, SINGLE
+from qtransformers.load.checkpoint import DIFFUSERS, INDEX, SINGLE
 from qtransformers.load.download import Progress
 from qtransformers.load.files import full_weights, is_allowed
 from qtransformers.load.hub import Hub, Offer, Reference, bring, cached_directory, list_files
+
+PIPELINE = "model_index.json"  # of diffusers
+PARTS = ("transformer", "unet")  # of a pipeline that hold its diffusion model
 
 
 def fetch_checkpoint(ref: Reference, hub: Hub, progress: Progress | None = None) -> Path:
@@ -21,15 +25,24 @@ def fetch_checkpoint(ref: Reference, hub: Hub, progress: Progress | None = None)
         offer = checkpoint_of(ref, hub)
     except NetworkError:
         directory = cached_directory(ref, hub)
-        if directory is None or not any((directory / name).is_file() for name in (INDEX, SINGLE)):
+        if directory is None or not any((directory / name).is_file() for name in (INDEX, SINGLE, PIPELINE)):
             raise
         return directory
     return bring(offer, hub, progress)
 
 
 def checkpoint_of(ref: Reference, hub: Hub) -> Offer:
-    """The files that make a model in a repository, by one request; errors as for `fetch_checkpoint`."""
+    """The files that make a model in a repository, of a pipeline its diffusion model, by one request; errors as for `fetch_checkpoint`."""
     listing = list_files(ref, hub)
+    if PIPELINE in listing.sizes:
+        part = next((p for p in PARTS if f"{p}/config.json" in listing.sizes), None)
+        if part is None:
+            raise ModelNotFoundError(f"{ref} on the Hub is a pipeline of diffusers without {' or '.join(PARTS)}. Pass one that has it.")  # fmt: skip
+        whole = re.compile(rf"{part}/{DIFFUSERS}(-\d+-of-\d+)?\.safetensors(\.index\.json)?")  # not those of variants
+        files = sorted(name for name in listing.sizes if whole.fullmatch(name))
+        if not any(name.endswith(".safetensors") for name in files):
+            raise ModelNotFoundError(f"{ref} on the Hub has no {part}/{DIFFUSERS}.safetensors. Pass the original model.")  # fmt: skip
+        return Offer(ref, listing, [PIPELINE, f"{part}/config.json", *files])
     weights = [name for name in full_weights(listing.sizes) if name.endswith(".safetensors")]
     if not weights:
         raise ModelNotFoundError(

@@ -9,9 +9,11 @@ from qtransformers import Model
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.cli import main
 from qtransformers.errors import UnsupportedError
-from qtransformers.gguf import GGUFWriter
+from qtransformers.gguf import GGUFFile, GGUFWriter
 from qtransformers.gguf.encode import TensorSpec
-from qtransformers.load.diffusion import source_name, whole_shape
+from qtransformers.gguf.headers import HeaderFile
+from qtransformers.load.diffusion import is_diffusion, source_name, whole_shape
+from qtransformers.load.diffusion_fit import outlook
 from qtransformers.quants import quantize
 from qtransformers.tensor import QTensor
 from qtransformers.types import BY_NAME
@@ -124,6 +126,18 @@ def test_what_no_tensor_shows_comes_from_a_folder(tmp_path, capsys):
         json.dumps({"_class_name": "AuraFlowTransformer2DModel", **config})
     )
     assert "AuraFlow" in planned(capsys, path, "--model-path", tmp_path / "folder", "--ram", "8GiB")
+
+
+def test_a_header_alone_tells_all(flux):
+    data = flux.read_bytes()
+    with GGUFFile(flux) as file:
+        cut, found = data[: file.data_offset], outlook(file)
+    header = HeaderFile([flux.name], [len(data)], [lambda start, stop: cut[start:stop]], "user/repo:Q8_0")
+    assert is_diffusion(header)
+    told = outlook(header)
+    assert told.plan and dict(told.plan.config) == dict(found.plan.config)
+    assert told.weights_bytes == found.weights_bytes and told.temporaries(100) == found.temporaries(100)
+    assert {key: len(ts) for key, ts in told.groups().items()} == {key: len(ts) for key, ts in found.groups().items()}
 
 
 def test_language_models_are_not_made_of_it(flux, tmp_path):

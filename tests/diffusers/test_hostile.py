@@ -156,3 +156,21 @@ def test_orig_shapes_that_do_not_fit_are_told(tmp_path):
         path = write(tmp_path / "m.gguf", "flux", state, "Q8_0", {"comfy.gguf.orig_shape.x_embedder.weight": shape})
         with pytest.raises(QTransformersError, match=r"orig_shape\.x_embedder\.weight"):
             load_transformer(path)
+
+
+def test_what_is_wrong_in_every_layer_is_one_line():
+    found, config = detected(next(c for c in CASES if c.id == "flux"), "original")
+    tensors = {name.replace("img_attn.qkv", "img_atn.qkv"): t for name, t in found.tensors.items()}
+    _, misfits = match(found.spec, "original", config, tensors)
+    texts = [p.text for p in misfits]
+    assert len(texts) == 4  # weight and bias, missing and superfluous
+    assert any(re.match(r"double_blocks\.0-1\.img_attn\.qkv\.weight is missing; expected \[768, 256\]\. Nearest in the file: double_blocks\.\{i\}\.img_atn\.qkv\.weight", t) for t in texts)  # fmt: skip
+    assert any(re.match(r"double_blocks\.0-1\.img_atn\.qkv\.bias is in the file, but .* Nearest in what Flux\.1 has: double_blocks\.\{i\}\.img_attn\.qkv\.bias", t) for t in texts)  # fmt: skip
+
+
+def test_thousands_of_strange_tensors_are_a_report_that_one_can_read():
+    found, config = detected(next(c for c in CASES if c.id == "flux"), "original")
+    strange = {f"double_blocks.{i}.img_attn.qkw{i}.weight": tensor("x", (1,)) for i in range(20000)}
+    _, misfits = match(found.spec, "original", config, {**found.tensors, **strange})
+    assert len(misfits) == 201
+    assert misfits[-1].text.startswith("19800 more tensors are in the file that Flux.1 does not have")

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
+from itertools import islice
 from typing import Any
 
 from qtransformers.archs import SPECS as OTHERS
 from qtransformers.archs.diffusion import ALL, LAYOUTS, SPECS, Declared, DiffusionSpec, Layout, Shapes, stripped
-from qtransformers.archs.spec import BadValue, HParam, Hyperparameters, Problem, checked
+from qtransformers.archs.spec import BadValue, HParam, Hyperparameters, Problem, checked, unnumbered
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.gguf import GGUFFile
@@ -30,6 +32,7 @@ BIASES_KEY = "qtransformers.biases"  # layers that have one, by their names in t
 ORIG_SHAPE = "comfy.gguf.orig_shape."
 FOREIGN = ("pig", "cow")  # general.architecture of tools that name none; empty names are alike
 OTHER = "Pass a file of this architecture, or convert the model again"
+MOST = 200  # kinds of tensors that nobody knows worth a line in a report
 LIST_LIMIT = 64  # longest list in a config worth a look
 
 
@@ -293,15 +296,14 @@ def match(
             expected.setdefault(name, []).append(declared)
     _all_or_none(expected, tensors, spec, findings)
     strangers = [n for n in tensors if n not in expected and not any(re.fullmatch(u, n) for u in spec.unused)]
+    like_stranger = _nearest_of(strangers, "the file")
     for name, sharers in expected.items():
         tensor = tensors.get(name)
         presence = max((d.presence for d in sharers), key=("never", "optional", "required").index)
         shape = whole_shape(sharers, layout)
         if tensor is None:
             if presence == "required":
-                findings.add(
-                    name, f"is missing; expected {list(shape)}.{_nearest(name, strangers, 'the file')} {OTHER}."
-                )
+                findings.add(name, f"is missing; expected {list(shape)}.{like_stranger(name)} {OTHER}.")
         elif presence == "never":
             findings.add(name, f"is in the file, but {spec.title} has no bias there, and leaving it out would change the pictures. {OTHER}.")  # fmt: skip
         elif _without_ones(tensor.shape) != _without_ones(shape):
@@ -313,8 +315,14 @@ def match(
         else:
             whole = tensor.reshaped(shape)
             parts += (Part(d, whole, d.origin.ranges if layout == "original" and d.origin else ()) for d in sharers)
+    like_missing = _nearest_of((n for n in expected if n not in tensors), f"what {spec.title} has")
+    kinds: dict[str, None] = {}
     for name in strangers:
-        findings.add(name, f"is in the file, but {spec.title} has no such tensor.{_nearest(name, [n for n in expected if n not in tensors], f'what {spec.title} has')} {OTHER}.")  # fmt: skip
+        if len(kinds) < MOST or unnumbered(name) in kinds:
+            kinds[unnumbered(name)] = None
+            findings.add(name, f"is in the file, but {spec.title} has no such tensor.{like_missing(name)} {OTHER}.")
+    if more := sum(unnumbered(name) not in kinds for name in strangers):
+        findings.add(f"{more} more tensors", f"are in the file that {spec.title} does not have. {OTHER}.")
     return tuple(parts), list(findings.problems())
 
 
@@ -357,9 +365,16 @@ def _byte_shaped(tensor: QTensor, shape: tuple[int, ...]) -> str:
     return ""
 
 
-def _nearest(name: str, candidates: Iterable[str], where: str) -> str:
-    close = get_close_matches(name, set(candidates), n=2, cutoff=0.75)
-    return f" Nearest in {where}: {', '.join(sorted(close))}." if close else ""
+def _nearest_of(names: Iterable[str], where: str) -> Callable[[str], str]:
+    """Says which of the names is like one that is wrong, `{i}` for numbers: what is wrong in every layer is one line."""
+    templates = list(islice(dict.fromkeys(map(unnumbered, names)), MOST))
+
+    @cache
+    def close(template: str) -> str:
+        found = get_close_matches(template, templates, n=2, cutoff=0.75)
+        return f" Nearest in {where}: {', '.join(sorted(found))}." if found else ""
+
+    return lambda name: close(unnumbered(name))
 
 
 def tensors_of(gguf: GGUFFile) -> dict[str, QTensor]:

@@ -372,7 +372,7 @@ def _nearest_of(names: Iterable[str], where: str) -> Callable[[str], str]:
     @cache
     def close(template: str) -> str:
         found = get_close_matches(template, templates, n=2, cutoff=0.75)
-        return f" Nearest in {where}: {', '.join(sorted(found))}." if found else ""
+        return f" Nearest in {where}: {', '.join(found)}." if found else ""
 
     return lambda name: close(unnumbered(name))
 

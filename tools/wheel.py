@@ -15,8 +15,7 @@ def main(dist: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "built"
         linux = sys.platform.startswith("linux")
-        static = ["-C", "cmake.define.STATIC_RUNTIME=ON"] if linux else []
-        run(sys.executable, "-m", "build", "--outdir", built, *static, ".")
+        run(sys.executable, "-m", "build", "--outdir", built, ".")
         (wheel,) = built.glob("*.whl")
         dist.mkdir(exist_ok=True)
         if linux:

@@ -24,6 +24,33 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 PATIENCE = 300  # seconds
 
 
+def chat(text="Tell me a story.", **more):
+    return {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 8, **more}
+
+
+def test_batches_under_ray_data(tmp_path, data):
+    chats = [chat(f"Tell me a story about {i} foxes.")["messages"] for i in range(12)]
+    (tmp_path / "chats.jsonl").write_text(
+        "".join(json.dumps({"id": i, "messages": m}) + "\n" for i, m in enumerate(chats))
+    )
+    model = str(data / "demo-Q8_0.gguf")
+    words = [
+        sys.executable,
+        str(EXAMPLES / "ray_data.py"),
+        str(tmp_path / "chats.jsonl"),
+        str(tmp_path / "out"),
+        model,
+        "2",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(x) for path in (tmp_path / "out").glob("*.json") for x in path.read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == list(range(12))
+    with Model.load(model, threads=1) as m:
+        for row in rows:
+            assert row["answer"] == m.chat(chats[row["id"]], max_tokens=64, temperature=0).text
+
+
 @pytest.fixture(scope="module")
 def served(data):
     """The example with two replicas: each lets eight answers in, and 16 may wait."""
@@ -54,10 +81,6 @@ def until(there):
     while not there():
         assert time.monotonic() < end
         time.sleep(0.1)
-
-
-def chat(text="Tell me a story.", **more):
-    return {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 8, **more}
 
 
 def pids():
@@ -103,26 +126,3 @@ def test_a_killed_replica(served):
     assert answered >= 10
     until(lambda: len(pids()) == 2 and min(before) not in pids())
     until(lambda: all(served.post("/v1/chat/completions", json=chat()).status_code == 200 for _ in range(8)))
-
-
-def test_batches_under_ray_data(tmp_path, data):
-    chats = [chat(f"Tell me a story about {i} foxes.")["messages"] for i in range(12)]
-    (tmp_path / "chats.jsonl").write_text(
-        "".join(json.dumps({"id": i, "messages": m}) + "\n" for i, m in enumerate(chats))
-    )
-    model = str(data / "demo-Q8_0.gguf")
-    words = [
-        sys.executable,
-        str(EXAMPLES / "ray_data.py"),
-        str(tmp_path / "chats.jsonl"),
-        str(tmp_path / "out"),
-        model,
-        "2",
-    ]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(x) for path in (tmp_path / "out").glob("*.json") for x in path.read_text().splitlines()]
-    assert sorted(row["id"] for row in rows) == list(range(12))
-    with Model.load(model, threads=1) as m:
-        for row in rows:
-            assert row["answer"] == m.chat(chats[row["id"]], max_tokens=64, temperature=0).text

@@ -18,6 +18,8 @@ from diffusion.files import write
 from diffusion.pipelines import saved
 from qtransformers.cli import main, serve
 from qtransformers.diffusers import Picture, load_pipeline, paint
+from qtransformers.gguf import GGUFFile
+from qtransformers.load.diffusion_fit import outlook
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.painters import MAX_SIDE, Painter, PainterSpec, paints, peak_bytes
 from servers import running
@@ -123,11 +125,15 @@ def test_what_does_not_fit_is_refused_with_both_numbers(aura):
 
     path, base = aura
     painter = Painter(PainterSpec(path, ("aura",), {"base": base}), free=lambda: 10)
-    with pytest.raises(InsufficientMemoryError, match=r"takes [\d,]+ bytes; 10 are free"):
+    with pytest.raises(InsufficientMemoryError, match=r"take [\d,]+ bytes; 10 are free"):
         asyncio.run(painter.paint({"prompt": "x"}, lambda step, steps: None))
     pipe = load_pipeline(path, base)
-    assert peak_bytes(pipe, 64, 32, 2) == 2 * 64 * 32 * 4 * 3 * 32
-    assert peak_bytes(pipe, 64, 64, 1) > peak_bytes(pipe, 32, 64, 1)
+    found = outlook(GGUFFile(path))
+    assert peak_bytes(pipe, found, 64 * 32) == found.temporaries(2 * (8 + 512)) > 64 * 32 * 4 * 3 * 32
+    assert peak_bytes(pipe, found, 2048 * 2048) >= 2048 * 2048 * 4 * 3 * 32
+    painter.pipe, painter._free = pipe, lambda: 10
+    with pytest.raises(InsufficientMemoryError, match=r"about [\d,]+ bytes while they are painted; 10 are free"):
+        asyncio.run(painter.paint({"prompt": "x"}, lambda step, steps: None))
     painter.close()
 
 

@@ -15,6 +15,7 @@ from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, InsufficientMemoryError
 from qtransformers.gguf import GGUFFile
 from qtransformers.load.diffusion import is_diffusion
+from qtransformers.load.diffusion_fit import Outlook, outlook
 from qtransformers.machine import memory
 from qtransformers.serve.errors import HTTPError
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_SIDE, MAX_STEPS, MAX_COUNT = 2048, 200, 4  # pixels, steps, pictures of one request
 DEFAULT_STEPS = 50  # what most pipelines take where nobody says
+PATCH, TEXT_TOKENS = 16 * 16, 512  # pixels of a token, and tokens of a prompt, as most models have them
 COPIES = 3  # of its widest activations that a VAE holds at once while it decodes
 
 
@@ -98,12 +100,26 @@ class Painter:
 
         picture = Picture(**wish)
         self._load()
-        need, free = peak_bytes(self.pipe, picture.width, picture.height, picture.count), self._free()
+        side = _side(self.pipe)
+        pixels = picture.count * (picture.width or side) * (picture.height or side)
+        need, free = peak_bytes(self.pipe, self._outlook(), pixels), self._room()
         if free is not None and need > free:
             raise InsufficientMemoryError(
-                f"width, height: pictures of this size take about {need:,} bytes to decode; {free:,} are free. Ask for smaller ones, or fewer."
+                f"width, height: pictures of this size take about {need:,} bytes while they are painted; {free:,} are free. Ask for smaller ones, or fewer."
             )
         return paint(self.pipe, picture, each)
+
+    def _outlook(self) -> Outlook:
+        """What the header tells of the transformer."""
+        return outlook(GGUFFile(self.spec.path))
+
+    def _room(self) -> int | None:
+        """Bytes that are free where pictures are painted."""
+        if not str(self.spec.options.get("device", "cpu")).startswith("cuda"):
+            return self._free()
+        import torch
+
+        return torch.cuda.mem_get_info(torch.device(self.spec.options["device"]))[0]
 
     def _load(self) -> None:
         if self.pipe is not None:
@@ -112,10 +128,10 @@ class Painter:
         try:
             from qtransformers.diffusers import load_pipeline
 
-            need, free = _stored(self.spec), self._free()
+            need, free = _stored(self.spec) + self._outlook().weights_bytes, self._free()
             if free is not None and need > free:
                 raise InsufficientMemoryError(
-                    f"{self.spec.path}: the pipeline of --base takes {need:,} bytes; {free:,} are free. Serve it where there is more, or with --offload."
+                    f"{self.spec.path}: it and the pipeline of --base take {need:,} bytes; {free:,} are free. Serve a file of fewer bits a weight, or where there is more."
                 )
             self.pipe = load_pipeline(self.spec.path, **self.spec.options)
         except BaseException:
@@ -184,11 +200,11 @@ def paints(path: str) -> bool:
     return Path(path).suffix == ".gguf" and Path(path).is_file() and is_diffusion(GGUFFile(path))
 
 
-def peak_bytes(pipe: Any, width: int | None, height: int | None, count: int) -> int:
-    """About what decoding takes: the VAE's widest activations at full size, in floats."""
+def peak_bytes(pipe: Any, found: Outlook, pixels: int) -> int:
+    """About what painting so many pixels takes: a step with guidance, or the VAE's widest activations at full size, in floats."""
     channels = getattr(getattr(getattr(pipe, "vae", None), "config", None), "block_out_channels", None) or (256,)
-    side = _side(pipe)
-    return count * (width or side) * (height or side) * 4 * COPIES * max(channels[:2])
+    step = found.temporaries(2 * (pixels // PATCH + TEXT_TOKENS))
+    return max(step, pixels * 4 * COPIES * max(channels[:2]))
 
 
 def _side(pipe: Any) -> int:
@@ -202,7 +218,7 @@ def _side(pipe: Any) -> int:
 
 
 def _stored(spec: PainterSpec) -> int:
-    """Bytes of the weights beside the transformer's, where the pipeline lies in a folder; the transformer's are mapped."""
+    """Bytes of the weights beside the transformer's, where the pipeline lies in a folder."""
     base = Path(str(spec.options.get("base", "")))
     files = base.glob("*/*.safetensors") if base.is_dir() else ()
     return sum(f.stat().st_size for f in files if f.parent.name not in ("transformer", "unet"))

@@ -8,7 +8,7 @@ from diffusion.checkpoints import checkpoint
 from diffusion.comfy import ARCHITECTURES, KEYS, objections
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.convert import convert
-from qtransformers.gguf import GGUFWriter
+from qtransformers.gguf import GGUFFile, GGUFWriter
 
 # It looks at the fourth layer, the 28th, and three halvings
 DEEPER = {
@@ -44,3 +44,16 @@ def test_it_refuses_other_files(tmp_path):
     with GGUFWriter(tmp_path / "x.gguf", metadata, [("x.weight", (2, 32), "Q8_0")]) as writer:
         writer.write("x.weight", np.zeros(68, np.uint8))
     assert len(objections(tmp_path / "x.gguf")) == 4
+
+
+@pytest.mark.parametrize("id", ["sd1", "wan"])
+def test_shapes_that_a_file_cannot_hold_are_said(id, tmp_path):
+    case = next(c for c in CASES if c.id == id)
+    model, path = checkpoint(case, "diffusers", tmp_path)
+    with GGUFFile(convert(path, tmp_path / "m.gguf", "Q4_0", layout="diffusers")) as file:
+        said = {key.removeprefix("comfy.gguf.orig_shape."): tuple(v) for key, v in file.metadata.items() if "orig_shape" in key}  # fmt: skip
+        state = model.state_dict()
+        packed = {name for name, values in state.items() if values.ndim > (4 if id == "wan" else 3)}
+        assert said == {name: tuple(state[name].shape) for name in packed} and packed
+        types = {file.tensors[name].type.name for name in packed}
+        assert ("Q4_0" in types) if id == "sd1" else types == {"F32"}

@@ -21,7 +21,7 @@ KEYS = {
         ("input_blocks.3.0.op.weight", "input_blocks.6.0.op.weight", "output_blocks.2.2.conv.weight", "output_blocks.5.2.conv.weight"),
         ("label_emb.0.0.weight",),
     ],
-    "sd1": [("down_blocks.0.downsamplers.0.conv.weight",), ("input_blocks.3.0.op.weight", "input_blocks.6.0.op.weight", "input_blocks.9.0.op.weight")],
+    "sd1": [("down_blocks.0.downsamplers.0.conv.weight",), ("input_blocks.3.0.op.weight", "input_blocks.6.0.op.weight", "input_blocks.9.0.op.weight", "output_blocks.2.1.conv.weight", "output_blocks.5.2.conv.weight", "output_blocks.8.2.conv.weight")],
     "lumina2": [("cap_embedder.1.weight", "context_refiner.0.attention.qkv.weight")],
 }  # fmt: skip
 ARCHITECTURES = (*KEYS, "qwen_image")  # the last is only read

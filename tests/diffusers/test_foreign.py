@@ -1,6 +1,7 @@
 """Files as other tools make them: reshaped tensors, five dimensions, mixed types, long names."""
 
 import re
+from dataclasses import replace
 
 import diffusers.loaders.single_file_utils as theirs
 import numpy as np
@@ -12,11 +13,12 @@ from diffusion.files import error, model_of, original_layout, run, settings
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.diffusers import load_transformer
 from qtransformers.diffusers.plain import dequantized
+from qtransformers.diffusers.saving import save_gguf
 from qtransformers.errors import LoadError
 from qtransformers.gguf import GGUFWriter
 from qtransformers.gguf.encode import TensorSpec
 from qtransformers.load.diffusion import ORIG_SHAPE
-from qtransformers.quants import quantize
+from qtransformers.quants import dequantize, quantize
 from qtransformers.tensor import QTensor
 from qtransformers.torch import QuantConv2d, QuantConv3d, QuantLinear
 from qtransformers.types import BY_NAME
@@ -68,8 +70,31 @@ def test_reshaped_convolutions_and_matrices(name, tmp_path):
     assert {type(m) for m in across} == {QuantConv2d, QuantLinear}
     assert all(np.shares_memory(m.weight.blocks.numpy(), m.weight.tensor.data) for m in across)
     found = run(ours, case)
+    with pytest.warns(UserWarning, match="quantised already"):  # rows that cross blocks are written decoded
+        again = load_transformer(save_gguf(ours, tmp_path / "again.gguf"), accuracy="exact")
+    assert error(run(again, case), found) < 1e-5
     assert error(found, run(dequantized(ours), case)) < 1e-5
     assert 1e-4 < error(found, run(model, case)) < 0.5
+
+
+def test_joined_matrices_whose_rows_cross_blocks_are_decoded_and_said_to_be(tmp_path):
+    case = case_of("sana")
+    more = {"num_attention_heads": 6, "num_cross_attention_heads": 3, "cross_attention_dim": 192}
+    case = replace(case, config=case.config | more)
+    model, state = original(case)
+    tensors = {name: as_comfy(values) for name, values in state.items()}
+    name = "blocks.0.attn.qkv.weight"
+    assert tensors[name][1:] == ("Q4_K", (3 * 192 * 192 // 256, 256))
+    shapes = {ORIG_SHAPE + n: np.array(state[n].shape, np.int32) for n in tensors}
+    path = written(tmp_path / "m.gguf", "sana", tensors, shapes)
+    with pytest.warns(
+        UserWarning, match=r"blocks\.0\.attn\.qkv\.weight is decoded to torch\.float32: parts of a tensor"
+    ):
+        ours = load_transformer(path, told(case), accuracy="exact")
+    whole = torch.from_numpy(dequantize(quantize(state[name].numpy().reshape(-1), BY_NAME["Q4_K"]), BY_NAME["Q4_K"]))
+    assert torch.equal(ours.transformer_blocks[0].attn1.to_k.weight, whole.view(576, 192)[192:384])
+    assert error(run(ours, case), run(dequantized(ours), case)) < 1e-5
+    assert 1e-4 < error(run(ours, case), run(model, case)) < 0.5
 
 
 @pytest.mark.parametrize("shape", [(256 * 16, 1, 2, 2), (256, 64), (256, 16, 1, 2, 2)])

@@ -6,7 +6,7 @@ Perplexity is computed as llama-perplexity does: disjoint chunks of 512 tokens, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,6 +61,12 @@ class Divergence:
     log_ratio_error: float  # its standard error, token by token (paired)
     model: Perplexity
     base: Perplexity
+    each: F64 = field(repr=False, compare=False)  # of every scored token
+
+    def against(self, other: Divergence) -> tuple[float, float]:
+        """How much more than another model's on the same text the mean is, and the standard error of that, token by token (paired)."""
+        more = self.each - other.each
+        return float(more.mean()), _error(more)
 
 
 def perplexity(model: Loaded, text: str, *, chunk: int = CHUNK, encode_special: bool = False, n_chunks: int | None = None, progress: Progress | None = None) -> Perplexity:  # fmt: skip
@@ -106,7 +112,7 @@ def _divergence(kl: F64, of_q: F64, of_p: F64, same: F64) -> Divergence:
     return Divergence(
         mean=float(kl.mean()), error=_error(kl), median=float(np.median(kl)), p99_9=float(np.quantile(kl, 0.999)),
         largest=float(kl.max()), same_top=float(same.mean()), rms_dp=float(np.sqrt(np.mean((np.exp(of_q) - np.exp(of_p)) ** 2))),
-        log_ratio=float(ratio.mean()), log_ratio_error=_error(ratio), model=_perplexity(-of_q), base=_perplexity(-of_p),
+        log_ratio=float(ratio.mean()), log_ratio_error=_error(ratio), model=_perplexity(-of_q), base=_perplexity(-of_p), each=kl,
     )  # fmt: skip
 
 

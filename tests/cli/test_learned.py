@@ -43,7 +43,6 @@ def test_a_checkpoint_in_few_bits_is_judged(data, text, tmp_path, capsys):
     "words, said",
     [
         (["-f", "x.txt"], "--file is for --awq"),
-        (["--awq", "--imatrix", "x.gguf"], "--imatrix has no use"),
         (["--budget", "4", "--fit", "3MB"], "both say"),
         (["--budget", "many"], "many"),
         (["--budget", "4", "--dry-run"], "--dry-run cannot say"),

@@ -193,3 +193,32 @@ def test_a_vocabulary_that_reads_other_tokens_is_refused(tiny_model):
     with pytest.raises(TokenizerError, match=r"differs from tokenizer\.json's, at '.*squad"):
         plan_conversion(folder)
     assert plan_conversion(folder, pre="gpt-2").metadata["tokenizer.ggml.pre"] == "gpt-2"
+
+
+def test_a_wrong_hyperparameter_is_told_once(tiny_model):
+    with pytest.raises(LoadError, match="num_hidden_layers is 0") as caught:
+        plan_conversion(tiny_model({"num_hidden_layers": 0}))
+    assert str(caught.value).count("num_hidden_layers") == 1
+
+
+def test_errors_of_weights_name_their_folder(tiny_model):
+    folder = tiny_model(tensors={"strange.weight": np.zeros((2, 2), np.float32)})
+    with pytest.raises(LoadError, match=str(folder / "model.safetensors") + ": strange.weight has no place"):
+        plan_conversion(folder)
+
+
+def test_what_is_neither_folder_nor_file():
+    with pytest.raises(ModelNotFoundError, match="/dev/null is neither a folder nor a file"):
+        plan_conversion("/dev/null")
+
+
+def test_a_file_of_weights_stands_for_its_folder(tiny_model):
+    folder = tiny_model()
+    assert plan_conversion(folder / "model.safetensors").fingerprint() == plan_conversion(folder).fingerprint()
+
+
+def test_types_of_weights_that_will_learn_are_those_with_importance(data):
+    with pytest.raises(ConfigError, match="no use without an importance matrix"):
+        plan_conversion(data / "demo_model", "IQ2_XS")
+    plan = plan_conversion(data / "demo_model", "IQ2_XS", learns=True)
+    assert "IQ2_XS" in {t.type.name for t in plan.tensors} and all(t.importance is None for t in plan.tensors)

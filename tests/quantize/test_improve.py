@@ -8,8 +8,10 @@ from archs.models import Ours, error, gguf, prompt, reference
 from qtransformers.errors import ConfigError
 from qtransformers.gguf import GGUFWriter
 from qtransformers.load import load
-from qtransformers.quantize.improve import improve, plain_types
+from qtransformers.quantize.improve import _inputs, improve, plain_types
 from qtransformers.quantize.observe import sites
+from qtransformers.quantize.relay import relay
+from qtransformers.tensor import QTensor
 from qtransformers.types import BY_NAME
 
 ROWS = np.random.default_rng(6).integers(0, 250, (8, 32)).astype(np.int32)
@@ -70,3 +72,35 @@ def test_types_that_are_missing_or_do_not_fit(type, tmp_path):
     types["blk.1.ffn_down.weight"] = BY_NAME.get(type) if type else None
     with pytest.raises(ConfigError, match=r"blk\.1\.ffn_down"):
         improve(ours.loaded, ROWS, types)
+
+
+def test_a_given_importance_takes_the_place_of_what_texts_say_of_columns(data):
+    model = load(data / "demo-Q8_0.gguf", accuracy="exact", cache="f32", logits_rows=512)
+    types = plain_types(model, "Q3_K")
+    squares = {}
+    relay(model, ROWS, lambda site, moments: squares.setdefault(site.name, moments.mean_product().diagonal()) is None or site.weight)  # fmt: skip
+    first = "blk.0.attn_q.weight"
+    alone = improve(model, ROWS, types, fold=False, compensate=False)
+    same = improve(model, ROWS, types, fold=False, compensate=False, importance={first: squares[first]})
+    assert np.array_equal(alone.tensor(first), same.tensor(first))
+    few = np.where(np.arange(len(squares[first])) < 8, 1e4, 1).astype(np.float32) * squares[first]
+    for compensate in (False, True):
+        found = {}
+        for name, given in (("texts", {}), ("given", {first: few})):
+            made = improve(model, ROWS, types, fold=compensate, compensate=compensate, importance=given)
+            factors = made.folded.of(0, "attn_q")
+            off = factors.undo(QTensor(first, types[first], model.sources.gguf.tensors[first].shape, made.tensor(first)).dequantize()) - model.sources.gguf.tensors[first].dequantize()  # fmt: skip
+            found[name] = np.square(off[:, :8]).mean() / np.square(off[:, 8:]).mean()
+        assert found["given"] < 0.75 * found["texts"]
+
+
+def test_inputs_keep_how_they_go_together():
+    x = np.random.default_rng(0).standard_normal((50, 4)) @ np.random.default_rng(1).standard_normal((4, 4))
+    product, given = x.T @ x / 50, np.array([1.0, 4.0, 0.0, 9.0], np.float32)
+    h = _inputs("w", 0, product, {"w": given})
+    expected = np.where(given > 0, given, product.diagonal())  # of columns that the matrix never met, what texts say
+    assert np.allclose(h.diagonal(), expected)
+    together = [m / np.sqrt(np.outer(m.diagonal(), m.diagonal())) for m in (h, product)]
+    assert np.allclose(*together)
+    by_expert = np.stack([given, given + 1])
+    assert np.allclose(_inputs("w", 1, product, {"w": by_expert}).diagonal()[0], 2)

@@ -91,3 +91,9 @@ def test_the_gate_names_what_hurts(original, tmp_path):
     assert {s.name for s in verdict.suspects[:2]} == {"blk.1.ffn_gate.weight", "blk.2.attn_v.weight"}
     assert verdict.suspects[0].remedy.startswith("--tensor-type blk.")
     assert len(verdict.lines()) == 1 + len(verdict.suspects)
+
+
+def test_floats_have_nothing_to_learn(original, tmp_path):
+    with pytest.raises(ConfigError, match="F16 rounds nothing"):
+        make(plan_conversion(original, "F16"), tmp_path / "a.gguf", How(fold=True, **FEW))
+    assert not list(tmp_path.iterdir())

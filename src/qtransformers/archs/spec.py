@@ -279,7 +279,7 @@ class Hyperparameters(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Spoken:
-    """A hyperparameter's value as config.json has it, and the key that says so."""
+    """A hyperparameter's value as config.json has it, None for a wrong one that is reported already, and the key that says so."""
 
     value: Any
     key: str
@@ -318,6 +318,8 @@ def read_hparams(
                     problems.append(Problem(text, "warning"))
                 values[p.name], origins[p.name] = n, f"rows of {p.rows_of}"
             if p.name in values:
+                continue
+            if p.name in config and config[p.name].value is None:
                 continue
             if p.name in config and (p.applies is None or p.applies(values)):
                 values[p.name], origins[p.name] = config[p.name].value, f"config.json: {config[p.name].key}"

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         plan = plan_conversion(
             model, args.type or DEFAULT_TYPE, name=args.name or (name if model.is_dir() else None), pre=args.pre,
             overrides=pairs(args.tensor_type or ()), keep=args.keep or (),
-            importance=_importance(args.imatrix), force=args.force, layout=args.layout, config=args.config,
+            importance=_importance(args.imatrix), learns=learns, force=args.force, layout=args.layout, config=args.config,
         )  # fmt: skip
     kind = f"{args.budget:g}bpw" if args.budget else "fit" if args.fit else plan.file_type
     output = Path(args.output or f"{name}-{kind}.gguf")
@@ -132,7 +132,7 @@ def _restore(args: argparse.Namespace, model: Path) -> int:
         if getattr(args, flag):
             raise ConfigError(f"--{flag.replace('_', '-')} is not for .safetensors.")
     output = Path(args.output)
-    with progress(f"writing {output.name}", args.color) as update:
+    with plain_warnings(args.color), progress(f"writing {output.name}", args.color) as update:
         paths = restore(
             model, output, args.type or "F16", model_path=args.config, max_bytes=args.shard_size,
             overwrite=args.overwrite, progress=update,

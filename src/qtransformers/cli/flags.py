@@ -212,7 +212,7 @@ _ROWS = (
     Flag(("--kl-divergence",), "compare with BASE, the model it was made of: Kullback-Leibler divergence, same favourites, changes of probability", str, "BASE", env=False),
     Flag(("-f", "--file"), "a text to learn from, UTF-8, or for a diffusion model the arguments of its forward in .safetensors; may be given several times (default: a small multilingual text that comes with the package, or noise)", str, "TEXT", env=False, repeats=True),
     Flag(("--chunk",), "tokens of a chunk (default: 512)", integer(4), "N", default=512, env=False),
-    Flag(("--chunks",), "at most N chunks (default: all of the text)", integer(2), "N", env=False),
+    Flag(("--chunks",), "at most N chunks (default: all of the text)", integer(1), "N", env=False),
     Flag(("--parse-special",), "texts of control tokens become those tokens", env=False),
     # what to print and write
     Flag(("--json",), "print JSON", env=False),

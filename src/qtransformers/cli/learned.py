@@ -24,9 +24,6 @@ def wanted(args: argparse.Namespace) -> bool:
     for flag in () if asked else ("file", "chunks", "parse_special"):
         if getattr(args, flag):
             raise ConfigError(f"--{flag.replace('_', '-')} is for --awq, --refine, --budget and --fit.")
-    for flag in ("imatrix", "shard_size") if asked else ():
-        if getattr(args, flag) is not None:
-            raise ConfigError(f"--{flag.replace('_', '-')} has no use beside --awq, --refine, --budget or --fit, which learn from texts (-f) and write one file.")  # fmt: skip
     if args.dry_run and (args.budget is not None or args.fit is not None):
         raise ConfigError("--dry-run cannot say what --budget and --fit choose: that is measured on the model itself.")
     if args.budget is not None and args.fit is not None:

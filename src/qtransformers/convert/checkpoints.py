@@ -14,8 +14,8 @@ from qtransformers.archs import SPECS, ArchSpec, Hyperparameters, Slot
 from qtransformers.convert.methods import Mxfp4, sources_of
 from qtransformers.convert.plan import (
     QUANTIZATION_VERSION,
+    Asked,
     ConversionPlan,
-    Importance,
     Target,
     file_type_of,
     size_label,
@@ -42,19 +42,11 @@ DERIVED = ("rotary_emb.inv_freq", "attention.masked_bias")
 F32 = BY_NAME["F32"]
 
 
-def plan_checkpoint(
-    folder: Path,
-    file_type: str,
-    *,
-    name: str | None = None,
-    pre: str | None = None,
-    overrides: Iterable[tuple[str, str]] = (),
-    keep: Iterable[str] = (),
-    importance: Importance | None = None,
-    force: bool = False,
-) -> ConversionPlan:
-    """What converting the Hugging Face model in `folder` will write; arguments and errors as for `plan_conversion`."""
-    file_type, _ = recipe_of(file_type)
+def plan_checkpoint(folder: Path, asked: Asked) -> ConversionPlan:
+    """What converting the Hugging Face model in `folder` will write; errors as for `plan_conversion`."""
+    file_type, _ = recipe_of(asked.type)
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"{folder} is neither a folder nor a file; expected the folder of a Hugging Face model, or a GGUF file.")  # fmt: skip
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(f"{folder}: no config.json; expected the folder of a Hugging Face model.")
     whole = read_json(folder / "config.json")
@@ -66,26 +58,23 @@ def plan_checkpoint(
     hparams = hparams_from_config(spec, config, str(folder / "config.json"))
     of_hparams = hparam_metadata(spec, hparams)
     architecture = {"general.architecture": spec.id}
-    targets = typed(
-        tuple(_targets(spec, hparams, config, stored, folder)), architecture | of_hparams, file_type,
-        kept=F32, overrides=overrides, keep=keep, importance=importance, force=force,
-    )  # fmt: skip
+    targets = typed(tuple(_targets(spec, hparams, config, stored, folder)), architecture | of_hparams, asked, kept=F32)
     n_vocab = rows.shape[0] if rows is not None else hparams["vocab_size"]
     metadata = {
         **architecture,
         "general.type": "model",
-        "general.name": name or folder.resolve().name,
+        "general.name": asked.name or folder.resolve().name,
         "general.size_label": size_label(sum(int(np.prod(t.shape)) for t in targets)),
         "general.file_type": np.uint32(file_type_of(targets, file_type)),
         "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
         **of_hparams,
         **_recommendations(folder, n_vocab),
-        **tokenizer_metadata(folder, n_vocab, pre),
+        **tokenizer_metadata(folder, n_vocab, asked.pre),
     }
-    if pre is None:
+    if asked.pre is None:
         check_round_trip(folder, metadata)
     files = tuple(sorted(folder.glob("*.safetensors")))
-    return ConversionPlan(folder, metadata, targets, file_type, files, force)
+    return ConversionPlan(folder, metadata, targets, file_type, files, asked.force)
 
 
 def _spec_for(config: Mapping[str, Any], folder: Path) -> ArchSpec:

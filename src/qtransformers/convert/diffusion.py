@@ -18,6 +18,7 @@ from qtransformers.archs.spec import Problem
 from qtransformers.convert.layouts import Piece, laid_out
 from qtransformers.convert.plan import (
     QUANTIZATION_VERSION,
+    Asked,
     ConversionPlan,
     Importance,
     Target,
@@ -180,7 +181,7 @@ def of_model(
     else:
         file_type, _ = recipe_of(file_type)
         targets = typed(
-            bare, {}, file_type, kept=F32, overrides=overrides, keep=keep, importance=importance, force=force,
+            bare, {}, Asked(file_type, overrides=tuple(overrides), keep=tuple(keep), importance=importance, force=force), kept=F32,
             policy_of={p.name: policy(p, spec) for p in pieces},
         )  # fmt: skip
         targets = tuple(_halved(t) if quantised and policy(p, spec) == "keep" else t for p, t in zip(pieces, targets, strict=True))  # fmt: skip

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qtransformers.checks import shown
 from qtransformers.convert.packed import Parts, awq, compressed, gptq
-from qtransformers.convert.sources import Lying, Rows, Source, Values
+from qtransformers.convert.sources import Lying, OfTensor, Rows, Source, Values
 from qtransformers.errors import LoadError, QTransformersError, UnsupportedError
 from qtransformers.load.checkpoint import Stored
 from qtransformers.quants import dequantize
@@ -22,28 +22,13 @@ _OF_ACTIVATIONS = ("input_scale", "output_scale", "k_scale", "v_scale", "q_scale
 
 
 @dataclass(frozen=True, eq=False)
-class Fp8:
+class Fp8(OfTensor):
     """A matrix of floats of 8 bits with a scale for each rectangle of it."""
 
     tensor: Stored
     scales: Values  # [rows of rectangles, columns of them]
     rectangle: tuple[int, int]
     type: None = None  # no type of GGUF holds them
-
-    @property
-    def name(self) -> str:
-        """See Source."""
-        return self.tensor.name
-
-    @property
-    def file(self) -> str:
-        """See Source."""
-        return self.tensor.file
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """See Source."""
-        return self.tensor.shape
 
     def rows(self, rows: Rows) -> Values:
         """See Source."""

@@ -27,6 +27,20 @@ Importance = Mapping[str, Values]  # by tensor: [width], or [n_experts, width]
 
 
 @dataclass(frozen=True, eq=False)
+class Asked:
+    """What is asked of a conversion, beside the model: see `plan_conversion`."""
+
+    type: str  # of the file
+    name: str | None = None
+    pre: str | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
+    keep: tuple[str, ...] = ()
+    importance: Importance | None = None
+    learns: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class Target:
     """A tensor of the file to be: name, type and shape there, and where its values come from."""
 
@@ -110,33 +124,30 @@ class ConversionPlan:
 def typed(
     targets: Sequence[Target],
     metadata: Mapping[str, Any],
-    file_type: str,
+    asked: Asked,
     *,
     kept: QuantType | None,
-    overrides: Iterable[tuple[str, str]] = (),
-    keep: Iterable[str] = (),
-    importance: Importance | None = None,
-    force: bool = False,
     policy_of: Mapping[str, str] | None = None,
 ) -> tuple[Target, ...]:
-    """The targets with the types of a file of type `file_type`; `kept` is that of what no recipe touches, None: as stored.
+    """The targets with the types of the file that is asked for; `kept` is that of what no recipe touches, None: as stored.
 
     `policy_of` are the policies of a diffusion model's tensors, which follow mixtures of their own.
-    `overrides` and `keep` are regular expressions searched in names: (pattern, type), and what stays as it is stored. Weights that
-    are quantised in a way of their own (AWQ, GPTQ, ...) keep their integers in files of quantised types. ConfigError: what has no
-    place in the model, types that are noise without an importance matrix (unless `force`), a wrong importance matrix.
+    Weights that are quantised in a way of their own (AWQ, GPTQ, ...) keep their integers in files of quantised types. ConfigError:
+    what has no place in the model, types that are noise without importance (unless forced), a wrong importance matrix.
     """
-    name, recipe = recipe_of(file_type)
+    name, recipe = recipe_of(asked.type)
     shapes = {t.name: t.shape for t in targets}
-    overrides, keep = list(overrides), list(keep)
-    _check_patterns([pattern for pattern, _ in overrides] + keep, shapes)
+    overrides, keep, importance = asked.overrides, asked.keep, asked.importance
+    _check_patterns([pattern for pattern, _ in overrides] + list(keep), shapes)
     if importance is not None and not shapes.keys() & importance.keys():
         raise ConfigError(
             f"the importance matrix has no tensor of this model ({shown(next(iter(importance), 'it is empty'))}, ...). It is of another model."
         )
     if policy_of is None:
         policy_of = policies(shapes, str(metadata.get("general.architecture", "")))
-        found = types_for(name, shapes, metadata, importance=importance is not None, overrides=overrides)
+        found = types_for(
+            name, shapes, metadata, importance=importance is not None or asked.learns, overrides=overrides
+        )
     else:
         found = mixed(name, shapes, policy_of, overrides)
     _check_effect([pattern for pattern, _ in overrides], found)
@@ -155,8 +166,10 @@ def typed(
             type_ = stored
         done.append(replace(t, type=type_, importance=_importance_of(t, type_, importance), stated=stated or kept_so))
     if importance is not None:
-        _say_uncovered(done, importance)
-    _check_encodable(done, policy_of, name, force)
+        _say_uncovered(done, importance, asked.learns)
+    _check_encodable(done)
+    if not asked.learns:
+        _check_worth(done, policy_of, name, asked.force)
     anew = [t.name for t in done if t.type.is_quantized and not t.packed and _was_packed(t)]
     if anew:
         warnings.warn(
@@ -217,7 +230,7 @@ def _check_effect(patterns: Iterable[str], found: Mapping[str, QuantType | None]
             raise ConfigError(f"{pattern!r} finds only tensors that are not quantised ({name}, ...). Leave it out.")
 
 
-def _say_uncovered(targets: Iterable[Target], importance: Importance) -> None:
+def _say_uncovered(targets: Iterable[Target], importance: Importance, learns: bool) -> None:
     """A warning where the importance matrix and the model do not cover each other."""
     targets = list(targets)
     strange = sorted(importance.keys() - {t.name for t in targets})
@@ -230,13 +243,13 @@ def _say_uncovered(targets: Iterable[Target], importance: Importance) -> None:
     bare = [t.name for t in targets if t.importance is None and t.type.is_quantized and t.type is not t.stored]
     if bare := [name for name in bare if name != embedding]:
         warnings.warn(
-            f"the importance matrix says nothing of {len(bare)} weights ({bare[0]}, ...): they are encoded without importance",
+            f"the importance matrix says nothing of {len(bare)} weights ({bare[0]}, ...): they are encoded {'with what the texts tell' if learns else 'without importance'}",
             stacklevel=4,
         )
 
 
-def _check_encodable(targets: Iterable[Target], policy_of: Mapping[str, str], file_type: str, force: bool) -> None:
-    """That every type can be made, and is worth it."""
+def _check_worth(targets: Iterable[Target], policy_of: Mapping[str, str], file_type: str, force: bool) -> None:
+    """That no type is noise for want of importance."""
     blind = [
         t.name
         for t in targets
@@ -245,10 +258,14 @@ def _check_encodable(targets: Iterable[Target], policy_of: Mapping[str, str], fi
     if blind and not force:
         raise ConfigError(
             f"{file_type} is of no use without an importance matrix, which {len(blind)} tensors lack ({shown(blind[0])}, ...). "
-            "Give one with --imatrix, choose a larger type, or insist with --force."
+            "Give one with --imatrix, let them learn with --awq or --refine, choose a larger type, or insist with --force."
         )
     if blind:
         warnings.warn(f"{len(blind)} tensors of {file_type} are encoded without importance", stacklevel=3)
+
+
+def _check_encodable(targets: Iterable[Target]) -> None:
+    """That every type can be made."""
     from qtransformers.quants.reference import ENCODE, SEARCH
 
     for t in targets:

@@ -9,42 +9,35 @@ from typing import Any
 
 import numpy as np
 
-from qtransformers.convert.plan import QUANTIZATION_VERSION, ConversionPlan, Importance, Target, file_type_of, typed
+from qtransformers.convert.plan import QUANTIZATION_VERSION, Asked, ConversionPlan, Target, file_type_of, typed
 from qtransformers.convert.recipes import recipe_of
 from qtransformers.convert.sources import Lying
+from qtransformers.errors import ConfigError
 from qtransformers.gguf import GGUFFile
 from qtransformers.gguf.shards import SPLIT_KEYS
 from qtransformers.load.source import open_model
 
 
-def plan_requantization(
-    path: Path,
-    file_type: str,
-    *,
-    name: str | None = None,
-    overrides: Iterable[tuple[str, str]] = (),
-    keep: Iterable[str] = (),
-    importance: Importance | None = None,
-    force: bool = False,
-) -> ConversionPlan:
+def plan_requantization(path: Path, asked: Asked) -> ConversionPlan:
     """What writing the model in the GGUF file (or first shard, or folder) `path` in other types will write.
 
-    Tensors that have their type already are copied. Arguments and errors as for `plan_conversion`.
+    Tensors that have their type already are copied. Errors as for `plan_conversion`.
     """
-    file_type, _ = recipe_of(file_type)
+    if asked.pre is not None:
+        raise ConfigError(f"{path} is a GGUF file, whose tokenizer stays as it is; leave out pre.")
+    file_type, _ = recipe_of(asked.type)
     gguf = open_model(path)
     targets = typed(
-        [Target(t.name, t.type, t.shape, (Lying(t),)) for t in gguf.tensors.values()], gguf.metadata, file_type,
-        kept=None, overrides=overrides, keep=keep, importance=importance, force=force,
-    )  # fmt: skip
+        [Target(t.name, t.type, t.shape, (Lying(t),)) for t in gguf.tensors.values()], gguf.metadata, asked, kept=None
+    )
     warn_of_requantizing(str(gguf.path), targets)
     metadata = {
         **kept_metadata(gguf),
-        **({"general.name": name} if name else {}),
+        **({"general.name": asked.name} if asked.name else {}),
         "general.file_type": np.uint32(file_type_of(targets, file_type)),
         "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
     }
-    return ConversionPlan(Path(gguf.path), metadata, targets, file_type, gguf.paths, force)
+    return ConversionPlan(Path(gguf.path), metadata, targets, file_type, gguf.paths, asked.force)
 
 
 def warn_of_requantizing(file: str, targets: Iterable[Target]) -> None:

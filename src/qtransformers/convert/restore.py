@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.archs import Hyperparameters, Slot, dimension
+from qtransformers.archs import ArchSpec, Hyperparameters, Slot, dimension
+from qtransformers.checks import shown
 from qtransformers.convert.sources import Lying, Values
 from qtransformers.convert.weights import SLAB
 from qtransformers.convert.write import Progress
@@ -24,6 +26,7 @@ from qtransformers.gguf.shards import shard_name
 from qtransformers.gguf.writer import AtomicFile, check_free, check_room
 from qtransformers.load import prepare
 from qtransformers.load.checkpoint import interleave
+from qtransformers.load.config import read_json, text_config
 from qtransformers.load.files import auxiliary_files
 from qtransformers.load.names import by_gguf_name
 from qtransformers.load.source import resolve
@@ -57,7 +60,8 @@ def restore(
     """Write the weights of a GGUF model as safetensors of `type` (F16, BF16, F32); the paths.
 
     With `max_bytes` (of each) the files are `<output without suffix>-00001-of-0000N.safetensors` and an index. Config and tokenizer
-    are copied beside from `model_path` where given: a GGUF file does not hold config.json. ConfigError, UnsupportedError for an
+    are copied beside from `model_path`, or from the folder of the GGUF file where it holds those of such a model: a GGUF file does
+    not hold config.json, and a warning says where there is none. ConfigError, UnsupportedError for an
     architecture without a spec or a tensor that has no name in checkpoints, LoadError for values that F16 does not hold.
     """
     row = BY_NAME.get(type.upper())
@@ -73,7 +77,7 @@ def restore(
         sizes = [row.row_bytes(math.prod(p.shape)) for p in parts]
         shards = _spread(sizes, max_bytes)
         paths = _paths(output, len(shards), max_bytes)
-        extra = _copied(model_path, output.parent)
+        extra = _copied(model_path or _beside(gguf, prepared.spec, output), output.parent)
         for path in (*paths, *extra):
             check_free(path, overwrite)
         check_room(output.parent, sum(sizes))
@@ -219,6 +223,21 @@ def _paths(output: Path, n: int, max_bytes: int | None) -> tuple[Path, ...]:
 
 def _index_of(output: Path) -> Path:
     return output.with_name(f"{output.name.removesuffix(SUFFIX)}{SUFFIX}.index.json")
+
+
+def _beside(gguf: GGUFFile, spec: ArchSpec, output: Path) -> Path | None:
+    """The folder of a GGUF file where it holds the config.json of such a model, and the weights go elsewhere."""
+    folder = Path(gguf.path).parent
+    there = folder / "config.json"
+    if folder.resolve() == output.parent.resolve() or not there.is_file():
+        if not (output.parent / "config.json").is_file():
+            warnings.warn(f"{output.parent} will have no config.json, without which nothing reads the weights: give the original model's folder (--config)", stacklevel=3)  # fmt: skip
+        return None
+    model_type = text_config(read_json(there)).get("model_type")
+    if model_type not in spec.hf_model_types:
+        warnings.warn(f"{there} is of another model ({shown(model_type)}, not {spec.id}): it is not copied. Give the original model's folder (--config)", stacklevel=3)  # fmt: skip
+        return None
+    return folder
 
 
 def _copied(model_path: str | Path | None, folder: Path) -> dict[Path, Path]:

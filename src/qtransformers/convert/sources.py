@@ -61,8 +61,8 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, eq=False)
-class Lying:
-    """A tensor in its file as it lies."""
+class OfTensor:
+    """A source with the name, file and shape of one stored tensor."""
 
     tensor: Stored | QTensor
 
@@ -80,6 +80,32 @@ class Lying:
     def shape(self) -> tuple[int, ...]:
         """See Source."""
         return self.tensor.shape
+
+
+@dataclass(frozen=True, eq=False)
+class OfSource:
+    """A source that is made of another, whose name and file it has."""
+
+    source: Source
+
+    @property
+    def name(self) -> str:
+        """See Source."""
+        return self.source.name
+
+    @property
+    def file(self) -> str:
+        """See Source."""
+        return self.source.file
+
+    def forget(self, rows: Rows | None = None) -> None:
+        """See Source."""
+        self.source.forget()
+
+
+@dataclass(frozen=True, eq=False)
+class Lying(OfTensor):
+    """A tensor in its file as it lies."""
 
     @property
     def type(self) -> QuantType:
@@ -111,23 +137,12 @@ class Lying:
 
 
 @dataclass(frozen=True, eq=False)
-class Changed:
+class Changed(OfSource):
     """What a function makes of a tensor: matrix by matrix where there are several, else of all its values at once."""
 
-    source: Source
     change: Callable[[Any], Any]
     shape: tuple[int, ...]  # of the result
     type: None = None
-
-    @property
-    def name(self) -> str:
-        """See Source."""
-        return self.source.name
-
-    @property
-    def file(self) -> str:
-        """See Source."""
-        return self.source.file
 
     def rows(self, rows: Rows) -> Values:
         """See Source."""
@@ -146,28 +161,13 @@ class Changed:
         """See Source."""
         return None
 
-    def forget(self, rows: Rows | None = None) -> None:
-        """See Source."""
-        self.source.forget()
-
 
 @dataclass(frozen=True, eq=False)
-class Picked:
+class Picked(OfSource):
     """Some rows of a source, in an order of their own."""
 
-    source: Source
     picks: NDArray[np.intp]
     shape: tuple[int, ...]  # of the result
-
-    @property
-    def name(self) -> str:
-        """See Source."""
-        return self.source.name
-
-    @property
-    def file(self) -> str:
-        """See Source."""
-        return self.source.file
 
     @property
     def type(self) -> QuantType | None:
@@ -181,10 +181,6 @@ class Picked:
     def blocks(self, rows: Rows, to: QuantType) -> NDArray[np.uint8] | None:
         """See Source."""
         return self.source.blocks(self.picks[rows], to)
-
-    def forget(self, rows: Rows | None = None) -> None:
-        """See Source."""
-        self.source.forget()
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,21 +210,10 @@ def _times(a: Values | None, b: Values | None) -> Values | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Scaled:
+class Scaled(OfSource):
     """A source with factors."""
 
-    source: Source
     factors: Factors
-
-    @property
-    def name(self) -> str:
-        """See Source."""
-        return self.source.name
-
-    @property
-    def file(self) -> str:
-        """See Source."""
-        return self.source.file
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from qtransformers.convert.checkpoints import plan_checkpoint
 from qtransformers.convert.diffusion import is_diffusion_model, plan_diffusion_conversion
-from qtransformers.convert.plan import ConversionPlan, Importance, Target
-from qtransformers.convert.recipes import recipe_of
+from qtransformers.convert.plan import Asked, ConversionPlan, Importance, Target
 from qtransformers.convert.requantize import plan_requantization
 from qtransformers.convert.weights import encoded
 from qtransformers.errors import ConfigError
 from qtransformers.gguf.writer import GGUFWriter
+from qtransformers.load.config import read_json
 from qtransformers.load.files import looked_up
 
 DEFAULT_TYPE = "Q8_0"
@@ -32,41 +32,45 @@ def plan_conversion(
     overrides: Iterable[tuple[str, str]] = (),
     keep: Iterable[str] = (),
     importance: Importance | None = None,
+    learns: bool = False,
     force: bool = False,
     layout: str | None = None,
     config: Mapping[str, Any] | str | Path | None = None,
 ) -> ConversionPlan:
-    """What converting `model`, a Hugging Face folder or a GGUF file, to the file type `type` (Q4_K_M, ...) will write.
+    """What converting `model`, a Hugging Face folder (or a safetensors file in it) or a GGUF file, to the file type `type` (Q4_K_M, ...) will write.
 
     Of diffusion models a folder of diffusers (a pipeline's or the transformer's), a safetensors file of either layout, or a GGUF file;
     `layout` is that of the result (`original`, the default where there is one, or `diffusers`), `config` says what no tensor shows.
     `name` becomes general.name (default: the folder's), `pre` overrides the derived pre-tokenizer. `overrides` are (pattern, type)
     and `keep` patterns, regular expressions searched in the names of tensors: those get the type, or stay as they are stored.
-    `importance` says by tensor how much each column counts, `[width]` or `[n_experts, width]`. `force` lets pass what is refused
+    `importance` says by tensor how much each column counts, `[width]` or `[n_experts, width]`; with `learns` that will be found
+    out on texts (`quantize.make`), and types are chosen as if it was known. `force` lets pass what is refused
     otherwise: weights that are not finite (0 is written) and the lowest types without importance.
 
     Raises ModelNotFoundError, UnsupportedError, ConfigError, or LoadError listing every tensor that is missing, unknown or mis-shaped.
     """
-    path = looked_up("model", model)
-    recipe_of(type)
-    said: dict[str, Any] = {
-        "name": name,
-        "overrides": overrides,
-        "keep": keep,
-        "importance": importance,
-        "force": force,
-    }
+    path = _folder_of(looked_up("model", model))
+    asked = Asked(type, name, pre, tuple(overrides), tuple(keep), importance, learns, force)
     if is_diffusion_model(path):
         if pre is not None:
             raise ConfigError(f"{path} is a diffusion model, which has no tokenizer; leave out pre.")
-        return plan_diffusion_conversion(path, type, layout=layout, config=config, **said)
+        return plan_diffusion_conversion(
+            path, type, layout=layout, config=config, name=name, overrides=overrides, keep=keep, importance=importance, force=force
+        )  # fmt: skip
     if layout is not None or config is not None:
         raise ConfigError(f"{path} is no diffusion model; leave out {'layout' if layout is not None else 'config'}.")
-    if path.is_file() or (not (path / "config.json").is_file() and any(path.glob("*.gguf"))):
-        if pre is not None:
-            raise ConfigError(f"{path} is a GGUF file, whose tokenizer stays as it is; leave out pre.")
-        return plan_requantization(path, type, **said)
-    return plan_checkpoint(path, type, pre=pre, **said)
+    if path.is_file() or (path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.gguf"))):
+        return plan_requantization(path, asked)
+    return plan_checkpoint(path, asked)
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder of a language model's safetensors file, whose config.json lies beside it; another path as it is."""
+    beside = path.parent / "config.json"
+    of_language = (
+        path.suffix == ".safetensors" and path.is_file() and beside.is_file() and "model_type" in read_json(beside)
+    )
+    return path.parent if of_language else path
 
 
 def convert(

@@ -138,4 +138,4 @@ def _tensor(name: str, entry: Mapping[str, Any], data: NDArray[np.uint8], path: 
         raise LoadError(
             f"{path}: {name} is {dtype} {list(shape)} at bytes {start}..{stop} of {data.size}: that does not fit. The file is truncated or damaged; download it again."
         )
-    return Stored(name, dtype, shape, data[start:stop], path.name)
+    return Stored(name, dtype, shape, data[start:stop], str(path))

@@ -75,9 +75,11 @@ def spoken(spec: ArchSpec, config: Mapping[str, Any], file: str) -> tuple[dict[s
                     continue
                 said[p.name] = Spoken(checked(p, value), key)
             except BadValue as e:
+                said[p.name] = Spoken(None, key)
                 problems.append(e.problem(f"{file}: {key}", REFETCH))
             except (ArithmeticError, KeyError, TypeError, ValueError) as e:
                 text = f"cannot be read: what it is computed from is missing or garbled ({type(e).__name__}: {e}). {REFETCH}"
+                said[p.name] = Spoken(None, key)
                 problems.append(Problem(f"{file}: {key} {text}."))
             break
     return said, problems
@@ -113,6 +115,8 @@ def disagreements(
         if p.name not in said or p.name not in hparams or (p.applies and not p.applies(hparams)):
             continue
         ours, theirs = hparams[p.name], said[p.name]
+        if theirs.value is None:
+            continue
         if not _agree(p, ours, theirs.value):
             yield Problem(_difference(p, gguf_file, architecture, ours, config_file, theirs))
 

@@ -19,7 +19,8 @@ from qtransformers.types import QuantType
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 STEPS = 10  # exponents tried, of each form
-SAMPLE = 512  # rows of a weight that are tried
+SAMPLE = 1 << 19  # values of a weight that are tried,
+ROWS = 512  # in at most so many rows: each costs the square of its width
 LEAST = 1e-4  # of a scale before it is centred
 
 
@@ -65,7 +66,7 @@ def candidates(readers: Sequence[Candidate], n: int, size: F64) -> Iterator[F32]
 
 
 def _sampled(reader: Candidate) -> Candidate:
-    step = -(-len(reader.values) // SAMPLE)
+    step = -(-len(reader.values) // max(1, min(ROWS, SAMPLE // reader.values.shape[1])))
     return Candidate(np.ascontiguousarray(reader.values[::step]), reader.type, reader.index)
 
 

@@ -123,6 +123,8 @@ def read(path: str | Path) -> Imatrix:
     """An importance matrix in either form. ModelNotFoundError, GGUFError or LoadError for what is none."""
     path = Path(path)
     if not path.is_file():
+        if path.exists() and not path.is_dir():
+            raise ModelNotFoundError(f"{path} is a pipe or a device; an importance matrix is read from a file. Save it first.")  # fmt: skip
         raise ModelNotFoundError(f"{path} is no file. Collect an importance matrix with qtransformers imatrix.")
     with path.open("rb") as file:
         return _read_gguf(path) if file.read(4) == b"GGUF" else _read_dat(path)

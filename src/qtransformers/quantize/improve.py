@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 F32 = NDArray[np.float32]
 Progress = Callable[[int, int], None]
+SAMPLE = 256  # rows of a weight whose error is computed
 
 
 @dataclass(eq=False)
@@ -97,12 +98,15 @@ class Improved:
 
 
 def improve(
-    model: Loaded, rows: Ints, types: Mapping[str, QuantType], *, fold: bool = True, compensate: bool = True, progress: Progress | None = None
+    model: Loaded, rows: Ints, types: Mapping[str, QuantType], *, fold: bool = True, compensate: bool = True,
+    importance: Mapping[str, F32] | None = None, progress: Progress | None = None,
 ) -> Improved:  # fmt: skip
     """Encode a model's weights as `types` says, by name, learning from the texts `rows [n, chunk]`.
 
     `fold` moves scales to where rounding hurts less (AWQ), `compensate` makes rounding take up its own errors (GPTQ and further); with
-    neither, weights are encoded with the importance of their columns. Each weight sees inputs that passed the new ones before it.
+    neither, weights are encoded with the importance of their columns. `importance`, mean squares of inputs by weight (`[in]` or
+    `[n, in]`, of an importance matrix), takes the place of what these texts say of them, which then only tell how inputs go together.
+    Each weight sees inputs that passed the new ones before it.
     ConfigError where a tensor has no type or one that does not fit its width.
     """
     out = Improved(model, types)
@@ -113,10 +117,10 @@ def improve(
     def step(site: Site, moments: Moments) -> Any:
         mine = open_folds.get(site.place)
         if mine is not None:
-            _decide(mine, out, moments, by_place)
+            _decide(mine, out, moments, by_place, importance or {})
             for reader in mine.readers:
                 open_folds.pop((mine.layer, reader.attr), None)
-        return _encode(site, moments, out, compensate)
+        return _encode(site, moments, out, compensate, importance or {})
 
     relay(model, rows, step, progress=progress, total=len(by_place))
     return out
@@ -135,11 +139,24 @@ def _named(out: Improved) -> Iterator[tuple[str, QTensor]]:
     yield from out.model.sources.gguf.tensors.items()
 
 
-def _decide(fold: Fold, out: Improved, moments: Moments, by_place: Mapping[tuple[int | None, str], Site]) -> None:
+def _inputs(name: str, e: int, product: NDArray[np.float64], importance: Mapping[str, F32]) -> NDArray[np.float64]:
+    """The mean of x x^T as texts have it, with the mean squares of a given importance where there is one."""
+    if name not in importance:
+        return product
+    given = importance[name].reshape(-1, len(product))
+    given, seen = given[min(e, len(given) - 1)].astype(np.float64), product.diagonal()
+    known = (given > 0) & (seen > 0)
+    louder = np.sqrt(np.divide(given, seen, out=np.ones_like(seen), where=known))
+    return product * louder * louder[:, None]
+
+
+def _decide(
+    fold: Fold, out: Improved, moments: Moments, by_place: Mapping[tuple[int | None, str], Site], importance: Mapping[str, F32]
+) -> None:  # fmt: skip
     """Search the scales of a fold on what comes to its first reader."""
     scales = np.ones((fold.copies, fold.n), np.float32)
     for e in range(fold.copies):
-        readers = []
+        readers, name = [], ""
         for reader in fold.readers:
             site = by_place.get((fold.layer, reader.attr))
             if site is None or reader.by_rows:
@@ -148,15 +165,16 @@ def _decide(fold: Fold, out: Improved, moments: Moments, by_place: Mapping[tuple
             if values.ndim == 3:
                 values = values[e] if fold.copies > 1 else values.reshape(-1, values.shape[-1])
             readers.append(awq.Candidate(values, out.types[site.name], reader.index))
+            name = name or site.name
         product, size = moments.of_all()
         if fold.copies > 1:
             product, size = moments.mean_product(e), moments.sizes[e] / max(1, moments.counts[e])
-        scales[e] = awq.search(readers, fold.n, product, size)
+        scales[e] = awq.search(readers, fold.n, _inputs(name, e, product, importance), size)
     if (scales != 1).any():
         out.folded.add(fold, scales.reshape(fold.shape), out.model.weights)
 
 
-def _encode(site: Site, moments: Moments, out: Improved, compensate: bool) -> Any:
+def _encode(site: Site, moments: Moments, out: Improved, compensate: bool, importance: Mapping[str, F32]) -> Any:
     """Encode a weight with its columns' factors; what the forwards go on with."""
     tensor, type = site.tensor, out.types[site.name]
     if not type.is_quantized:
@@ -165,26 +183,34 @@ def _encode(site: Site, moments: Moments, out: Improved, compensate: bool) -> An
     columns = out.folded.of(*out._slots[site.name]).columns
     blocks, back, error, power = [], np.empty_like(values), 0.0, 0.0
     for e, own in enumerate(values):
-        h = moments.mean_product(e)
+        h = _inputs(site.name, e, moments.mean_product(e), importance)
         c = np.ones(own.shape[1], np.float32) if columns is None else (columns[e] if columns.ndim > 1 else columns)
-        made = encoded(own * c, type, h / np.outer(c, c), compensate)
+        made = encoded(own, type, h, compensate, c)
         blocks.append(made)
         back[e] = dequantize(made, type).reshape(own.shape) / c
-        off = back[e] - own
-        error += float(np.einsum("oi,oi->", off @ h.astype(np.float32), off, dtype=np.float64))
-        power += float(np.einsum("oi,oi->", own @ h.astype(np.float32), own, dtype=np.float64))
+        step = -(-len(own) // SAMPLE)
+        some, off = own[::step], back[e, ::step] - own[::step]
+        error += _of_product(off, h) * len(own) / len(some)
+        power += _of_product(some, h) * len(own) / len(some)
     out.keep(site.name, np.concatenate(blocks))
     out.errors[site.name] = error, error / power if power else 0.0
     return as_weight(back.reshape(tensor.shape), site.name)
 
 
-def encoded(w: F32, type: QuantType, h: NDArray[np.float64], compensate: bool = True) -> NDArray[np.uint8]:
-    """Blocks of a weight `[out, in]` with the mean of x x^T over its inputs, `h [in, in]`."""
+def _of_product(off: F32, h: NDArray[np.float64]) -> float:
+    """The mean square of `off x` over the inputs x that `h` is the mean of x x^T of."""
+    return float(np.einsum("oi,oi->", off @ h.astype(np.float32), off, dtype=np.float64))
+
+
+def encoded(
+    w: F32, type: QuantType, h: NDArray[np.float64], compensate: bool = True, columns: F32 | None = None
+) -> NDArray[np.uint8]:
+    """Blocks of a weight `[out, in]`, its columns times `columns`, with the mean of x x^T over what it meets now, `h [in, in]`."""
+    c = np.ones(w.shape[1], np.float32) if columns is None else columns
+    scaled = np.ascontiguousarray(w * c, np.float32)
     if compensate and can_refine(type):
-        return refine(w, type, h).blocks()
-    return quantize(
-        np.ascontiguousarray(w, np.float32), type, importance=np.ascontiguousarray(h.diagonal(), np.float32)
-    )
+        return refine(scaled, type, h / np.outer(c, c)).blocks()
+    return quantize(scaled, type, importance=np.ascontiguousarray(h.diagonal() / np.square(c), np.float32))
 
 
 def plain_types(model: Loaded, type: str) -> dict[str, QuantType]:

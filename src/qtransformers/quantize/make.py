@@ -48,6 +48,11 @@ class How:
     encode_special: bool = False  # whether texts of control tokens are those
     judged: bool = True  # whether the file is compared with the original
 
+    @property
+    def sized(self) -> bool:
+        """Whether types are chosen by how large the file may be."""
+        return self.bits_per_weight is not None or self.nbytes is not None
+
 
 @dataclass(frozen=True, eq=False)
 class Made:
@@ -79,6 +84,9 @@ def make(
     if packed:
         raise ConfigError(f"{plan.model}: {len(packed)} weights ({packed[0]}, ...) are quantised already, and would be rounded anew. Convert them as they are, or learn from the original model.")  # fmt: skip
 
+    if (how.fold or how.compensate) and not any(t.type.is_quantized for t in plan.tensors) and not how.sized:
+        raise ConfigError(f"{plan.file_type} rounds nothing that could be improved: take a type of fewer bits (-t Q4_K_M), or convert without learning.")  # fmt: skip
+
     def told(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(what, done, total) if progress else None
 
@@ -87,10 +95,11 @@ def make(
         learned, judged = _texts(model, how)
         rows = text_chunks(model.tokenizer, learned, how.chunk, how.encode_special, least=1)[: how.n_chunks]
         types, metadata = {t.name: t.type for t in plan.tensors}, plan.metadata
-        if how.bits_per_weight is not None or how.nbytes is not None:
+        if how.sized:
             types |= _by_budget(model, rows, plan, how, told("measuring"))
             metadata = metadata | {"general.file_type": np.uint32(_file_type(plan, types))}
-        made = improve(model, rows, types, fold=how.fold, compensate=how.compensate, progress=told("quantising"))
+        given = {t.name: t.importance for t in plan.tensors if t.importance is not None}
+        made = improve(model, rows, types, fold=how.fold, compensate=how.compensate, importance=given, progress=told("quantising"))  # fmt: skip
         with made:
             _write(plan, metadata, made, output, overwrite, told("writing"))
         verdict = _verdict(model, made, output, judged, judged is not learned, how) if how.judged else None

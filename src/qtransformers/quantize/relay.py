@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -58,16 +59,21 @@ class Moments:
 
     def of_all(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The mean of x x^T `[in, in]` and of |x| `[in]` over the inputs of all matrices."""
-        n = max(1, self.counts.sum())
-        return self.products.sum(0) / n, self.sizes.sum(0) / n
+        return self._mean, self.sizes.sum(0) / max(1, self.counts.sum())
 
     def mean_product(self, e: int = 0, pull: float = 64.0) -> NDArray[np.float64]:
         """The mean of x x^T for matrix `e`; an expert that met few inputs is drawn to the mean of all, as by `pull` more."""
-        everything = self.products.sum(0) / max(1, self.counts.sum())
         if len(self.products) == 1:
-            return everything
-        mixed: NDArray[np.float64] = (self.products[e] + pull * everything) / (self.counts[e] + pull)
+            return self._mean
+        mixed: NDArray[np.float64] = (self.products[e] + pull * self._mean) / (self.counts[e] + pull)
         return mixed
+
+    @cached_property
+    def _mean(self) -> NDArray[np.float64]:
+        """Of x x^T over all, asked for when all have come."""
+        summed = self.products[0] if len(self.products) == 1 else self.products.sum(0)
+        mean: NDArray[np.float64] = summed / max(1, self.counts.sum())
+        return mean
 
 
 @dataclass(eq=False)

@@ -64,13 +64,15 @@ def test_a_model_of_the_hub(data, tmp_path, command):
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     env = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
     out = tmp_path / "x.gguf"
-    before = command("convert", "house/demo", "--dry-run", env=env)
-    assert before.returncode == 2 and "--dry-run of house/demo would have to fetch 7.4" in before.stderr
+    before = command("convert", "house/demo", "-t", "Q4_K", "--dry-run", env=env)
+    assert before.returncode == 0, before.stderr
+    assert "would write demo-Q4_K_M.gguf" in before.stderr and "blk.3.ffn_down.weight" in before.stdout
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))  # of weights the header was read
     done = command("convert", "house/demo", "--name", "qtransformers demo", "-o", out, env=env)
     assert done.returncode == 0, done.stderr
     assert out.read_bytes() == (data / "demo-Q8_0.gguf").read_bytes()
     after = command("convert", "house/demo", "-t", "Q4_K", "--dry-run", env={**env, "HF_HUB_OFFLINE": "1"})
-    assert "would write demo-Q4_K_M.gguf" in after.stderr
+    assert after.stdout == before.stdout and "would write demo-Q4_K_M.gguf" in after.stderr
     server.done.set()
     server.shutdown()
     server.server_close()

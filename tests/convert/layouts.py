@@ -10,6 +10,9 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column that each nibble of a word ho
 
 def words(codes, bits, order=None):
     """Codes `[n, k]` as int32 `[n, k * bits / 32]`, the first in the lowest bits; `order`: which each place holds."""
+    if 32 % bits:
+        each = (codes[..., None] >> np.arange(bits) & 1).astype(np.uint8).reshape(len(codes), -1)
+        return np.packbits(each, axis=1, bitorder="little").view(np.int32)
     per = 32 // bits
     padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % per))).astype(np.uint64)
     out = np.zeros((len(codes), padded.shape[1] // per), np.uint64)

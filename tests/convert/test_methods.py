@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,9 @@ CASES = {
     "gptq, second format": (lambda *g: layouts.gptq(*g, less=0), {**GPTQ, "checkpoint_format": "gptq_v2"}, {}, "Q4_K"),
     "gptq, 8 bits": (lambda *g: layouts.gptq(*g, bits=8), {**GPTQ, "bits": 8}, {"bits": 8, "symmetric": True}, "Q8_0"),
     "gptq, 8 bits, asymmetric": (lambda *g: layouts.gptq(*g, bits=8), {**GPTQ, "bits": 8}, {"bits": 8}, None),
+    "gptq, 2 bits": (lambda *g: layouts.gptq(*g, bits=2), {**GPTQ, "bits": 2}, {"bits": 2}, "Q4_K"),
+    "gptq, 3 bits": (lambda *g: layouts.gptq(*g, bits=3), {**GPTQ, "bits": 3}, {"bits": 3, "shape": (32, 512)}, "Q4_K"),
+    "gptq, 3 bits, symmetric": (lambda *g: layouts.gptq(*g, bits=3), {**GPTQ, "bits": 3}, {"bits": 3, "symmetric": True, "shape": (32, 512)}, "Q4_0"),
     "compressed words": (layouts.compressed_words, CT, {"symmetric": True}, "Q4_0"),
     "compressed words, asymmetric": (lambda *g: layouts.compressed_words(*g, asymmetric=True), CT, {}, "Q4_K"),
     "compressed words, a group a row": (layouts.compressed_words, CT, {"symmetric": True, "group": 512}, "Q4_0"),
@@ -79,8 +83,9 @@ def test_its_type_holds_it_without_rounding_anew(case):
     type_ = BY_NAME[type_]
     from qtransformers.quants import reference_dequantize
 
-    for rows in (slice(0, 16), interleave(16, 4)):
-        back = reference_dequantize(found.blocks(rows, type_), type_).reshape(16, -1)
+    n = len(values)
+    for rows in (slice(0, n), interleave(n, 4)):
+        back = reference_dequantize(found.blocks(rows, type_), type_).reshape(n, -1)
         added = float(((back - values[rows]) ** 2).sum()) / noise
         bound = 6e-3 if "groups of 64" in case else ADDED[type_.name]
         assert added <= bound and (bound == 0 or added < 0.1 * noise_of_rounding_anew(values, type_) / noise)
@@ -123,7 +128,7 @@ def a_grid(**how):
     [
         (lambda: layouts.gptq(*a_grid(), order=np.random.default_rng(0).permutation(512) // 128), GPTQ, UnsupportedError, r"x\.g_idx orders columns by activation \(act-order, desc_act\)"),
         (lambda: layouts.compressed_words(*a_grid(symmetric=True)) | {"weight_g_idx": np.arange(512)[::-1] // 128}, CT, UnsupportedError, "act-order"),
-        (lambda: layouts.gptq(*a_grid()), {**GPTQ, "bits": 3}, UnsupportedError, "has bits 3; expected 4 or 8"),
+        (lambda: layouts.gptq(*a_grid()), {**GPTQ, "bits": 5}, UnsupportedError, "has bits 5; expected 2 or 3 or 4 or 8"),
         (lambda: layouts.awq_gemm(*a_grid()), {**AWQ, "version": "marlin"}, UnsupportedError, "has version 'marlin'; expected gemm or gemv"),
         (lambda: layouts.awq_gemm(*a_grid()), {**AWQ, "group_size": 100}, UnsupportedError, "group_size 100 does not divide its 512"),
         (lambda: layouts.awq_gemm(*a_grid()), {**AWQ, "group_size": 64}, LoadError, r"x\.qzeros is \[4, 2\]; x needs \[8, 2\]"),
@@ -131,7 +136,7 @@ def a_grid(**how):
         (lambda: layouts.awq_gemv(*a_grid()) | {"scales": np.ones((16, 4), np.float16)}, {**AWQ, "version": "gemv"}, LoadError, "does not fit"),
         (lambda: layouts.compressed_words(*a_grid()) | {"weight_scale": np.ones((16, 3), np.float16)}, CT, LoadError, "does not fit"),
         (lambda: layouts.compressed_words(*a_grid()) | {"weight_shape": np.array([16, 100])}, CT, UnsupportedError, "expected 4 or 8 bits"),
-        (lambda: layouts.compressed_words(*a_grid()) | {"weight_global_scale": np.ones(1, np.float32)}, CT, UnsupportedError, "NVFP4"),
+        (lambda: layouts.compressed_words(*a_grid()) | {"weight_global_scale": np.ones(1, np.float32)}, CT, LoadError, "I32 codes .* NVFP4 has U8 codes"),
         (lambda: layouts.gptq(*a_grid()), {"quant_method": "hqq"}, UnsupportedError, r"config\.json: its weights are quantised by hqq; convert reads awq, "),
         (lambda: {"weight": np.ones((4, 4), np.float32)}, {"quant_method": ["gptq"]}, UnsupportedError, "quantised by"),
     ],
@@ -394,3 +399,24 @@ def test_damaged_layers_are_read_or_refused():
         except (LoadError, UnsupportedError):
             seen["refused"] += 1
     assert min(seen.values()) > 50, seen
+
+
+def test_nvfp4_of_either_maker():
+    """Compressed-tensors divides by the factor for all, NVIDIA multiplies; the numbers are by hand."""
+    codes = np.zeros((2, 16), np.uint8)
+    codes[0, :3] = 0x21, 0x7F, 0x0A  # .5 1, -6 6, -1 0
+    codes[1, 8:] = 0x33
+    scales = np.array([[0x38, 0x40], [0x30, 0x01]], np.uint8)  # 1, 2; .5, 2^-9
+    expected = np.zeros((2, 32), np.float32)
+    expected[0, :6] = np.array([0.5, 1, -6, 6, -1, 0]) / 4
+    expected[1, 16:] = 1.5 * 2**-9 / 4
+    for said, names, factor in (
+        (CT, ("weight_packed", "weight_scale", "weight_global_scale"), 4.0),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, ("weight", "weight_scale", "weight_scale_2"), 0.25),
+    ):
+        tensors = (stored("", codes), stored("", scales, "F8_E4M3"), stored("", np.array([factor], np.float32)))
+        parts = {f"x.{n}": replace(t, name=f"x.{n}") for n, t in zip(names, tensors, strict=True)}
+        found = sources_of(parts, said, "config.json")["x.weight"]
+        assert found.shape == (2, 32) and found.type is None and found.blocks(slice(None), BY_NAME["NVFP4"]) is None
+        for rows in (slice(None), np.array([1, 0]), slice(1, 2)):
+            assert np.array_equal(found.rows(rows), expected[rows])

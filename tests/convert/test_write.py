@@ -1,8 +1,11 @@
+import threading
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from qtransformers.convert import convert, plan_conversion, write
+from qtransformers.convert.write import ahead
 from qtransformers.errors import ConfigError, LoadError
 from qtransformers.gguf import GGUFFile
 from qtransformers.quants import reference_dequantize, reference_quantize
@@ -134,3 +137,36 @@ def test_what_a_plan_comes_to(data):
     assert list(sizes) == ["Q4_K", "Q6_K", "F32"] and sum(row[1] for row in sizes.values()) == plan.n_parameters
     assert sizes["Q6_K"][2] == sizes["Q6_K"][1] * 210 // 256
     assert plan.bits_per_weight == pytest.approx(8 * plan.nbytes / 3_672_320)
+
+
+def test_one_is_made_while_another_is_used():
+    made = []
+
+    def items():
+        for i in range(5):
+            made.append(i)
+            yield i
+
+    begun = threading.Event()
+    it = ahead(items())
+    assert next(it) == 0 and list(it) == [1, 2, 3, 4] and made == list(range(5))
+
+    def waits():
+        yield 0
+        begun.set()
+        yield 1
+
+    it = ahead(waits())
+    assert next(it) == 0 and begun.wait(10)  # while nobody asks for it
+    assert list(it) == [1]
+
+
+def test_what_making_one_raises_is_raised_where_it_is_used():
+    def fails():
+        yield 1
+        raise LoadError("x.weight is damaged")
+
+    it = ahead(fails())
+    assert next(it) == 1
+    with pytest.raises(LoadError, match=r"x\.weight is damaged"):
+        next(it)

@@ -10,7 +10,10 @@ from qtransformers.convert import convert, plan_conversion
 from qtransformers.errors import ConfigError
 from qtransformers.gguf import GGUFFile
 from qtransformers.load import load
+from qtransformers.quantize import improve as improve_module
+from qtransformers.quantize import make as make_module
 from qtransformers.quantize.gate import judge
+from qtransformers.quantize.improve import encoded
 from qtransformers.quantize.make import How, make
 from qtransformers.types import BY_NAME
 
@@ -97,3 +100,38 @@ def test_floats_have_nothing_to_learn(original, tmp_path):
     with pytest.raises(ConfigError, match="F16 rounds nothing"):
         make(plan_conversion(original, "F16"), tmp_path / "a.gguf", How(fold=True, **FEW))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "how", [How(fold=True, judged=False, **FEW), How(fold=True, bits_per_weight=4.5, judged=False, **FEW)]
+)
+def test_an_interrupted_run_goes_on_where_it_was(how, original, tmp_path, monkeypatch):
+    plan = plan_conversion(original, "Q4_K_M")
+    whole = make(plan, tmp_path / "whole.gguf", how)
+
+    def stop(what, done, total):
+        if what == "quantising" and done == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(plan, tmp_path / "a.gguf", how, progress=stop)
+    assert len(list(tmp_path.glob(".a.gguf.*.part"))) == 1 and not (tmp_path / "a.gguf").exists()
+    encodings = []
+    monkeypatch.setattr(improve_module, "encoded", lambda *given: encodings.append(1) or encoded(*given))
+    monkeypatch.setattr(make_module, "survey", None)  # which is not asked again
+    made = make(plan, tmp_path / "a.gguf", how)
+    assert len(encodings) == 29 - 12 and made.errors == whole.errors
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "whole.gguf"]
+
+
+def test_several_files(original, tmp_path):
+    plan = plan_conversion(original, "Q4_K_M")
+    how = How(compensate=False, fold=True, judged=False, **FEW)
+    one = make(plan, tmp_path / "one.gguf", how)
+    made = make(plan, tmp_path / "a.gguf", how, max_bytes=1_000_000)
+    assert len(made.paths) > 2 and all(path.stat().st_size <= 1_000_000 for path in made.paths)
+    with GGUFFile(one.paths[0]) as whole, GGUFFile(made.paths[0]) as split:
+        assert all(np.array_equal(t.data, split.tensors[name].data) for name, t in whole.tensors.items())
+    with pytest.raises(ConfigError, match=r"a-00001-of-\d+\.gguf exists"):
+        make(plan, tmp_path / "a.gguf", how, max_bytes=1_000_000)

@@ -6,6 +6,7 @@ Weights pass through slab by slab: memory does not limit the size of a model. In
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,13 +48,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, or say what would be written."""
+    if not args.dry_run:
+        return _run(args, None)
+    with tempfile.TemporaryDirectory() as scratch:
+        return _run(args, Path(scratch))
+
+
+def _run(args: argparse.Namespace, scratch: Path | None) -> int:
     from qtransformers.convert import plan_conversion, write
     from qtransformers.convert.estimate import seconds, time_text
     from qtransformers.convert.write import DEFAULT_TYPE
     from qtransformers.load.diffusion import LAYOUT_KEY
 
     learns = learned.wanted(args)
-    model, name = _at_hand(args.model, args.color, args.dry_run)
+    model, name = _at_hand(args.model, args.color, scratch)
     if (args.output or "").endswith(".safetensors"):
         return _restore(args, model)
     with plain_warnings(args.color):
@@ -72,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         plan = learned.of_diffusion(args, model, name)
     elif learns:
         with plain_warnings(args.color):
-            note(f"{output}: {learned.convert(args, plan, output)}")
+            note(learned.convert(args, plan, output))
         return 0
     try:
         with plain_warnings(args.color), progress(f"writing {output.name}", args.color) as update:
@@ -85,13 +93,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _at_hand(model: str, color: str, dry_run: bool) -> tuple[Path, str]:
-    """Where the model lies, fetched from the Hub when it must be, and what to call it."""
+def _at_hand(model: str, color: str, scratch: Path | None) -> tuple[Path, str]:
+    """Where the model lies, fetched from the Hub when it must be, only its headers into `scratch` when they do; and what to call it."""
     from qtransformers.cli.models import fetched
     from qtransformers.convert.diffusion import title_of
+    from qtransformers.load.config import read_json
     from qtransformers.load.files import size_text
     from qtransformers.load.hub import local_model, missing, the_hub, the_reference
-    from qtransformers.load.originals import checkpoint_of, fetch_checkpoint
+    from qtransformers.load.originals import checkpoint_of, fetch_checkpoint, fetch_headers
 
     path = local_model(model)
     if path is not None:
@@ -100,12 +109,14 @@ def _at_hand(model: str, color: str, dry_run: bool) -> tuple[Path, str]:
     name = ref.repo.rpartition("/")[2]
     if ref.quant:
         return fetched(model, color), name
-    if dry_run and not hub.offline:
+    if scratch is not None and not hub.offline:
         offer = checkpoint_of(ref, hub)
         if left := sum(offer.listing.sizes[file] for file in missing(offer, hub)):
-            raise ConfigError(
-                f"--dry-run of {model} would have to fetch {size_text(left)} first. Convert it, or fetch it before."
-            )
+            with progress("reading headers", color):
+                folder = fetch_headers(ref, hub, scratch)
+            if "quantization_config" not in read_json(folder / "config.json"):
+                return folder, name
+            raise ConfigError(f"{model} is quantised already, and its types hang on its weights: --dry-run would have to fetch {size_text(left)}. Convert it, or fetch it before.")  # fmt: skip
     with progress("fetching", color) as update:
         return fetch_checkpoint(ref, hub, update), name
 

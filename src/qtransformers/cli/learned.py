@@ -32,18 +32,25 @@ def wanted(args: argparse.Namespace) -> bool:
 
 
 def convert(args: argparse.Namespace, plan: ConversionPlan, output: Path) -> str:
-    """Write the plan with what the texts tell, and say how good the result is; its size in words."""
+    """Write the plan with what the texts tell, and say how good the result is; what was written, in words."""
     from qtransformers.load.files import size_text
     from qtransformers.quantize.make import make
 
     with progress("quantising", args.color, "steps") as update:
-        made = make(plan, output, _how(args), overwrite=args.overwrite, progress=lambda what, *at: update(*at))
+        try:
+            made = make(
+                plan, output, _how(args), overwrite=args.overwrite, max_bytes=args.shard_size, progress=lambda what, *at: update(*at)
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            note(f"{output}: interrupted; the same command goes on where it was")
+            raise
     if made.verdict:
         for line in made.verdict.lines():
             note(line, COLOURS[made.verdict.grade], args.color)
     nbytes = sum(replace(t, type=made.types[t.name]).nbytes for t in plan.tensors)  # without the header, as elsewhere
-    size = size_text(output.stat().st_size)
-    return f"{len(plan.tensors)} tensors, {size}, {8 * nbytes / plan.n_parameters:.2f} bits per weight"
+    size, more = size_text(sum(path.stat().st_size for path in made.paths)), len(made.paths) - 1
+    name = f"{made.paths[0]} and {more} more" if more else str(output)
+    return f"{name}: {len(plan.tensors)} tensors, {size}, {8 * nbytes / plan.n_parameters:.2f} bits per weight"
 
 
 def of_diffusion(args: argparse.Namespace, model: Path, name: str) -> ConversionPlan:

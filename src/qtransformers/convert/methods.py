@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,37 @@ class Fp8(OfTensor):
         scales = np.repeat(self.scales[at], wide, axis=1)[:, : self.shape[1]]
         with np.errstate(invalid="ignore"):  # NaN is found and named later
             return np.asarray(_FP8[self.tensor.dtype][self.tensor.view()[rows]] * scales, np.float32)
+
+    def blocks(self, rows: Rows, to: QuantType) -> NDArray[np.uint8] | None:
+        """See Source."""
+        return None
+
+    def forget(self, rows: Rows | None = None) -> None:
+        """See Source."""
+        if rows is None:
+            Lying(self.tensor).forget()
+
+
+@dataclass(frozen=True, eq=False)
+class Nvfp4(OfTensor):
+    """A matrix of 4-bit floats, two in a byte, with a scale of 8 bits for 16 columns and a factor for all."""
+
+    tensor: Stored  # codes [out, in / 2]
+    scales: Stored  # [out, in / 16]
+    factor: float
+    type: None = None  # GGUF's blocks have no factor for all
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See Source."""
+        return self.tensor.shape[0], self.tensor.shape[1] * 2
+
+    def rows(self, rows: Rows) -> Values:
+        """See Source."""
+        pairs, scales = self.tensor.view()[rows], _FP8["F8_E4M3"][self.scales.view()[rows]] * np.float32(self.factor)
+        codes = np.stack((pairs & 15, pairs >> 4), axis=-1)
+        values = _E2M1[codes].reshape(*scales.shape, 16) * scales[..., None]
+        return np.asarray(values.reshape(len(pairs), -1), np.float32)
 
     def blocks(self, rows: Rows, to: QuantType) -> NDArray[np.uint8] | None:
         """See Source."""
@@ -111,6 +143,10 @@ _FP8: Mapping[str, Values] = {
 }
 
 
+# Of floats of 4 bits, E2M1 (OCP Microscaling Formats 1.0)
+_E2M1 = np.array([s * v for s in (1, -1) for v in (0, 0.5, 1, 1.5, 2, 3, 4, 6)], np.float32)
+
+
 def _fp8(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Source:
     """Floats of 8 bits, with one scale, one for each row, or one for each rectangle."""
     weight, scale = parts["weight"], parts.get("weight_scale_inv", parts.get("weight_scale"))
@@ -137,14 +173,35 @@ def _fp8(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Source:
 
 def _of_compressed(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Source:
     if "weight_global_scale" in parts:
-        raise UnsupportedError(
-            f"{parts['weight_global_scale'].file}: {prefix} is NVFP4, which is not read. Convert the original model."
-        )
+        return _nvfp4(prefix, parts["weight_packed"], parts["weight_scale"], 1 / _number(parts["weight_global_scale"]))
     return (
         _fp8(prefix, parts, said)
         if "weight" in parts and parts["weight"].dtype in _FP8
         else compressed(prefix, parts, said)
     )
+
+
+def _modelopt(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Source:
+    """NVIDIA's own: 4 bits with a second scale, or 8."""
+    if "weight_scale_2" in parts:
+        return _nvfp4(prefix, parts["weight"], parts["weight_scale"], _number(parts["weight_scale_2"]))
+    return _fp8(prefix, parts, said)
+
+
+def _nvfp4(prefix: str, codes: Stored, scales: Stored, factor: float) -> Source:
+    fits = codes.dtype == "U8" and scales.dtype == "F8_E4M3" and len(codes.shape) == 2
+    if not fits or scales.shape != (codes.shape[0], codes.shape[1] // 8) or not math.isfinite(factor):
+        raise LoadError(
+            f"{codes.file}: {prefix} has {codes.dtype} codes {list(codes.shape)}, {scales.dtype} scales {list(scales.shape)} and a factor of "
+            f"{factor:g}; NVFP4 has U8 codes [out, in / 2] and F8_E4M3 scales [out, in / 16]. Download the checkpoint again."
+        )
+    return Nvfp4(codes, scales, factor)
+
+
+def _number(tensor: Stored) -> float:
+    """The one value of a tensor; NaN for 0, which no scale is."""
+    values = Lying(tensor).rows(slice(None)).reshape(-1)
+    return float(values[0]) if values.size == 1 and values[0] else math.nan
 
 
 def _mxfp4(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Source:
@@ -176,6 +233,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "fp8": Method(_fp8, ("weight_scale_inv", "weight_scale"), ("weight",)),
     "fbgemm_fp8": Method(_fp8, ("weight_scale",), ("weight",)),
+    "modelopt": Method(_modelopt, ("weight_scale",), ("weight", "weight_scale_2")),
     "mxfp4": Method(_mxfp4, ("blocks",), ("scales",), "_", ""),
 }  # fmt: skip
 

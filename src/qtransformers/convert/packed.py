@@ -84,9 +84,12 @@ class Packed:
 
 
 def _halves(data: Codes, bits: int) -> Codes:
-    """The codes of bytes in a row, the lower nibble first: `[..., n]` to `[..., n * 8 / bits]`."""
+    """The codes of bytes in a row, the lowest bits first: `[..., n]` to `[..., n * 8 / bits]`."""
     if bits == 8:
         return data
+    if bits < 4:
+        each = np.unpackbits(data, axis=-1, bitorder="little").reshape(*data.shape[:-1], -1, bits)
+        return np.asarray(each @ (1 << np.arange(bits, dtype=np.uint8)), np.uint8)
     return np.stack((data & 15, data >> 4), axis=-1).reshape(*data.shape[:-1], -1)
 
 
@@ -152,14 +155,13 @@ def awq(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Packed:
 
 
 def gptq(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Packed:
-    """GPTQ: words hold consecutive columns of a row; zeros are stored less one, but by the second format."""
+    """GPTQ: words hold consecutive columns of a row, of 3 bits three words 32; zeros are stored less one, but by the second format."""
     bits = said.get("bits", 4)
-    _refuse_unless(prefix, "bits", bits, (4, 8))
+    _refuse_unless(prefix, "bits", bits, (2, 3, 4, 8))
     qweight, qzeros, scales = (_part(prefix, parts, n) for n in ("qweight", "qzeros", "scales"))
-    per = 32 // bits
-    shape = (qweight.shape[1], qweight.shape[0] * per)
+    shape = (qweight.shape[1], qweight.shape[0] * 32 // bits)
     group, n_groups = _group(prefix, said, shape[1])
-    _shapes(prefix, {qzeros: (n_groups, shape[0] // per), scales: (n_groups, shape[0])})
+    _shapes(prefix, {qzeros: (n_groups, shape[0] * bits // 32), scales: (n_groups, shape[0])})
     if (order := _perhaps(prefix, parts, "g_idx")) is not None:
         _refuse_act_order(prefix, order, group, shape[1])
     one = 0 if said.get("checkpoint_format") == "gptq_v2" else 1
@@ -170,9 +172,11 @@ def gptq(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Packed:
         return _halves(np.ascontiguousarray(raw.swapaxes(0, 1)).reshape(raw.shape[1], -1), bits)
 
     def zeros(rows: Rows) -> Codes:
-        return (_columns(qzeros.view(), rows, per, lambda raw: _halves(raw, bits)) + np.uint8(one)) & np.uint8(
-            (1 << bits) - 1
-        )
+        if bits == 3:  # a code may lie in two words
+            found = np.ascontiguousarray(_halves(_bytes(qzeros), bits).T[rows])
+        else:
+            found = _columns(qzeros.view(), rows, 32 // bits, lambda raw: _halves(raw, bits))
+        return (found + np.uint8(one)) & np.uint8((1 << bits) - 1)
 
     return Packed(
         f"{prefix}.weight", qweight.file, shape, bits, group, codes, zeros,

@@ -1,6 +1,6 @@
 """Codes on a grid, `(code - zero) * scale`, as GGUF blocks of the same values: nothing is rounded to other codes.
 
-Q4_0 and Q8_0 hold symmetric grids exactly, Q4_1 any but for m's rounding to a half. Q4_K keeps the codes and fits its
+Grids of 2 and 3 bits go into the blocks of 4. Q4_0 and Q8_0 hold symmetric grids exactly, Q4_1 any but for m's rounding to a half. Q4_K keeps the codes and fits its
 six-bit scales and minima to those of the groups, which adds to the error of the checkpoint in 4 bits (AWQ, groups of 128) 2e-4
 of its power, of 64 3e-3; Q4_1 adds 2e-5 (tests/convert/test_methods.py).
 """
@@ -45,13 +45,13 @@ def repacked(
     if not fits or to.name not in ("Q4_0", "Q8_0", "Q4_1", "Q4_K"):
         return None
     if to.name == "Q4_K":
-        return _q4_k(codes, zeros, scales, group) if bits == 4 else None
+        return _q4_k(codes, zeros, scales, group) if bits <= 4 else None
     z, s = (np.repeat(v, group // SUB, axis=1).reshape(-1).astype(np.float32) for v in (zeros, scales))
     if to.name == "Q4_1":
-        if bits != 4:
+        if bits > 4:
             return None
         q, low = codes.astype(np.int16), s * z
-    elif to.name == "Q4_0" and (bits != 4 or (zeros != middle).any()):
+    elif to.name == "Q4_0" and (bits > 4 or (zeros != middle).any()):
         return None
     else:
         q, low = codes.astype(np.int16) - np.repeat(zeros, group, axis=1), np.zeros_like(s)

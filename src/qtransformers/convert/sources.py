@@ -129,6 +129,10 @@ class Lying(OfTensor):
         """See Source."""
         return np.ascontiguousarray(self._matrix[rows]).reshape(-1) if to is self.type else None
 
+    def expect(self, rows: slice) -> None:
+        """Have the system read rows ahead."""
+        machine.expect(self._matrix[rows].reshape(-1))
+
     def forget(self, rows: Rows | None = None) -> None:
         """See Source."""
         part = self._matrix[rows] if isinstance(rows, slice) else self.tensor.data if rows is None else None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.convert.sources import Rows, Source, Values, matrix_shape
+from qtransformers.convert.sources import Lying, Rows, Source, Values, matrix_shape
 from qtransformers.errors import LoadError
 from qtransformers.quants import quantize
 from qtransformers.types import QuantType
@@ -37,6 +37,8 @@ def encoded(
         for start in range(part * each, (part + 1) * each, step):
             stop = min(start + step, (part + 1) * each)
             rows: Rows = slice(start, stop) if order is None else order[start:stop]
+            if order is None:
+                expect(source, slice(stop, stop + step))
             raw = source.blocks(rows, to)
             if raw is None or to.family == "float":  # blocks are as good as their file; plain floats are looked at
                 values = source.rows(rows)
@@ -50,6 +52,17 @@ def encoded(
         warnings.warn(
             f"{source.file}: {source.name}: {zeroed} values that are not finite are written as 0", stacklevel=2
         )
+
+
+def first_rows(source: Source) -> slice:
+    """Rows of the first slab."""
+    return slice(0, max(1, SLAB // (4 * max(1, matrix_shape(source.shape)[1]))))
+
+
+def expect(source: Source, rows: slice) -> None:
+    """Have rows read from disk while others are worked on, where they lie together in a file."""
+    if isinstance(source, Lying):
+        source.expect(rows)
 
 
 def _bytes(values: Values, to: QuantType, importance: Values | None, source: Source) -> NDArray[np.uint8]:

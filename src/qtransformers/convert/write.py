@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +15,14 @@ from qtransformers.convert.checkpoints import plan_checkpoint
 from qtransformers.convert.diffusion import is_diffusion_model, plan_diffusion_conversion
 from qtransformers.convert.plan import Asked, ConversionPlan, Importance, Target
 from qtransformers.convert.requantize import plan_requantization
-from qtransformers.convert.weights import encoded
+from qtransformers.convert.weights import encoded, expect, first_rows
 from qtransformers.errors import ConfigError
 from qtransformers.gguf.writer import GGUFWriter
 from qtransformers.load.config import read_json
 from qtransformers.load.files import looked_up
 
 DEFAULT_TYPE = "Q8_0"
+T = TypeVar("T")
 Progress = Callable[[int, int], None]  # (bytes, bytes in all)
 
 
@@ -126,7 +129,7 @@ def write(
     Interrupted, or without room on the disk, what is done stays beside the output under a hidden name, and the same plan goes on
     from there the next time. Other errors leave nothing behind.
     """
-    done, total = 0, plan.nbytes
+    total = plan.nbytes
     specs = [(t.name, t.shape, t.type) for t in plan.tensors]
     with GGUFWriter(
         output,
@@ -136,13 +139,28 @@ def write(
         max_bytes=max_bytes,
         resume=plan.fingerprint() if plan.files else "",
     ) as writer:
-        for i, target in enumerate(plan.tensors):
-            if i < writer.finished:
-                done += target.nbytes
-                progress(done, total)
-                continue
-            for slab in slabs(target, plan.force):
-                writer.write(target.name, slab)
-                done += slab.nbytes
-                progress(done, total)
+        done = sum(target.nbytes for target in plan.tensors[: writer.finished])
+        progress(done, total)
+        for target, slab in ahead(_all_slabs(plan.tensors[writer.finished :], plan.force)):
+            writer.write(target.name, slab)
+            done += slab.nbytes
+            progress(done, total)
     return writer.paths
+
+
+def _all_slabs(targets: Sequence[Target], force: bool) -> Iterator[tuple[Target, NDArray[Any]]]:
+    """The slabs of all targets; the beginning of each is read from disk while the one before is worked on."""
+    for target, following in zip_longest(targets, targets[1:]):
+        if following is not None and isinstance(following.source, tuple):
+            expect(following.source[0], first_rows(following.source[0]))
+        yield from ((target, slab) for slab in slabs(target, force))
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, each made in a thread of its own while the one before is used; what making one raises is raised here."""
+    left = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, left, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, left, None)
+            yield item

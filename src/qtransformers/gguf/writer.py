@@ -79,7 +79,7 @@ def _temporary(path: Path, key: str) -> Path:
     return path.with_name(f".{path.name[:40]}.{key}.part")
 
 
-def _key_of(path: Path, resume: str) -> str:
+def key_of(path: Path, resume: str) -> str:
     """What marks the unfinished file of `path`, whose own name may be too long to be told from others."""
     return hashlib.sha256(f"{resume} {path.name}".encode()).hexdigest()[:12]
 
@@ -166,8 +166,8 @@ class GGUFWriter:
         there = 0
         if resume and path.parent.is_dir():
             for p in self.paths:
-                _sweep(p, _key_of(p, resume))
-                left = _temporary(p, _key_of(p, resume))
+                _sweep(p, key_of(p, resume))
+                left = _temporary(p, key_of(p, resume))
                 there += left.stat().st_size if left.exists() else 0
         check_room(path.parent, sum(plan.nbytes for plan in self._plans) - there)
         self._pending = [(i, spec) for i, plan in enumerate(self._plans) for spec in plan.specs]
@@ -258,7 +258,7 @@ class GGUFWriter:
                 with self._naming_errors():
                     if self._files:
                         self._files[-1].flush()
-                    file = AtomicFile(self.paths[no], _key_of(self.paths[no], self._resume) if self._resume else "")
+                    file = AtomicFile(self.paths[no], key_of(self.paths[no], self._resume) if self._resume else "")
                     self._files.append(file)
                     self._next += self._go_on(file, self._plans[no])
             if self._next == len(self._pending):

@@ -206,6 +206,16 @@ def read_header(offer: Offer, hub: Hub) -> HeaderFile:
         return HeaderFile(offer.names, [r.size for r in remotes], [r.part for r in remotes], str(offer.ref))
 
 
+def remote_parts(
+    offer: Offer, names: Sequence[str], hub: Hub
+) -> Iterator[tuple[str, int, Callable[[int, int], bytes]]]:
+    """Name, size and the reading of bytes `[start, stop)` of files, by range requests."""
+    with _plain_errors(offer.ref):
+        for name in names:
+            remote = _remote(offer, name, hub)
+            yield name, remote.size, remote.part
+
+
 def fetch_gguf(
     ref: Reference,
     hub: Hub,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from qtransformers.errors import ModelNotFoundError, NetworkError
-from qtransformers.load.checkpoint import DIFFUSERS, INDEX, SINGLE
+from qtransformers.errors import LoadError, ModelNotFoundError, NetworkError
+from qtransformers.load.checkpoint import DIFFUSERS, INDEX, MAX_HEADER, SINGLE
 from qtransformers.load.download import Progress
 from qtransformers.load.files import full_weights, is_allowed
-from qtransformers.load.hub import Hub, Offer, Reference, bring, cached_directory, list_files
+from qtransformers.load.hub import Hub, Offer, Reference, bring, cached_directory, list_files, remote_parts
 
 PIPELINE = "model_index.json"  # of diffusers
 PARTS = ("transformer", "unet")  # of a pipeline that hold its diffusion model
@@ -29,6 +29,33 @@ def fetch_checkpoint(ref: Reference, hub: Hub, progress: Progress | None = None)
             raise
         return directory
     return bring(offer, hub, progress)
+
+
+def fetch_headers(ref: Reference, hub: Hub, folder: Path) -> Path:
+    """A model's config and tokenizer in `folder`, and its safetensors with holes where the weights are; the folder.
+
+    Of the weights only headers are fetched, by range requests; errors as for `fetch_checkpoint`.
+    """
+    offer = checkpoint_of(ref, hub)
+    weights = [name for name in offer.names if name.endswith(".safetensors")]
+    if strange := next((name for name in offer.names if Path(name).is_absolute() or ".." in Path(name).parts), None):
+        raise LoadError(f"{ref}: a file is called {strange!r}, which leads out of its folder. Do not trust this repository.")  # fmt: skip
+    small = Offer(ref, offer.listing, [name for name in offer.names if name not in weights])
+    directory = bring(small, hub)
+    for name in small.names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((directory / name).read_bytes())
+    for name, size, part in remote_parts(offer, weights, hub):
+        length = int.from_bytes(part(0, 8), "little") if size >= 8 else 0
+        if not 0 < length <= min(MAX_HEADER, size - 8):
+            raise LoadError(
+                f"{ref}: {name} claims a header of {length} bytes and has {size}. It is no safetensors file."
+            )
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("wb") as file:
+            file.write(part(0, 8 + length))
+            file.truncate(size)
+    return folder
 
 
 def checkpoint_of(ref: Reference, hub: Hub) -> Offer:

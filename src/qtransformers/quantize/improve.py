@@ -6,7 +6,6 @@ standard GGUF file.
 
 from __future__ import annotations
 
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from qtransformers.errors import ConfigError
 from qtransformers.quantize import awq
 from qtransformers.quantize.folds import Factors, Fold, Folded, folds
+from qtransformers.quantize.journal import Journal
 from qtransformers.quantize.observe import Site, as_weight, sites
 from qtransformers.quantize.passes import Ints
 from qtransformers.quantize.refine import can_refine, coded, refine
@@ -36,7 +36,7 @@ SAMPLE = 256  # rows of a weight whose error is computed
 
 @dataclass(eq=False)
 class Improved:
-    """What became of a model: the blocks of its weights, in a temporary file, and the factors that were folded."""
+    """What became of a model: the blocks of its weights, in a journal, and the factors that were folded."""
 
     model: Loaded
     types: Mapping[str, QuantType]
@@ -44,32 +44,24 @@ class Improved:
     errors: dict[str, tuple[float, float]] = field(
         default_factory=dict
     )  # of each weight's product, absolute, and relative to its power
-    _spool: Any = field(default_factory=tempfile.TemporaryFile)
-    _places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    journal: Journal = field(default_factory=Journal)
     _slots: dict[str, tuple[int | None, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        weakref.finalize(self, self._spool.close)
         self._slots = {t.slot.name: (t.slot.layer, t.slot.attr) for t in self.model.plan.tensors}
 
     def __enter__(self) -> Improved:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._spool.close()
-
-    def keep(self, name: str, blocks: NDArray[np.uint8]) -> None:
-        """Put the blocks of a weight aside."""
-        at = self._spool.seek(0, 2)
-        self._spool.write(blocks)
-        self._places[name] = at, blocks.nbytes
+        self.journal.close()
 
     def tensor(self, name: str) -> NDArray[Any]:
         """What a file stores of the tensor called `name`: values of a plain type's own, blocks as bytes of the others."""
         source, type = self.source(name), self.types[name]
         factors = self.folded.of(*self._slots[name]) if name in self._slots else Factors()
-        if name in self._places:
-            blocks = self._kept(name)
+        if ("weight", name) in self.journal:
+            blocks = self.journal.data(("weight", name))
             if factors.rows is None:
                 return blocks
             if can_refine(type):
@@ -91,15 +83,10 @@ class Improved:
         assert self.model.sources.gguf is not None
         return self.model.sources.gguf.tensors[name]
 
-    def _kept(self, name: str) -> NDArray[np.uint8]:
-        at, n = self._places[name]
-        self._spool.seek(at)
-        return np.frombuffer(self._spool.read(n), np.uint8)
-
 
 def improve(
     model: Loaded, rows: Ints, types: Mapping[str, QuantType], *, fold: bool = True, compensate: bool = True,
-    importance: Mapping[str, F32] | None = None, progress: Progress | None = None,
+    importance: Mapping[str, F32] | None = None, journal: Journal | None = None, progress: Progress | None = None,
 ) -> Improved:  # fmt: skip
     """Encode a model's weights as `types` says, by name, learning from the texts `rows [n, chunk]`.
 
@@ -107,9 +94,12 @@ def improve(
     neither, weights are encoded with the importance of their columns. `importance`, mean squares of inputs by weight (`[in]` or
     `[n, in]`, of an importance matrix), takes the place of what these texts say of them, which then only tell how inputs go together.
     Each weight sees inputs that passed the new ones before it.
+    What `journal` tells of an earlier run is not found out again, and what is new goes in.
     ConfigError where a tensor has no type or one that does not fit its width.
     """
-    out = Improved(model, types)
+    out = Improved(model, types, journal=journal or Journal())
+    if journal is None:
+        weakref.finalize(out, out.journal.close)
     _check(out)
     open_folds = {(f.layer, r.attr): f for f in (folds(model) if fold else ()) for r in f.readers if not r.by_rows}
     by_place = {site.place: site for site in sites(model)}
@@ -154,8 +144,12 @@ def _decide(
     fold: Fold, out: Improved, moments: Moments, by_place: Mapping[tuple[int | None, str], Site], importance: Mapping[str, F32]
 ) -> None:  # fmt: skip
     """Search the scales of a fold on what comes to its first reader."""
+    key = ("fold", f"{fold.layer}.{fold.source}")
     scales = np.ones((fold.copies, fold.n), np.float32)
-    for e in range(fold.copies):
+    known = key in out.journal
+    if known:
+        scales = out.journal.data(key).view(np.float32).reshape(scales.shape)
+    for e in range(0 if known else fold.copies):
         readers, name = [], ""
         for reader in fold.readers:
             site = by_place.get((fold.layer, reader.attr))
@@ -170,6 +164,8 @@ def _decide(
         if fold.copies > 1:
             product, size = moments.mean_product(e), moments.sizes[e] / max(1, moments.counts[e])
         scales[e] = awq.search(readers, fold.n, _inputs(name, e, product, importance), size)
+    if not known:
+        out.journal.put(key, scales)
     if (scales != 1).any():
         out.folded.add(fold, scales.reshape(fold.shape), out.model.weights)
 
@@ -181,18 +177,27 @@ def _encode(site: Site, moments: Moments, out: Improved, compensate: bool, impor
         return site.weight
     values = tensor.dequantize().reshape(site.n_matrices, *tensor.shape[-2:])
     columns = out.folded.of(*out._slots[site.name]).columns
-    blocks, back, error, power = [], np.empty_like(values), 0.0, 0.0
+    key, known, error, power = ("weight", site.name), None, 0.0, 0.0
+    if key in out.journal:
+        known, (error, power) = out.journal.data(key).reshape(len(values), -1), out.journal.facts(key)["error"]
+    blocks, back = [], np.empty_like(values)
     for e, own in enumerate(values):
-        h = _inputs(site.name, e, moments.mean_product(e), importance)
         c = np.ones(own.shape[1], np.float32) if columns is None else (columns[e] if columns.ndim > 1 else columns)
-        made = encoded(own, type, h, compensate, c)
+        h = None
+        if known is not None:
+            made = known[e]
+        else:
+            h = _inputs(site.name, e, moments.mean_product(e), importance)
+            made = encoded(own, type, h, compensate, c)
         blocks.append(made)
         back[e] = dequantize(made, type).reshape(own.shape) / c
-        step = -(-len(own) // SAMPLE)
-        some, off = own[::step], back[e, ::step] - own[::step]
-        error += _of_product(off, h) * len(own) / len(some)
-        power += _of_product(some, h) * len(own) / len(some)
-    out.keep(site.name, np.concatenate(blocks))
+        if h is not None:
+            step = -(-len(own) // SAMPLE)
+            some, off = own[::step], back[e, ::step] - own[::step]
+            error += _of_product(off, h) * len(own) / len(some)
+            power += _of_product(some, h) * len(own) / len(some)
+    if known is None:
+        out.journal.put(key, np.concatenate(blocks), error=(error, power))
     out.errors[site.name] = error, error / power if power else 0.0
     return as_weight(back.reshape(tensor.shape), site.name)
 

@@ -6,10 +6,12 @@ is known. A checkpoint is first written as a GGUF file in the type it has, besid
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +22,12 @@ from qtransformers.convert.plan import Target
 from qtransformers.convert.recipes import RECIPES
 from qtransformers.errors import ConfigError
 from qtransformers.gguf import GGUFWriter
+from qtransformers.gguf.writer import check_room, key_of
 from qtransformers.load import load
 from qtransformers.quantize.budget import allot, survey
 from qtransformers.quantize.gate import Verdict, judge
 from qtransformers.quantize.improve import Improved, improve
+from qtransformers.quantize.journal import Journal
 from qtransformers.quantize.passes import CHUNK, calibration_text, text_chunks
 from qtransformers.types import BY_NAME, QuantType
 
@@ -58,7 +62,7 @@ class How:
 class Made:
     """A file that was written."""
 
-    path: Path
+    paths: tuple[Path, ...]  # more than one where it is split
     types: Mapping[str, QuantType]
     errors: Mapping[str, tuple[float, float]] = field(repr=False)  # of each weight's product, absolute and relative
     verdict: Verdict | None = None  # of the gate
@@ -70,16 +74,19 @@ class Made:
 
 
 def make(
-    plan: ConversionPlan, output: Path, how: How, *, overwrite: bool = False, progress: Progress | None = None
-) -> Made:
-    """Write what `plan` says, its weights improved as `how` says. Nothing is left behind by an error.
+    plan: ConversionPlan, output: Path, how: How, *, overwrite: bool = False, max_bytes: int | None = None, progress: Progress | None = None
+) -> Made:  # fmt: skip
+    """Write what `plan` says, its weights improved as `how` says, in files of at most `max_bytes`.
+
+    Killed, interrupted, or without room on the disk, what was found out stays beside the output under a hidden name, and the same
+    call goes on from there. Other errors leave nothing behind.
 
     ConfigError where there is no budget for even the smallest types, the text is too short, or the original's architecture cannot
     be run; what `plan_conversion`, `load` and `GGUFWriter` raise.
     """
-    if output.exists() and not overwrite:
-        raise ConfigError(f"{output} exists. Choose another name, or replace it with overwrite.")
-
+    taken = sorted(output.parent.glob(f"{escape(output.name.removesuffix('.gguf'))}-?????-of-?????.gguf")) if max_bytes else [output]  # fmt: skip
+    if not overwrite and (there := next((path for path in taken if path.exists()), None)):
+        raise ConfigError(f"{there} exists. Choose another name, or replace it with overwrite.")
     packed = [t.name for t in plan.tensors if t.packed and t.stored and t.stored.is_quantized]
     if packed:
         raise ConfigError(f"{plan.model}: {len(packed)} weights ({packed[0]}, ...) are quantised already, and would be rounded anew. Convert them as they are, or learn from the original model.")  # fmt: skip
@@ -95,18 +102,36 @@ def make(
         learned, judged = _texts(model, how)
         rows = text_chunks(model.tokenizer, learned, how.chunk, how.encode_special, least=1)[: how.n_chunks]
         types, metadata = {t.name: t.type for t in plan.tensors}, plan.metadata
-        if how.sized:
-            types |= _by_budget(model, rows, plan, how, told("measuring"))
-            metadata = metadata | {"general.file_type": np.uint32(_file_type(plan, types))}
         given = {t.name: t.importance for t in plan.tensors if t.importance is not None}
-        made = improve(model, rows, types, fold=how.fold, compensate=how.compensate, importance=given, progress=told("quantising"))  # fmt: skip
-        with made:
-            _write(plan, metadata, made, output, overwrite, told("writing"))
-        verdict = _verdict(model, made, output, judged, judged is not learned, how) if how.judged else None
+        resume = f"{plan.fingerprint()} {how} {hashlib.sha256(rows.tobytes()).hexdigest()}"
+        with _journal(output, resume) as journal:
+            if how.sized:
+                types |= _by_budget(model, rows, plan, how, journal, told("measuring"))
+                metadata = metadata | {"general.file_type": np.uint32(_file_type(plan, types))}
+            made = improve(
+                model, rows, types, fold=how.fold, compensate=how.compensate, importance=given, journal=journal,
+                progress=told("quantising"),
+            )  # fmt: skip
+            paths = _write(plan, metadata, made, output, overwrite, max_bytes, resume, told("writing"))
+        verdict = _verdict(model, made, paths[0], judged, judged is not learned, how) if how.judged else None
         assert model.sources.gguf is not None
         model.settle()
         model.sources.gguf.close()
-    return Made(output, types, made.errors, verdict)
+    return Made(paths, types, made.errors, verdict)
+
+
+@contextmanager
+def _journal(output: Path, resume: str) -> Iterator[Journal]:
+    """What an earlier run has found out; kept where this one is stopped from outside."""
+    check_room(output.parent, 0)
+    journal, keep = Journal(output, key_of(output, resume)), False
+    try:
+        yield journal
+    except BaseException as e:
+        keep = isinstance(e, (KeyboardInterrupt, MemoryError)) or isinstance(e.__cause__ or e, OSError)
+        raise
+    finally:
+        journal.close(keep)
 
 
 def _texts(model: Loaded, how: How) -> tuple[str, str]:
@@ -138,8 +163,11 @@ def _verdict(model: Loaded, made: Improved, output: Path, text: str, unseen: boo
 
 
 def _by_budget(
-    model: Loaded, rows: Any, plan: ConversionPlan, how: How, progress: Callable[[int, int], None]
+    model: Loaded, rows: Any, plan: ConversionPlan, how: How, journal: Journal, progress: Callable[[int, int], None]
 ) -> dict[str, QuantType]:
+    key = ("types", "")
+    if key in journal:
+        return {name: BY_NAME[type] for name, type in journal.facts(key).items()}
     found = survey(model, rows, progress=progress)
     stated = {t.name for t in plan.tensors if t.stated}
     choices = {name: options for name, options in found.choices.items() if name not in stated}
@@ -147,7 +175,9 @@ def _by_budget(
     total = how.nbytes if how.nbytes is not None else int(plan.n_parameters * (how.bits_per_weight or 0) / 8)
     if fixed > total:
         raise ConfigError(f"{plan.model}: what is plain, kept or stated takes {fixed:,} bytes, and {total:,} are allowed for all. Allow more, or state less.")  # fmt: skip
-    return allot(choices, total - fixed)
+    allotted = allot(choices, total - fixed)
+    journal.put(key, **{name: type.name for name, type in allotted.items()})
+    return allotted
 
 
 def _file_type(plan: ConversionPlan, types: Mapping[str, QuantType]) -> int:
@@ -159,12 +189,19 @@ def _file_type(plan: ConversionPlan, types: Mapping[str, QuantType]) -> int:
     return next((r.id for r in RECIPES.values() if r.base == most), int(plan.metadata["general.file_type"]))
 
 
-def _write(plan: ConversionPlan, metadata: Mapping[str, Any], made: Improved, output: Path, overwrite: bool, progress: Callable[[int, int], None]) -> None:  # fmt: skip
+def _write(
+    plan: ConversionPlan, metadata: Mapping[str, Any], made: Improved, output: Path, overwrite: bool, max_bytes: int | None,
+    resume: str, progress: Callable[[int, int], None],
+) -> tuple[Path, ...]:  # fmt: skip
     specs = [(t.name, t.shape, made.types[t.name]) for t in plan.tensors]
-    with GGUFWriter(output, metadata, specs, overwrite=overwrite) as writer:
+    with GGUFWriter(
+        output, metadata, specs, overwrite=overwrite, max_bytes=max_bytes, resume=f"written {resume}"
+    ) as writer:
         for i, (name, _, _) in enumerate(specs):
-            writer.write(name, made.tensor(name))
+            if i >= writer.finished:
+                writer.write(name, made.tensor(name))
             progress(i + 1, len(specs))
+    return writer.paths
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What each step of quantisation is worth: divergence of the demo model from its original, in as many bytes as llama-quantize's file.
 
 usage: quality.py ORIGINAL.gguf --llama DIR [--types Q4_K_M,Q3_K_M,Q2_K] [--tokens 100000] [--seeds 2000,2001,2002]
+       quality.py ORIGINAL.gguf --shipped demo.gguf [--tokens 20000]: how far the file is from the original on text that it never saw
 
 ORIGINAL is the demo model in F32; DIR holds llama-quantize and llama-imatrix. Learned from `--tokens` tokens of the demo model's
 corpus of each of the seeds, judged on as many scored ones of seed 1000 (tools/demo_model/stories.py), which are the second halves of
@@ -121,16 +122,29 @@ def lines(runs: list[dict[str, tuple[int, Divergence]]]):
         yield [step, f"{max(run[step][0] for run in runs):,}", f"{mean:.6f}", f"{more.mean():+.6f}", f"{error:.6f}", f"{mean / of_theirs - 1:+.0%}", each, f"{median:.1e}", f"{high:.3f}", f"{same:.2%}", f"{perplexity:.4f}"]  # fmt: skip
 
 
+def shipped(model, path: Path, judged: str) -> None:
+    """Publish how far one file is from the original."""
+    (found,) = divergences([load(path, accuracy="high", **CONTEXT)], model, judged, encode_special=True)
+    rows = [["mean KL, nats a token", f"{found.mean:.6f}"], ["its standard error", f"{found.error:.6f}"], ["median", f"{found.median:.1e}"],
+            ["99.9%", f"{found.p99_9:.3f}"], ["same favourite", f"{found.same_top:.2%}"], ["perplexity", f"{found.model.value:.4f}"], ["perplexity of the original", f"{found.base.value:.4f}"]]  # fmt: skip
+    body = f"{path.stat().st_size:,} bytes, against the original in F32, on {found.model.n_tokens:,} scored tokens of seed 1000; it learned from seed 2000.\n\n"
+    results.publish(__file__, "The demo model of the package", body + results.table(["", ""], rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("original", type=Path)
-    parser.add_argument("--llama", type=Path, required=True)
+    parser.add_argument("--llama", type=Path)
+    parser.add_argument("--shipped", type=Path)
     parser.add_argument("--types", default="Q4_K_M,Q3_K_M,Q2_K")
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--seeds", default="2000,2001,2002")
     args = parser.parse_args()
     model = load(args.original, **CONTEXT)
     judged = corpus(model.tokenizer, 1000, 2 * args.tokens + 1024)
+    if args.shipped:
+        shipped(model, args.shipped, judged)
+        return
     runs: dict[str, list] = {type_: [] for type_ in args.types.split(",")}
     with tempfile.TemporaryDirectory() as name:
         for n, seed in enumerate(map(int, args.seeds.split(",")), 1):

@@ -173,16 +173,16 @@ def populate(part: NDArray[np.uint8]) -> bool:
 
 def forget(part: NDArray[np.uint8]) -> None:
     """Let bytes of a mapped file go from this process's memory; they come back when they are read. Other bytes stay."""
-    _advise(part, getattr(mmap, "MADV_DONTNEED", 0), inner=True)
+    _advise(part, getattr(mmap, "MADV_DONTNEED", 0), whole=True)
 
 
 def expect(part: NDArray[np.uint8]) -> None:
     """Have the system read bytes of a mapped file ahead, without waiting for them. Other bytes stay."""
-    _advise(part, getattr(mmap, "MADV_WILLNEED", 0), inner=False)
+    _advise(part, getattr(mmap, "MADV_WILLNEED", 0), whole=False)
 
 
-def _advise(part: NDArray[np.uint8], what: int, inner: bool) -> None:
-    """Advice on the pages of a map that hold these bytes, `inner`: and no others."""
+def _advise(part: NDArray[np.uint8], what: int, whole: bool) -> None:
+    """Advice on the pages of a map that hold these bytes, `whole`: and no others."""
     base: Any = part
     while (inner := getattr(base, "obj", getattr(base, "base", None))) is not None:
         base = inner
@@ -190,7 +190,7 @@ def _advise(part: NDArray[np.uint8], what: int, inner: bool) -> None:
     if madvise is None or not sys.platform.startswith("linux") or not isinstance(base, mmap.mmap):
         return
     first, last = part.ctypes.data, part.ctypes.data + len(part)
-    start, stop = (-(-first // PAGE_SIZE), last // PAGE_SIZE) if inner else (first // PAGE_SIZE, -(-last // PAGE_SIZE))
+    start, stop = (-(-first // PAGE_SIZE), last // PAGE_SIZE) if whole else (first // PAGE_SIZE, -(-last // PAGE_SIZE))
     if stop > start:
         madvise(ctypes.c_void_p(start * PAGE_SIZE), ctypes.c_size_t((stop - start) * PAGE_SIZE), ctypes.c_int(what))
 

@@ -52,7 +52,7 @@ class Journal:
     def put(self, key: Key, data: NDArray[Any] | bytes = b"", **facts: Any) -> None:
         """Append a record, which a later one of the same key replaces."""
         raw = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).view(np.uint8)  # fmt: skip
-        head = json.dumps({"key": key, "n": raw.nbytes, "crc": zlib.crc32(raw), "facts": facts}).encode()
+        head = json.dumps({"key": key, "n": raw.nbytes, "crc": zlib.crc32(raw.data), "facts": facts}).encode()
         self._file.seek(self._end)
         self._file.write(len(head).to_bytes(8, "little") + head)
         self._file.write(raw.data)

@@ -114,7 +114,8 @@ def _at_hand(model: str, color: str, scratch: Path | None) -> tuple[Path, str]:
         if left := sum(offer.listing.sizes[file] for file in missing(offer, hub)):
             with progress("reading headers", color):
                 folder = fetch_headers(ref, hub, scratch)
-            if "quantization_config" not in read_json(folder / "config.json"):
+            config = folder / "config.json"  # which pipelines do not have
+            if not config.is_file() or "quantization_config" not in read_json(config):
                 return folder, name
             raise ConfigError(f"{model} is quantised already, and its types hang on its weights: --dry-run would have to fetch {size_text(left)}. Convert it, or fetch it before.")  # fmt: skip
     with progress("fetching", color) as update:

@@ -145,7 +145,7 @@ def _decide(
 ) -> None:  # fmt: skip
     """Search the scales of a fold on what comes to its first reader."""
     key = ("fold", f"{fold.layer}.{fold.source}")
-    scales = np.ones((fold.copies, fold.n), np.float32)
+    scales: F32 = np.ones((fold.copies, fold.n), np.float32)
     known = key in out.journal
     if known:
         scales = out.journal.data(key).view(np.float32).reshape(scales.shape)

@@ -167,7 +167,7 @@ def _by_budget(
 ) -> dict[str, QuantType]:
     key = ("types", "")
     if key in journal:
-        return {name: BY_NAME[type] for name, type in journal.facts(key).items()}
+        return {name: BY_NAME[type] for name, type in journal.facts(key)["types"].items()}
     found = survey(model, rows, progress=progress)
     stated = {t.name for t in plan.tensors if t.stated}
     choices = {name: options for name, options in found.choices.items() if name not in stated}
@@ -176,7 +176,7 @@ def _by_budget(
     if fixed > total:
         raise ConfigError(f"{plan.model}: what is plain, kept or stated takes {fixed:,} bytes, and {total:,} are allowed for all. Allow more, or state less.")  # fmt: skip
     allotted = allot(choices, total - fixed)
-    journal.put(key, **{name: type.name for name, type in allotted.items()})
+    journal.put(key, types={name: type.name for name, type in allotted.items()})
     return allotted
 
 

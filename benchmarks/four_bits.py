@@ -1,7 +1,7 @@
 """What four bits save on the way from the file to the answer: python benchmarks/four_bits.py F16.gguf Q4_K_M.gguf
 
-Files of one shape (benchmarks/models.py). What `convert --awq` writes is a Q4_K_M file like any other, so its bytes, and with
-them these figures, do not depend on the values of the weights, which are random here.
+The second is made of the first (benchmarks/models.py llama-1b F16, with a real vocabulary) by `convert -t Q4_K_M --awq`. These
+figures do not depend on the values of the weights, which are random here.
 """
 
 from __future__ import annotations

@@ -70,11 +70,10 @@ def test_quantised_files_are_off_by_what_their_type_costs(case, layout, tmp_path
 
 
 @cases
-@pytest.mark.parametrize("arch", ["pig", "cow", ""])
-def test_files_that_name_no_architecture_are_known_by_their_tensors(case, arch, tmp_path):
+def test_files_that_name_no_architecture_are_known_by_their_tensors(case, tmp_path):
     model, state = state_of(case, "diffusers")
     named = {f"model.diffusion_model.{name}": values for name, values in state.items()}
-    ours = load_transformer(write(tmp_path / "m.gguf", arch, named), told(case), accuracy="exact")
+    ours = load_transformer(write(tmp_path / "m.gguf", "pig", named), told(case), accuracy="exact")
     assert type(ours) is type(model)
 
 

@@ -25,6 +25,7 @@ class Answers:
 
 chats, folder = sys.argv[1:3]
 model, workers = (*sys.argv[3:], *("demo", "2")[len(sys.argv) - 3 :])
+ray.init(include_dashboard=False)
 answered = ray.data.read_json(chats).map_batches(
     Answers, fn_constructor_args=(model,), concurrency=int(workers), batch_size=32, num_cpus=1
 )

@@ -2,7 +2,7 @@
 
     PYTHONPATH=src:tests python -m benchmarks.mixtures aura flux sd3
 
-Tiny random models of the real classes (tests/diffusion/cases.py). For each policy: its share of the weights, the share of the squared
+Tiny random models of the real classes (tests/tiny_diffusion/cases.py). For each policy: its share of the weights, the share of the squared
 error of the output when it alone is in Q4_K, and that error for each bit. Then bits per weight and error of whole mixtures.
 """
 
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion.cases import CASES
-from diffusion.files import error, model_of, run, settings
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.convert.mixtures import ENDS, mixed
 from qtransformers.convert.recipes import Place, more, that_fits
 from qtransformers.quants import dequantize, quantize
 from qtransformers.types import BY_NAME, QuantType
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.files import error, model_of, run, settings
 
 Types = Mapping[str, QuantType]
 

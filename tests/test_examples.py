@@ -32,8 +32,8 @@ def test_every_example_is_listed():
 def tiny_pipeline(folder):
     """A pipeline with random weights, and a GGUF file of its transformer."""
     pytest.importorskip("diffusers")
-    from diffusion.files import write
-    from diffusion.pipelines import saved
+    from tiny_diffusion.files import write
+    from tiny_diffusion.pipelines import saved
 
     pipe, base = saved(folder / "base")
     return {"aura": write(folder / "aura.gguf", "aura", pipe.transformer.state_dict()), "pipeline": base}

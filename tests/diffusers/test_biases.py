@@ -6,11 +6,11 @@ import re
 import pytest
 import torch
 
-from diffusion.cases import CASES
-from diffusion.files import error, model_of, original_layout, run, settings, write
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.diffusers import load_transformer
 from qtransformers.errors import LoadError
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.files import error, model_of, original_layout, run, settings, write
 
 
 def switches(case):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from diffusion.cases import CASES
-from diffusion.checkpoints import checkpoint
-from diffusion.comfy import ARCHITECTURES, KEYS, objections
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.convert import convert
 from qtransformers.gguf import GGUFFile, GGUFWriter
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.checkpoints import checkpoint
+from tiny_diffusion.comfy import ARCHITECTURES, KEYS, objections
 
 # It looks at the fourth layer, the 28th, and three halvings
 DEEPER = {

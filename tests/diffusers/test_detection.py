@@ -2,12 +2,12 @@
 
 import pytest
 
-from diffusion.cases import CASES
-from diffusion.files import model_of, original_layout, settings, write
 from qtransformers.archs.diffusion import ALL, LAYOUTS, SPECS
 from qtransformers.gguf import GGUFFile
 from qtransformers.gguf.header import DIFFUSION, DIMENSIONS, NAME_BYTES
 from qtransformers.load.diffusion import detect, detected, is_diffusion, tensors_of
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.files import model_of, original_layout, settings, write
 
 FILES = [(case, layout) for case in CASES for layout in LAYOUTS if layout == "diffusers" or case.original]
 files = pytest.mark.parametrize("case, layout", FILES, ids=[f"{case.name}-{layout}" for case, layout in FILES])

@@ -8,12 +8,12 @@ import pytest
 import torch
 import transformers
 
-from diffusion.files import error, original_layout, write
-from diffusion.pipelines import saved
 from qtransformers.archs.diffusion.text import CLIP, CLIP_PROJECTED, T5
 from qtransformers.diffusers import Picture, load_pipeline, load_text_encoder, paint
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.torch import QuantWeight
+from tiny_diffusion.files import error, original_layout, write
+from tiny_diffusion.pipelines import saved
 
 T5_SIZES = {"vocab_size": 40, "d_model": 256, "d_kv": 32, "d_ff": 512, "num_layers": 2, "num_heads": 4}
 CLIP_SIZES = {"vocab_size": 40, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "projection_dim": 256, "max_position_embeddings": 16, "hidden_act": "quick_gelu", "eos_token_id": 2}  # fmt: skip

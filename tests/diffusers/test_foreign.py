@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.cases import CASES
-from diffusion.files import error, model_of, original_layout, run, settings
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.diffusers import load_transformer
 from qtransformers.diffusers.plain import dequantized
@@ -22,6 +20,8 @@ from qtransformers.quants import dequantize, quantize
 from qtransformers.tensor import QTensor
 from qtransformers.torch import QuantConv2d, QuantConv3d, QuantLinear
 from qtransformers.types import BY_NAME
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.files import error, model_of, original_layout, run, settings
 
 
 def case_of(name):

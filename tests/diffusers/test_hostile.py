@@ -6,8 +6,6 @@ import re
 import numpy as np
 import pytest
 
-from diffusion.cases import CASES
-from diffusion.files import model_of, original_layout, settings, write
 from qtransformers.archs.diffusion import LAYOUTS, SPECS
 from qtransformers.diffusers import load_transformer
 from qtransformers.diffusers.loading import build
@@ -15,6 +13,8 @@ from qtransformers.errors import GGUFError, QTransformersError
 from qtransformers.load.diffusion import CONFIG_KEY, SCHEMA, SCHEMA_KEY, Detected, DiffusionPlan, match, read_settings
 from qtransformers.tensor import QTensor
 from qtransformers.types import BY_NAME
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.files import model_of, original_layout, settings, write
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 NOTHING = np.zeros(1, np.uint8)

@@ -5,9 +5,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusion.cases import CASES
-from diffusion.checkpoints import tensors
-from diffusion.files import error, model_of, run
 from qtransformers.archs.diffusion import ALL
 from qtransformers.cli import main
 from qtransformers.convert import write
@@ -15,6 +12,9 @@ from qtransformers.convert.diffusion import at_hand, known, of_model
 from qtransformers.diffusers import load_transformer, save_gguf
 from qtransformers.diffusers.improving import of_fold, plan_improved, possible_folds
 from qtransformers.errors import UnsupportedError
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.checkpoints import tensors
+from tiny_diffusion.files import error, model_of, run
 
 FOLDED = [case for case in CASES if next(s for s in ALL if s.id == case.id).folds]
 AURA, FLUX = (next(case for case in CASES if case.id == id) for id in ("aura", "flux"))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.cases import CASES
-from diffusion.files import error, model_of, original_layout, run, settings, write
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.diffusers import load_transformer
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.torch import QuantWeight
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.files import error, model_of, original_layout, run, settings, write
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 AURA = next(case for case in CASES if case.id == "aura")

@@ -5,12 +5,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusion.cases import CASES
-from diffusion.files import error, model_of, original_layout, run, settings, write
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.diffusers import adapters, fuse_lora, load_lora, load_transformer, remove_lora, set_lora
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.torch import QuantLinear
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.files import error, model_of, original_layout, run, settings, write
 
 AURA = next(case for case in CASES if case.id == "aura")
 TOLD = {name: AURA.config[name] for name in AURA.told}

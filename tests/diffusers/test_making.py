@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from diffusion.cases import CASES
-from diffusion.checkpoints import LAYOUTS, checkpoint, layouts, tensors
-from diffusion.files import error, model_of, run, settings
 from qtransformers.convert import convert
 from qtransformers.diffusers import load_transformer, save_gguf
 from qtransformers.errors import ConfigError
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.checkpoints import LAYOUTS, checkpoint, layouts, tensors
+from tiny_diffusion.files import error, model_of, run, settings
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 AURA = next(case for case in CASES if case.id == "aura")

@@ -11,9 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusion.cases import CASES
-from diffusion.checkpoints import checkpoint, tensors
-from diffusion.files import error, run
 from hub_server import HubServer
 from qtransformers.cli import main
 from qtransformers.convert import convert, plan_conversion, write
@@ -22,6 +19,9 @@ from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, Uns
 from qtransformers.gguf import GGUFFile
 from qtransformers.load.hub import Hub, parse_reference
 from qtransformers.load.originals import fetch_checkpoint
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.checkpoints import checkpoint, tensors
+from tiny_diffusion.files import error, run
 
 AURA = next(case for case in CASES if case.id == "aura")
 FLUX = next(case for case in CASES if case.id == "flux")

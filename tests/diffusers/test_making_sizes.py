@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from diffusion.published import PUBLISHED
-from diffusion.sparse import shapes_of, write_sparse
 from qtransformers.convert import plan_conversion
 from qtransformers.convert.estimate import seconds, time_text
+from tiny_diffusion.published import PUBLISHED
+from tiny_diffusion.sparse import shapes_of, write_sparse
 
 REAL = {p.id: p for p in reversed(PUBLISHED) if p.id in ("aura", "flux", "sd3")}
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.files import model_of, original_layout, settings, write
-from diffusion.pipelines import AURA, saved
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.cli import main
 from qtransformers.diffusers import Picture, dequantized, load_pipeline, load_transformer, paint
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError
+from tiny_diffusion.files import model_of, original_layout, settings, write
+from tiny_diffusion.pipelines import AURA, saved
 
 WISH = Picture("a red fox in the rain", steps=2, width=32, height=32, guidance=3.5, seed=1)
 

@@ -8,11 +8,11 @@ import diffusers
 import numpy as np
 import pytest
 
-from diffusion.published import PUBLISHED
 from qtransformers.archs.diffusion import LAYOUTS, SPECS
 from qtransformers.load.diffusion import Detected, match, read_settings, source_name, whole_shape
 from qtransformers.tensor import QTensor
 from qtransformers.types import BY_NAME
+from tiny_diffusion.published import PUBLISHED
 
 MODELS = [(p, layout) for p in PUBLISHED for layout in LAYOUTS if layout in SPECS[p.id].marks]
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from diffusion.cases import CASES
-from diffusion.files import conversion, model_of, original_layout, settings
 from qtransformers.archs.diffusion import ALL, SPECS
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.files import conversion, model_of, original_layout, settings
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

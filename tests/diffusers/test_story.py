@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffusion.files import original_layout, settings
-from diffusion.pipelines import AURA, aura_pipeline
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.cli import main
 from qtransformers.diffusers import Picture, load_transformer, paint
 from qtransformers.gguf import GGUFFile
+from tiny_diffusion.files import original_layout, settings
+from tiny_diffusion.pipelines import AURA, aura_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,6 @@ pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 from PIL import Image
 
-from diffusion.files import write
-from diffusion.pipelines import saved
 from qtransformers.cli import main, serve
 from qtransformers.diffusers import Picture, load_pipeline, paint
 from qtransformers.gguf import GGUFFile
@@ -23,6 +21,8 @@ from qtransformers.load.diffusion_fit import outlook
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.painters import MAX_SIDE, Painter, PainterSpec, paints, peak_bytes
 from servers import running
+from tiny_diffusion.files import write
+from tiny_diffusion.pipelines import saved
 
 WISH = {"prompt": "a red fox in the rain", "size": "32x16", "steps": 2, "guidance_scale": 3.5, "seed": 1}
 

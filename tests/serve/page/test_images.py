@@ -7,10 +7,10 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 
-from diffusion.files import write
-from diffusion.pipelines import saved
 from qtransformers.serve.painters import PainterSpec
 from servers import running
+from tiny_diffusion.files import write
+from tiny_diffusion.pipelines import saved
 
 
 @pytest.fixture(scope="module")

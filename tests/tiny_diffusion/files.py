@@ -12,7 +12,6 @@ import diffusers.loaders.single_file_utils as theirs
 import numpy as np
 import torch
 
-from diffusion.cases import Case
 from qtransformers.archs.diffusion import SPECS, DiffusionSpec
 from qtransformers.archs.diffusion.spec import PREFIXES
 from qtransformers.gguf import GGUFWriter
@@ -20,6 +19,7 @@ from qtransformers.gguf.encode import TensorSpec
 from qtransformers.quants import quantize
 from qtransformers.tensor import QTensor
 from qtransformers.types import BY_NAME
+from tiny_diffusion.cases import Case
 
 
 def model_of(case: Case, **config: Any) -> Any:

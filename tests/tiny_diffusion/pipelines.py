@@ -10,8 +10,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from diffusion.cases import CASES
-from diffusion.files import model_of
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.files import model_of
 
 AURA = next(case for case in CASES if case.id == "aura")
 WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "green", "fox", "house", "in", "the", "rain", "brave")

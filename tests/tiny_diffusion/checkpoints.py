@@ -7,9 +7,9 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from diffusion.files import model_of, original_layout, settings
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.gguf import GGUFFile
+from tiny_diffusion.files import model_of, original_layout, settings
 
 LAYOUTS = ("original", "diffusers")
 

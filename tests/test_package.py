@@ -1,8 +1,11 @@
 """What an installation holds. `make test` installs the package first; from a source tree this is skipped."""
 
 from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
 
 import pytest
+
+SOURCE = Path(__file__).parent.parent / "src"
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +24,16 @@ def test_holds(file, installed):
     assert f"qtransformers/{file}" in installed
 
 
+def test_holds_every_file_of_the_source(installed):
+    there = {
+        p.relative_to(SOURCE).as_posix() for p in SOURCE.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    }
+    assert {f for f in there if not Path(f).name.startswith("_native.")} <= set(installed)
+
+
 def test_holds_one_extension_and_nothing_stray(installed):
     inside = [f for f in installed if f.startswith("qtransformers/") and "__pycache__" not in f]
-    allowed = (".py", ".txt", ".gguf", "/py.typed")
+    allowed = (".py", ".txt", ".gguf", ".html", ".css", ".js", ".svg", "/py.typed")
     others = [f for f in inside if not f.endswith(allowed)]
     assert len(others) == 1 and others[0].startswith("qtransformers/_native.")
     outside = [f for f in installed if not f.startswith(("qtransformers", "../"))]

@@ -1,5 +1,8 @@
 """Files made of tiny models in either layout: the values of the original, the layouts of their spec, and what they say of themselves."""
 
+import copy
+import re
+
 import pytest
 import torch
 
@@ -79,6 +82,36 @@ def test_models_whose_layers_were_replaced_are_refused(tmp_path):
         save_gguf(model, tmp_path / "m.gguf", overwrite=True)
     model.proj_out = torch.nn.Identity()
     with pytest.raises(ConfigError, match=r"in place of proj_out\.weight"):
+        save_gguf(model, tmp_path / "n.gguf")
+    assert not (tmp_path / "n.gguf").exists()
+
+
+def bias_of_its_own(model):
+    model.single_transformer_blocks[0].attn.to_v.bias = torch.nn.Parameter(torch.ones(256))
+
+
+def block_copied(model):
+    model.single_transformer_blocks.append(copy.deepcopy(model.single_transformer_blocks[0]))
+
+
+def block_twice(model):
+    model.single_transformer_blocks.append(model.single_transformer_blocks[0])
+
+
+def parameter(model):
+    model.register_parameter("gain", torch.nn.Parameter(torch.ones(2)))
+
+
+@pytest.mark.parametrize(
+    "add, name",
+    [(bias_of_its_own, "single_transformer_blocks.0.attn.to_v.bias"), (block_copied, "single_transformer_blocks.2.attn.to_k.weight"),
+     (block_twice, "single_transformer_blocks.2.attn.to_k.weight"), (parameter, "gain")],
+)  # fmt: skip
+def test_models_that_were_added_to_are_refused(add, name, tmp_path):
+    _, path = checkpoint(AURA, "diffusers", tmp_path)
+    model = load_transformer(convert(path, tmp_path / "m.gguf", "Q4_0"))
+    add(model)
+    with pytest.raises(ConfigError, match=rf"not loaded with \(.*{re.escape(name)}.*m\.gguf has no tensors"):
         save_gguf(model, tmp_path / "n.gguf")
     assert not (tmp_path / "n.gguf").exists()
 

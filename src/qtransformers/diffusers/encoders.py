@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from qtransformers.archs.diffusion.text import ENCODERS, T5
-from qtransformers.diffusers.loading import Origin, check_device, fill
+from qtransformers.diffusers.loading import Origin, check_device, fill, names
 from qtransformers.errors import ConfigError, UnsupportedError
 from qtransformers.gguf import GGUFFile
 from qtransformers.kernels.table import ACCURACY
@@ -54,7 +54,7 @@ def load_text_encoder(
     fill(model, plan, kind, accuracy, ties)
     model.requires_grad_(False)
     model.eval()
-    model.gguf = Origin(plan)
+    model.gguf = Origin(plan, names(model))
     return model
 
 

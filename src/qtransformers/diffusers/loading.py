@@ -38,6 +38,7 @@ class Origin:
     """Where a model's weights came from; copies of the model share it."""
 
     plan: DiffusionPlan
+    names: frozenset[str]  # of the parameters and quantised weights that it was loaded with
 
     def __deepcopy__(self, memo: Any) -> Origin:
         return self
@@ -73,8 +74,14 @@ def load_transformer(
     fill(model, plan, kind, accuracy)
     model.requires_grad_(False)
     model.eval()
-    model.gguf = Origin(plan)
+    model.gguf = Origin(plan, names(model))
     return model if device.type == "cpu" else _sent(model, device)
+
+
+def names(model: nn.Module) -> frozenset[str]:
+    """Everything that a model computes with: its parameters and quantised weights, under each of their names."""
+    weights = (name for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, QuantWeight))
+    return frozenset((*weights, *(name for name, _ in model.named_parameters(remove_duplicate=False))))
 
 
 def check_device(device: str | torch.device, dtype: torch.dtype | str | None) -> tuple[torch.device, torch.dtype]:

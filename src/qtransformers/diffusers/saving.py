@@ -10,7 +10,7 @@ import torch
 
 from qtransformers.convert import write
 from qtransformers.convert.diffusion import DiffusionSource, Model, of_model, planned
-from qtransformers.diffusers.loading import Origin, values
+from qtransformers.diffusers.loading import Origin, names, values
 from qtransformers.diffusers.lora import adapters
 from qtransformers.errors import ConfigError
 from qtransformers.gguf.writer import check_free
@@ -27,8 +27,8 @@ def save_gguf(model: Any, path: str | Path, type: str | None = None, *, layout: 
 
     `type` None keeps what the model has: quantised weights as they are, of a plain model its dtype. `layout` None keeps that of
     the file of a model of `load_transformer`; of a plain model it is the original one where there is one. Parameters are written
-    as they are now. ConfigError for a path that exists (unless `overwrite`), adapters that are not fused, layers that were replaced,
-    and a type that nothing encodes.
+    as they are now. ConfigError for a path that exists (unless `overwrite`), adapters that are not fused, layers that were replaced
+    or added, and a type that nothing encodes.
     """
     path = Path(path)
     check_free(path, overwrite)
@@ -39,6 +39,9 @@ def save_gguf(model: Any, path: str | Path, type: str | None = None, *, layout: 
         plan = origin.plan
         if path.exists() and Path(plan.file).exists() and path.samefile(plan.file):
             raise ConfigError(f"{path} is the file the model reads its weights from. Choose another name.")
+        if strange := sorted(names(model) - origin.names):
+            some = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
+            raise ConfigError(f"the model has layers now that it was not loaded with ({some}); {Path(plan.file).name} has no tensors for them, and saving without them would change the pictures. Take them out, or save it before they are added.")  # fmt: skip
         parts = tuple(_live(part, model) for part in plan.parts)
         gguf = open_model(Path(plan.file)) if Path(plan.file).exists() else None
         known = Model(plan.spec, plan.layout, plan.config, plan.extra, parts)

@@ -9,6 +9,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,11 +22,14 @@ from torch import nn
 from qtransformers.archs.diffusion import Declared
 from qtransformers.checks import shown
 from qtransformers.convert.recipes import that_fits
-from qtransformers.errors import ConfigError, LoadError, UnsupportedError
+from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
+from qtransformers.load.adapters import CONFIG, WEIGHTS, lora_scale, unsupported
+from qtransformers.load.config import read_json
 from qtransformers.load.findings import ANY_LAYER, Findings
 from qtransformers.quants import quantize
 from qtransformers.tensor import QTensor
 from qtransformers.torch import QuantLinear, QuantWeight
+from qtransformers.torch.conv import QuantConv2d
 from qtransformers.types import BY_NAME
 
 Tensor = torch.Tensor
@@ -41,6 +45,9 @@ REFUSED = {
     ".lora_mid.weight": "is a LoRA of a convolution", ".hada_w1_a": "is a LoHa", ".lokr_w1": "is a LoKr",
     ".diff": "replaces a whole weight", ".diff_b": "replaces a bias", ".lora_B.bias": "changes a bias",
 }  # fmt: skip
+METADATA = "lora_adapter_metadata"  # of files that diffusers writes
+TWICE = "Which of them counts cannot be known: fetch the adapter again, or take one away"
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Pair:
 
 
 class LoRALinear(nn.Module):
-    """A linear layer and what adapters add to it: all of them are one pair of narrow products."""
+    """A linear layer, or a convolution of single pixels, and what adapters add to it: all of them are one pair of narrow products."""
 
     down: Tensor  # [r, in] of all adapters, one after the other
     up: Tensor  # [out, r], weighted
@@ -73,9 +80,13 @@ class LoRALinear(nn.Module):
         self.up = torch.cat([pair.up * w for pair, w in active], 1).to(**place) if active else torch.empty(0, **place)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., out]`, in x's dtype."""
+        """`[..., out]`, of a convolution `[..., out, height, width]`; in x's dtype."""
         y = self.base(x)
-        return y + (x @ self.down.T.to(x.dtype)) @ self.up.T.to(x.dtype) if self.down.numel() else y
+        if not self.down.numel():
+            return y  # type: ignore[no-any-return]
+        axis = -3 if isinstance(self.base, nn.Conv2d) else -1
+        added = (x.movedim(axis, -1) @ self.down.T.to(x.dtype)) @ self.up.T.to(x.dtype)
+        return y + added.movedim(-1, axis)  # type: ignore[no-any-return]
 
     def delta(self) -> Tensor:
         """What the adapters add to the weight `[out, in]`, in float32."""
@@ -93,29 +104,33 @@ class LoRALinear(nn.Module):
 
     @property
     def in_features(self) -> int:
-        """As the layer's."""
-        return int(self.base.in_features)  # type: ignore[arg-type]
+        """As the layer's, or its channels."""
+        return _sizes(self.base)[1]
 
     @property
     def out_features(self) -> int:
-        """As the layer's."""
-        return int(self.base.out_features)  # type: ignore[arg-type]
+        """As the layer's, or its channels."""
+        return _sizes(self.base)[0]
+
+
+LAYERS = (nn.Linear, *CONVOLUTIONS, LoRALinear)
 
 
 def load_lora(model: Any, path: str | Path | Mapping[str, Tensor], name: str = "", weight: float = 1.0) -> str:
     """Add an adapter to a model of `load_transformer`, beside those it has; its name, by default the file's.
 
-    `path` is a safetensors file or a state: PEFT's and diffusers' names, kohya's, and those of the original layout, whose joined
-    matrices (qkv) are shared out. Quantised weights stay as they are. LoadError with everything that does not fit, and nothing
-    changed; UnsupportedError for kinds other than LoRA; ConfigError for a name in use or a weight that is no number.
+    `path` is a safetensors file, a folder as PEFT saves it, or a state: PEFT's and diffusers' names, kohya's, and those of the
+    original layout, whose joined matrices (qkv) are shared out. Quantised weights stay as they are. LoadError with everything that
+    does not fit, and nothing changed; ModelNotFoundError where there is no file; UnsupportedError for kinds other than LoRA;
+    ConfigError for a name in use or a weight that is no number.
     """
     name = name or (Path(path).stem if isinstance(path, (str, Path)) else "default")
     if name in adapters(model):
         raise ConfigError(f"the model has an adapter {name!r} already. Pass another name=, or remove_lora(model, {name!r}) first.")  # fmt: skip
     check_weight(name, weight)
-    state, metadata = (path, {}) if isinstance(path, Mapping) else read_state(Path(path))
+    state, config = (path, {}) if isinstance(path, Mapping) else read_state(Path(path).expanduser())
     file = "the adapter" if isinstance(path, Mapping) else str(path)
-    pairs = read_pairs(model, state, metadata, file)
+    pairs = read_pairs(model, state, config, file)
     for target, pair in pairs.items():
         layer = model.get_submodule(target)
         if not isinstance(layer, LoRALinear):
@@ -171,12 +186,13 @@ def fuse_lora(model: Any, type: str | None = None) -> int:
     fused: list[tuple[str, nn.Module]] = []
     for path, layer in layers:
         base: Any = layer.base
-        if isinstance(base, QuantLinear):
+        if isinstance(base, (QuantLinear, QuantConv2d)):
             total += _fuse_blocks(base, layer.delta(), type, fused, path)
         else:
-            made = nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")
-            made.weight = nn.Parameter((base.weight.float() + layer.delta()).to(base.weight.dtype), requires_grad=False)
-            made.bias = base.bias
+            made = copy(base)
+            made._parameters = dict(base._parameters)  # the copy's own: the layer keeps its weight until all are made
+            delta = layer.delta().view(base.weight.shape)
+            made.weight = nn.Parameter((base.weight.float() + delta).to(base.weight.dtype), requires_grad=False)
             total += made.weight.nbytes
             fused.append((path, made))
     for path, module in fused:
@@ -186,14 +202,17 @@ def fuse_lora(model: Any, type: str | None = None) -> int:
 
 
 def _fuse_blocks(
-    base: QuantLinear, delta: Tensor, type: str | None, fused: list[tuple[str, nn.Module]], path: str
+    base: QuantLinear | QuantConv2d, delta: Tensor, type: str | None, fused: list[tuple[str, nn.Module]], path: str
 ) -> int:
     old = base.weight
     kind = that_fits(BY_NAME[type.upper()] if type else old.quant_type, old.shape[-1])
-    values = (base.dequantize().float() + delta.to(old.device)).cpu().numpy()
+    values = (base.dequantize().float().flatten(1) + delta.to(old.device)).cpu().numpy()
     data = quantize(np.ascontiguousarray(values).reshape(-1), kind)
     weight = QuantWeight(QTensor(old.name, kind, values.shape, data, old.file), old.dtype, old.accuracy).to(old.device)
-    fused.append((path, QuantLinear(weight, None if base.bias is None else base.bias.data)))
+    bias = None if base.bias is None else base.bias.data
+    fused.append(
+        (path, QuantLinear(weight, bias) if isinstance(base, QuantLinear) else QuantConv2d(base, weight, bias))
+    )
     return data.nbytes
 
 
@@ -203,21 +222,35 @@ def check_weight(name: str, weight: Any) -> None:
         raise ConfigError(f"the weight of adapter {name!r} is {shown(weight)}; expected a number such as 0.8.")
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and its metadata; LoadError where it is none."""
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of an adapter, and PEFT's config of it: of the file's metadata, or of the folder that PEFT saved it to.
+
+    ModelNotFoundError where there is none; LoadError where it is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
+    folder = path if path.is_dir() else path.parent if path.name == WEIGHTS else None
+    weights = path / WEIGHTS if path.is_dir() else path
+    if not weights.is_file() or (path.is_dir() and not (path / CONFIG).is_file()):
+        raise ModelNotFoundError(f"{path}: no adapter there; expected a .safetensors file, or a folder with {CONFIG} and {WEIGHTS}.")  # fmt: skip
+    config = read_json(folder / CONFIG) if folder and (folder / CONFIG).is_file() else None
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        with safe_open(weights, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return state, _told(file.metadata() or {}, path) if config is None else config
     except (SafetensorError, OSError, ValueError) as e:
         raise LoadError(f"{path} cannot be read as safetensors ({e}). Fetch the adapter again, or convert it.") from e
 
 
-def read_pairs(model: Any, state: Mapping[str, Tensor], metadata: Mapping[str, str], file: str) -> dict[str, Pair]:
-    """What an adapter adds to each layer, by its path; LoadError or UnsupportedError with everything that does not fit."""
+def read_pairs(model: Any, state: Mapping[str, Tensor], config: Mapping[str, Any], file: str) -> dict[str, Pair]:
+    """What an adapter adds to each layer, by its path; LoadError or UnsupportedError with everything that does not fit.
+
+    `config` is PEFT's, and may be empty: then alpha is what the state says, or the rank.
+    """
     groups: dict[str, dict[str, Tensor]] = {}
     findings = Findings(ANY_LAYER)
+    for text in unsupported({"peft_type": "LORA", **config}):
+        findings.add(f"{CONFIG}:", text, "unsupported")
     skipped = 0
     for key, values in state.items():
         if ELSEWHERE.match(key):
@@ -230,8 +263,10 @@ def read_pairs(model: Any, state: Mapping[str, Tensor], metadata: Mapping[str, s
                 key, f"{refused or 'is no part of a LoRA'}, which is not supported. Use a plain LoRA.", "unsupported"
             )
             continue
-        groups.setdefault(_stripped(key.removesuffix(part[0])), {})[part[1]] = values
-    alphas = _alphas(metadata)
+        parts = groups.setdefault(_stripped(key.removesuffix(part[0])), {})
+        if part[1] in parts:
+            findings.add(key, f"is a second {part[1]} of its layer, under another prefix. {TWICE}.")
+        parts[part[1]] = values
     targets = _targets(model)
     found: dict[str, Pair] = {}
     for name, parts in groups.items():
@@ -239,17 +274,21 @@ def read_pairs(model: Any, state: Mapping[str, Tensor], metadata: Mapping[str, s
         if whole is None:
             near = get_close_matches(name, targets, n=2, cutoff=0.75)
             findings.add(name, f"is no linear layer of {type(model).__name__}.{' Nearest: ' + ', '.join(near) + '.' if near else ''} Use an adapter of this model.")  # fmt: skip
+        elif whole[0].kernel:
+            findings.add(name, f"is a convolution of {whole[0].kernel} pixels, whose LoRA is not supported. Use a LoRA of linear layers and of convolutions of single pixels.", "unsupported")  # fmt: skip
         elif lacking := [p for p in ("down", "up") if p not in parts]:
             findings.add(name, f"has no {lacking[0]} matrix. The file is damaged: fetch it again.")
         else:
-            for path, pair in _shared_out(name, whole, parts, alphas, findings):
+            for path, pair in _shared_out(name, whole, parts, config, file, findings):
+                if path in found:
+                    findings.add(name, f"changes {path}, as another name of the file does. {TWICE}.")
                 found[path] = pair
     problems = [str(p) for p in findings.problems()]
-    unsupported = [p for p in findings.problems() if p.grade == "unsupported"]
+    refusals = [p for p in findings.problems() if p.grade == "unsupported"]
     if not groups and not problems:
         problems = ["it has no LoRA for the diffusion transformer"]
     if problems:
-        raise (UnsupportedError if unsupported else LoadError)("\n  ".join((f"{file} does not fit {type(model).__name__}, {len(problems)} problems:", *problems[:40])))  # fmt: skip
+        raise (UnsupportedError if refusals else LoadError)("\n  ".join((f"{file} does not fit {type(model).__name__}, {len(problems)} problems:", *problems[:40])))  # fmt: skip
     if skipped:
         warnings.warn(f"{file}: {skipped} tensors for text encoders are left out", stacklevel=3)
     return found
@@ -257,26 +296,25 @@ def read_pairs(model: Any, state: Mapping[str, Tensor], metadata: Mapping[str, s
 
 @dataclass(frozen=True)
 class Target:
-    """A linear layer that a name stands for: whole, or as rows of a joined matrix."""
+    """A layer that a name stands for: whole, or as rows of a joined matrix."""
 
     path: str
     ranges: tuple[tuple[int, int], ...]
     height: int  # rows of the joined matrix
     width: int
+    kernel: str = ""  # of a convolution of more than single pixels, which is no product
 
 
 def _targets(model: Any) -> dict[str, list[Target]]:
-    """Linear layers by every name that an adapter may call them; joined matrices stand for several."""
+    """Linear layers and convolutions by every name that an adapter may call them; joined matrices stand for several."""
     modules = dict(model.named_modules())
-    linear = {p: m for p, m in modules.items() if isinstance(m, (nn.Linear, LoRALinear)) and not p.endswith(".base")}
-    found: dict[str, list[Target]] = {}
-    for path, module in linear.items():
-        found[path] = [Target(path, (), module.out_features, module.in_features)]
+    layers = {p: m for p, m in modules.items() if isinstance(m, LAYERS) and not p.endswith(".base")}
+    found = {path: [Target(path, (), *_sizes(module), _kernel(module))] for path, module in layers.items()}
     plan = getattr(getattr(model, "gguf", None), "plan", None)
     for declared in plan.spec.declared(plan.config) if plan else ():
         path = declared.name.removesuffix(".weight")
-        if declared.part == "weight" and declared.origin and path in linear:
-            target = _origin_target(declared, path, linear[path])
+        if declared.part == "weight" and declared.origin and path in layers:
+            target = _origin_target(declared, path, layers[path])
             own = found.setdefault(declared.origin.name.removesuffix(".weight"), [])
             if target not in own:
                 own.append(target)
@@ -285,12 +323,33 @@ def _targets(model: Any) -> dict[str, list[Target]]:
 
 def _origin_target(declared: Declared, path: str, module: Any) -> Target:
     assert declared.origin is not None
-    height = max((stop for _, stop in declared.origin.ranges), default=module.out_features)
-    return Target(path, declared.origin.ranges, height, module.in_features)
+    out, width = _sizes(module)
+    height = max((stop for _, stop in declared.origin.ranges), default=out)
+    return Target(path, declared.origin.ranges, height, width, _kernel(module))
+
+
+def _sizes(module: Any) -> tuple[int, int]:
+    """Rows and columns of a layer's weight."""
+    conv = isinstance(module, CONVOLUTIONS)
+    return (module.out_channels, module.in_channels) if conv else (module.out_features, module.in_features)
+
+
+def _kernel(module: Any) -> str:
+    """`3x3` of a convolution that is no product of each pixel; "" for all other layers."""
+    if not isinstance(module, CONVOLUTIONS):
+        return ""
+    plain = isinstance(module, nn.Conv2d) and module.kernel_size == module.stride == module.dilation == (1, 1)
+    product = plain and module.groups == 1 and module.padding in (0, (0, 0), "valid", "same")
+    return "" if product else "x".join(map(str, module.kernel_size))
 
 
 def _shared_out(
-    name: str, targets: list[Target], parts: Mapping[str, Tensor], alphas: Mapping[str, float], findings: Findings
+    name: str,
+    targets: list[Target],
+    parts: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    file: str,
+    findings: Findings,
 ) -> Iterator[tuple[str, Pair]]:
     down, up = parts["down"], parts["up"]
     if down.ndim == 4 and down.shape[2:] == (1, 1):  # kohya writes those of 1x1 convolutions so
@@ -300,8 +359,13 @@ def _shared_out(
     if down.ndim != 2 or up.ndim != 2 or down.shape[1] != width or up.shape != (height, rank) or not rank:
         findings.add(name, f"has matrices {list(down.shape)} and {list(up.shape)}; expected [r, {width}] and [{height}, r]. Use an adapter of this model.")  # fmt: skip
         return
-    alpha = float(parts["alpha"]) if "alpha" in parts and parts["alpha"].numel() == 1 else alphas.get(name, alphas.get("", float(rank)))  # fmt: skip
-    down, up = down.float(), up.float() * (alpha / rank)
+    told = {"r": rank, "lora_alpha": rank, **config}
+    if "alpha" in parts:
+        if parts["alpha"].numel() != 1:
+            findings.add(name, f"has an alpha of {parts['alpha'].numel()} values; expected one. The file is damaged: fetch it again.")  # fmt: skip
+            return
+        told |= {"lora_alpha": float(parts["alpha"]), "alpha_pattern": {}}
+    down, up = down.float(), up.float() * lora_scale(told, name if "." in name else targets[0].path, file, rank)
     if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
         findings.add(name, "holds values that are not finite. The file is damaged: fetch it again.")
         return
@@ -310,20 +374,16 @@ def _shared_out(
         yield target.path, Pair(down, rows)
 
 
-def _alphas(metadata: Mapping[str, str]) -> dict[str, float]:
-    """alpha as diffusers writes it into a file's metadata: "" for all layers, and by layer."""
+def _told(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """PEFT's config as diffusers writes it into a file's metadata, each key after the name of its component."""
     try:
-        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        return {}
-    found: dict[str, float] = {}
-    for key, value in config.items() if isinstance(config, dict) else ():
-        component, _, own = key.partition(".")
-        if component in ("transformer", "unet") and own == "lora_alpha" and isinstance(value, (int, float)):
-            found[""] = float(value)
-        if component in ("transformer", "unet") and own == "alpha_pattern" and isinstance(value, dict):
-            found |= {k: float(v) for k, v in value.items() if isinstance(v, (int, float))}
-    return found
+        config = json.loads(metadata.get(METADATA, "{}"))
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise LoadError(f"{path}: {METADATA} is {shown(metadata[METADATA])}; expected a JSON object. Fetch the adapter again.")  # fmt: skip
+    keys = (key.partition(".") for key in config)
+    return {own: config[f"{part}.{own}"] for part, _, own in keys if part in ("transformer", "unet")}
 
 
 def _stripped(name: str) -> str:

@@ -144,7 +144,7 @@ def _from_peft(
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
     if config is None or not (folder / WEIGHTS).is_file():
         raise ModelNotFoundError(f"{folder}: expected {CONFIG} and {WEIGHTS}, an adapter as PEFT saves it.")
-    problems = [f"{CONFIG}: {text}" for text in _unsupported(config)]
+    problems = [f"{CONFIG}: {text}" for text in unsupported(config)]
     weights = {name: slot for slot in slots.values() for name in slot.hf_names(hparams) if len(slot.hf_names(hparams)) == 1}  # fmt: skip
     factors: dict[str, dict[str, F32]] = {}
     for name, tensor in open_file(folder / WEIGHTS).items():
@@ -169,7 +169,7 @@ def _from_peft(
         b = found.get("B")
         if b is not None and b.ndim == 2 and slot.spec.permute and b.shape[0] == slot.shape(hparams)[0]:
             b = b[interleave(b.shape[0], hparams[slot.spec.permute])]
-        pairs[slot.name] = Pair(found.get("A"), b, _scale(config, module, folder))
+        pairs[slot.name] = Pair(found.get("A"), b, lora_scale(config, module, str(folder / CONFIG)))
     return pairs, problems
 
 
@@ -179,7 +179,7 @@ def _module(name: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (name, "")
 
 
-def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
+def unsupported(config: Mapping[str, Any]) -> Iterator[str]:
     """What an adapter_config.json asks for that is no plain LoRA."""
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -191,31 +191,34 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"bias {shown(config['bias'])} is not supported; expected 'none'"
 
 
-def _scale(config: Mapping[str, Any], module: str, folder: Path) -> float:
-    """alpha / rank of a layer, by patterns of names where there are some; alpha / sqrt(rank) with rslora (arXiv:2312.03732)."""
+def lora_scale(config: Mapping[str, Any], module: str, file: str, rows: int | None = None) -> float:
+    """alpha / rank of a layer, by patterns of names where there are some; alpha / sqrt(rank) with rslora (arXiv:2312.03732).
+
+    `config` is that of PEFT, from `file`; LoadError where it is damaged, or its rank is not `rows`, that of the factors.
+    """
     rank, alpha = (
-        _by_pattern(config, patterns, module, config.get(key), folder)
+        _by_pattern(config, patterns, module, config.get(key), file)
         for patterns, key in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
     )
     for key, value in (("r", rank), ("lora_alpha", alpha)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or (key == "r" and value <= 0):  # fmt: skip
-            raise LoadError(f"{folder / CONFIG}: {key} is {shown(value)}; expected a number. The file is damaged.")
+            raise LoadError(f"{file}: {key} is {shown(value)}; expected a number. The file is damaged.")
+    if rows not in (None, rank):
+        raise LoadError(f"{file}: {module} has rank {shown(rank)}, but its factors {rows}. They belong to different adapters: fetch it again.")  # fmt: skip
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
-def _by_pattern(config: Mapping[str, Any], patterns: str, module: str, default: Any, folder: Path) -> Any:
+def _by_pattern(config: Mapping[str, Any], patterns: str, module: str, default: Any, file: str) -> Any:
     """The value of the first pattern that matches the end of a layer's name, as PEFT has it."""
     given = config.get(patterns) or {}
     if not isinstance(given, Mapping):
-        raise LoadError(f"{folder / CONFIG}: {patterns} is {shown(given)}; expected an object. The file is damaged.")
+        raise LoadError(f"{file}: {patterns} is {shown(given)}; expected an object. The file is damaged.")
     for pattern, value in given.items():
         name = pattern.replace("\\.", ".").removesuffix("$")
         if len(name) > MAX_PATTERN or not re.fullmatch(
             r"\^?[\w.]+", name
         ):  # what PEFT writes; others could take for ever
-            raise LoadError(
-                f"{folder / CONFIG}: {patterns} has {shown(pattern)}; expected the name of a layer, or its end."
-            )
+            raise LoadError(f"{file}: {patterns} has {shown(pattern)}; expected the name of a layer, or its end.")
         if f"^{module}".endswith((name, f".{name}") if name.startswith("^") else (f".{name}", f"^{name}")):
             return value
     return default

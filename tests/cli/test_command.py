@@ -163,3 +163,12 @@ def test_both_names_are_installed():
 def test_a_terminal_without_utf8(command, data):
     done = command("show", data / "demo-Q8_0.gguf", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert done.returncode == 0 and done.stderr == "" and "\\u0120 t" in done.stdout
+
+
+def test_the_flags_of_image_speak_of_pictures(capsys):
+    assert main(["image", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "LoRA adapters, .safetensors files or PEFT folders" in text
+    assert "says what the file's tensors do not" in text
+    assert "GGUF files or PEFT folders" not in text
+    assert "tokenizer are copied" not in text

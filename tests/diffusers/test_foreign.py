@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from qtransformers.archs.diffusion import SPECS
+from qtransformers.convert import convert
 from qtransformers.diffusers import load_transformer
 from qtransformers.diffusers.plain import dequantized
 from qtransformers.diffusers.saving import save_gguf
 from qtransformers.errors import LoadError
-from qtransformers.gguf import GGUFWriter
+from qtransformers.gguf import GGUFFile, GGUFWriter
 from qtransformers.gguf.encode import TensorSpec
 from qtransformers.load.diffusion import ORIG_SHAPE
 from qtransformers.quants import dequantize, quantize
@@ -218,3 +219,42 @@ def test_one_number_stands_for_all_blocks(tmp_path):
     assert error(run(load_transformer(path, {"attention_head_dim": 8}), case), run(model, case)) > 1e-3
     with pytest.raises(LoadError, match="which is how many heads there are, does not divide"):
         load_transformer(path, {"attention_head_dim": 7})
+
+
+UNREAD = {
+    "sana": ("original", {"pos_embed": (1, 4, 256), "y_embedder.y_embedding": (7, 256), "logvar_linear.weight": (1, 256)}),
+    "wan": ("original", {"blocks.0.cross_attn.norm_q_img.weight": (256,), "blocks.1.cross_attn.norm_q_img.weight": (256,)}),
+    "lumina2": ("original", {"norm_final.weight": (256,)}),
+    "sd1": ("original", {"model_ema.decay": (2,)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("id", UNREAD)
+def test_what_nothing_reads_is_left_out_with_a_word(id, tmp_path):
+    layout, unread = UNREAD[id]
+    case = next(case for case in CASES if case.id == id)
+    model, state = original(case)
+    more = {name: torch.ones(shape) for name, shape in unread.items()}
+    tensors = {n: (v, "F32", tuple(v.shape)) for n, v in (state | more).items()}
+    path = written(tmp_path / "m.gguf", id, tensors)
+    kinds = list(dict.fromkeys(re.sub(r"\.\d+\.", ".{i}.", name) for name in unread))
+    word = re.escape(f"does not read {', '.join(kinds)}; left out")
+    with pytest.warns(UserWarning, match=word):
+        ours = load_transformer(path, told(case), accuracy="exact")
+    assert ours.gguf.plan.layout == layout
+    assert error(run(ours, case), run(model, case)) < 1e-5
+    with pytest.warns(UserWarning, match=word):
+        convert(path, tmp_path / "again.gguf", "F32", config=dict(model.config))
+    assert not set(unread) & GGUFFile(tmp_path / "again.gguf").tensors.keys()
+
+
+def test_the_norms_of_flux_by_their_other_names(tmp_path):
+    """Some tools write `query_norm.weight` where it was published as `query_norm.scale`."""
+    case = case_of("flux")
+    model, state = original(case)
+    other = {re.sub(r"(query|key)_norm\.scale$", r"\1_norm.weight", n): v for n, v in state.items()}
+    assert len(other.keys() - state.keys()) > 4
+    tensors = {n: (v, "F32", tuple(v.shape)) for n, v in other.items()}
+    ours = load_transformer(written(tmp_path / "m.gguf", "flux", tensors), told(case), accuracy="exact")
+    assert ours.gguf.plan.layout == "original"
+    assert error(run(ours, case), run(model, case)) < 1e-5

@@ -247,13 +247,15 @@ def in_flags(message: str) -> str:
     return f" ({', '.join(f'{f.field or f.dest} is {f.spellings[-1]}' for f in named)})" if named else ""
 
 
-def add_flags(parser: argparse.ArgumentParser, *names: str, env: Mapping[str, str] | None = None) -> None:
-    """Give `parser` these flags and the common ones, defaults taken from the environment."""
+def add_flags(
+    parser: argparse.ArgumentParser, *names: str, env: Mapping[str, str] | None = None, helps: Mapping[str, str] = {}
+) -> None:
+    """Give `parser` these flags and the common ones, defaults taken from the environment; `helps` stands in for their own."""
     for name in (*names, *COMMON):
         flag = FLAGS[name]
-        default = _from_env(flag, env)
+        default, text = _from_env(flag, env), helps.get(name, flag.help)
         if flag.kind is None:
-            parser.add_argument(*flag.spellings, dest=flag.dest, action="store_true", default=default, help=flag.help)
+            parser.add_argument(*flag.spellings, dest=flag.dest, action="store_true", default=default, help=text)
         else:
             parser.add_argument(
                 *flag.spellings,
@@ -263,7 +265,7 @@ def add_flags(parser: argparse.ArgumentParser, *names: str, env: Mapping[str, st
                 choices=flag.choices,
                 metavar=flag.metavar,
                 default=default,
-                help=flag.help,
+                help=text,
             )
 
 

@@ -14,6 +14,11 @@ from qtransformers.cli.flags import add_flags
 from qtransformers.cli.terminal import note, plain_warnings, progress
 from qtransformers.errors import ConfigError
 
+HELPS = {
+    "lora": "LoRA adapters, .safetensors files or PEFT folders, each at a weight (1), separated by commas",
+    "config": "folder or Hub id of the model's transformer: says what the file's tensors do not",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, PROMPT and the flags of loading and painting."""
@@ -21,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="what the picture should show")
     add_flags(
         parser, "base", "config", "text-encoder", "lora", "negative", "steps", "size", "guidance", "seed", "count", "output",
-        "overwrite", "device", "offload", "accuracy", "threads",
+        "overwrite", "device", "offload", "accuracy", "threads", helps=HELPS,
     )  # fmt: skip
 
 

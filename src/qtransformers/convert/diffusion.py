@@ -144,7 +144,7 @@ def known(source: DiffusionSource) -> Model:
     raise_problems(headline, problems)
     parts, misfits = match(found.spec, found.layout, settings, found.tensors)
     raise_problems(headline, [Problem(f"{file}: {p.text}", p.grade) for p in misfits])
-    for note in found.warnings:
+    for note in (*found.warnings, *(f"{file}: {p.text}" for p in misfits if p.grade == "warning")):
         warnings.warn(note, stacklevel=5)
     return Model(found.spec, found.layout, settings, extra, parts)
 

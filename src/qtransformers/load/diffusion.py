@@ -127,9 +127,11 @@ def plan_diffusion(
     headline = f"{file} cannot be loaded as {spec.title}"
     raise_problems(headline, problems)
     parts, misfits = match(spec, found.layout, settings, found.tensors)
-    other = _other_biases(gguf.metadata.get(BIASES_KEY), parts, file) if not misfits else ()
+    grave = any(p.grade != "warning" for p in misfits)
+    other = _other_biases(gguf.metadata.get(BIASES_KEY), parts, file) if not grave else ()
     raise_problems(headline, [*(Problem(f"{file}: {p.text}", p.grade) for p in misfits), *other])
-    notes = (p.text for p in (*problems, *misfits) if p.grade == "warning")
+    notes = [p.text for p in problems if p.grade == "warning"]
+    notes += [f"{file}: {p.text}" for p in misfits if p.grade == "warning"]
     return DiffusionPlan(file, spec, found.layout, settings, extra, parts, (*found.warnings, *notes))
 
 
@@ -228,7 +230,7 @@ def read_settings(
     if not problems and spec.check:
         problems += (Problem(f"{file}: {p.text}. {OTHER}.", p.grade) for p in spec.check(values))
     known = {p.name for p in spec.hparams}
-    extra = {k: v for source, _ in reversed(said) for k, v in source.items() if k not in known and not k.startswith("_") and k not in spec.ignored_config}  # fmt: skip
+    extra = {k: v for source, _ in reversed(said) for k, v in source.items() if k not in known and not k.startswith("_")}  # fmt: skip
     return Hyperparameters.frozen(values, origins), extra, problems
 
 
@@ -295,7 +297,8 @@ def match(
         if name := source_name(declared, layout):
             expected.setdefault(name, []).append(declared)
     _all_or_none(expected, tensors, spec, findings)
-    strangers = [n for n in tensors if n not in expected and not any(re.fullmatch(u, n) for u in spec.unused)]
+    unread = [n for n in tensors if n not in expected and any(re.fullmatch(u, n) for u in spec.unused)]
+    strangers = [n for n in tensors if n not in expected and n not in unread]
     like_stranger = _nearest_of(strangers, "the file")
     for name, sharers in expected.items():
         tensor = tensors.get(name)
@@ -323,7 +326,7 @@ def match(
             findings.add(name, f"is in the file, but {spec.title} has no such tensor.{like_missing(name)} {OTHER}.")
     if more := sum(unnumbered(name) not in kinds for name in strangers):
         findings.add(f"{more} more tensors", f"are in the file that {spec.title} does not have. {OTHER}.")
-    return tuple(parts), list(findings.problems())
+    return tuple(parts), [*findings.problems(), *_left_out([n for n in unread if tensors[n].n_values > 1], spec)]
 
 
 def _all_or_none(expected: Mapping[str, list[Declared]], tensors: Mapping[str, QTensor], spec: DiffusionSpec, findings: Findings) -> None:  # fmt: skip
@@ -338,6 +341,14 @@ def _all_or_none(expected: Mapping[str, list[Declared]], tensors: Mapping[str, Q
         for name in names if there else ():
             if name not in tensors:
                 findings.add(name, f"is missing, but {there[0]} is there, and {spec.title} has such biases in all layers or in none. {OTHER}.")  # fmt: skip
+
+
+def _left_out(names: Sequence[str], spec: DiffusionSpec) -> Iterable[Problem]:
+    """What published files have and nothing reads, in one line; a mark of a single value is no loss."""
+    if names:
+        kinds = [*dict.fromkeys(map(unnumbered, names))]
+        more = f" and {len(kinds) - 8} kinds more" if len(kinds) > 8 else ""
+        yield Problem(f"{spec.title} does not read {', '.join(kinds[:8])}{more}; left out", "warning")
 
 
 def source_name(declared: Declared, layout: Layout) -> str:

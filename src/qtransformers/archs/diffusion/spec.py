@@ -94,8 +94,7 @@ class DiffusionSpec:
     family: str = ""  # general.architecture that other tools give such files, where that is the id of another spec
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # published models: what no tensor shows
     original_names: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) on names that tools write otherwise
-    unused: tuple[str, ...] = ()  # patterns of tensors in published files that nothing reads
-    ignored_config: tuple[str, ...] = ()  # keys of config.json that change nothing
+    unused: tuple[str, ...] = ()  # patterns of tensors in published files that nothing reads: left out with a warning
     pipelines: tuple[str, ...] = ()  # classes of diffusers that run it, the usual one first
     folds: tuple[Folding, ...] = ()  # where scales may move without changing a picture
     packs_convs: bool = False  # whether convolutions are quantised, as rows of `[out, in * kernel]`

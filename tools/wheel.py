@@ -6,9 +6,16 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections import Counter
 from pathlib import Path
+from zipfile import ZipFile
+
+ROOT = Path(__file__).parents[1]
+sys.path += [str(ROOT / "benchmarks"), str(ROOT / "src")]
+from results import publish, table
 
 MOST_BYTES = 20e6
+KINDS = {"so": "kernels", "pyd": "kernels", "gguf": "demo model", "py": "Python", "js": "page", "css": "page", "html": "page"}  # fmt: skip
 
 
 def main(dist: Path) -> None:
@@ -29,7 +36,17 @@ def main(dist: Path) -> None:
         if size > MOST_BYTES:
             sys.exit(f"{mended} has {size / 1e6:.1f} MB; expected at most {MOST_BYTES / 1e6:.0f}")
         try_out(mended, Path(folder) / "fresh")
-        print(f"{mended}: {size / 1e6:.1f} MB")
+        publish(__file__, "The wheel", contents(mended), how="make wheel")
+
+
+def contents(wheel: Path) -> str:
+    """What is in a wheel, by kind, as it is packed."""
+    kinds: Counter[str] = Counter()
+    with ZipFile(wheel) as packed:
+        for file in packed.infolist():
+            kinds[KINDS.get(file.filename.rpartition(".")[2], "the rest")] += file.compress_size
+    rows = [(kind, f"{size / 1e6:.2f}") for kind, size in kinds.most_common()]
+    return table(("in the wheel, packed", "MB"), [*rows, (f"`{wheel.name}`", f"{wheel.stat().st_size / 1e6:.2f}")])
 
 
 def try_out(wheel: Path, folder: Path) -> None:

@@ -20,11 +20,15 @@ import pytest
 pytest.importorskip("starlette")
 import httpx2 as httpx
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from results import publish
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
 ]
-SECONDS = float(os.environ.get("QTRANSFORMERS_SOAK_SECONDS", "40"))
+ASKED = os.environ.get("QTRANSFORMERS_SOAK_SECONDS")  # by make soak-serve: its figures are published
+SECONDS = float(ASKED or "40")
 PATIENCE = 300  # seconds that a busy machine may take for an answer
 CLIENTS, WINDOW = 6, 6.0  # seconds in which the second model is asked for, and then is not
 MIB = 1 << 20
@@ -143,9 +147,7 @@ def test_memory_is_flat_and_nothing_is_lost(data, tmp_path):
         assert not clients.failures, clients.failures
         until(lambda: running(url) == 0, PATIENCE)
         middle, last = (statistics.median(part) for part in (memory[len(memory) // 3 : 2 * len(memory) // 3], memory[2 * len(memory) // 3 :]))  # fmt: skip
-        print(
-            f"{dict(clients.counts)}; {swaps} loads and unloads; {middle / MIB:.1f}, then {last / MIB:.1f} MiB of its own"
-        )
+        print(f"{dict(clients.counts)}; {swaps} loads and unloads; {middle / MIB:.1f}, then {last / MIB:.1f} MiB of its own")  # fmt: skip
         assert swaps >= SECONDS // (4 * WINDOW) and clients.counts["leave"] > SECONDS / 4
         assert last < 1.05 * middle + 8 * MIB
         assert 'vllm:kv_cache_usage_perc{model_name="first"} 0.0' in httpx.get(f"{url}/metrics", timeout=PATIENCE).text
@@ -153,9 +155,22 @@ def test_memory_is_flat_and_nothing_is_lost(data, tmp_path):
         assert not [line for line in said if "internal_error" in line or "Traceback" in line]
         server.terminate()
         assert server.wait(60) == 0
+        if ASKED:
+            told = figures(clients.counts, swaps, middle, last)
+            publish(__file__, "A server for long", told, how=f"make soak-serve SECONDS={SECONDS:.0f}")
     finally:
         server.kill()
         server.wait()
+
+
+def figures(counts, swaps, middle, last):
+    """What was found, in sentences."""
+    asked = counts["first"] + counts["second"]
+    return (
+        f"{CLIENTS} clients of all kinds asked two models, one of which comes and goes: {asked:,} requests, {counts['leave']:,} of them left by their clients, "
+        f"{counts[503]:,} refused for want of room, {swaps} loads and unloads. Memory of the process's own: {middle / MIB:.1f} MiB in the middle third, "
+        f"{last / MIB:.1f} MiB in the last. One question had one answer throughout, and the server ended with code 0."
+    )
 
 
 def running(url):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -122,6 +123,30 @@ def test_who_hangs_up_frees_the_replica(http, two):
         next(response.iter_lines())
     until(lambda: all(r.load == 0 for r in router.replicas))
     until(lambda: running(http.get("/metrics").text) == 0)
+
+
+def test_the_log_tells_of_whole_answers(http, caplog):
+    """A connection that is closed after its answer is no client that hung up before."""
+    caplog.set_level(logging.INFO, "qtransformers.serve")
+    for i in range(24):
+        found = http.post("/v1/chat/completions", json=chat("Hi", stream=True), headers={"connection": "close"})
+        assert len(lines_of(found)) > 1
+        until(lambda n=i + 1: len(told_of(caplog)) == n)
+    for told in told_of(caplog):
+        assert "ended" not in told and (told["model"], told["finish"]) == ("demo", "length"), told
+
+
+def told_of(caplog):
+    told = [json.loads(r.message) for r in caplog.records if r.name == "qtransformers.serve" and r.message[0] == "{"]
+    return [x for x in told if x["path"] == "/v1/chat/completions"]
+
+
+def test_methods_are_those_of_one_process(http):
+    for path in ("/health", "/metrics"):
+        assert http.head(path).status_code == http.get(path).status_code == 200
+        for method in ("POST", "DELETE", "PUT"):
+            found = http.request(method, path)
+            assert found.status_code == 405 and found.json()["error"]["code"] == "method_not_allowed"
 
 
 def test_both_take_part_and_a_conversation_stays(http, two):

@@ -30,6 +30,7 @@ from qtransformers.serve.replicas import Lost, Replica
 BLOCK = 256  # bytes of a request that share a mark
 MOST_BLOCKS = 256  # of a request
 MOST_MARKS = 1 << 16  # that are remembered
+OWN = ("/health", "/metrics")  # routes that no replica answers
 SLACK = 2  # answers more than the least busy that a replica may have for what is in its cache
 
 
@@ -106,6 +107,8 @@ class Router:
             return
         call = Call(scope, receive, send, self.config)
         try:
+            if scope["path"] in OWN and scope["method"] not in ("GET", "HEAD"):
+                raise HTTPError(405, f"{scope['path']} does not take {scope['method'][:20]}. /openapi.json describes what it takes.", "method_not_allowed")  # fmt: skip
             if scope["path"] == "/health":
                 await self._health(call)
             elif scope["path"] == "/metrics":
@@ -154,10 +157,13 @@ class Router:
 
     async def _through(self, chosen: Replica, head: dict[str, Any], body: bytes, call: Call, send: Send) -> None:
         """Send an answer as it comes. Lost where there is none, and nothing was sent yet."""
-        passing = asyncio.ensure_future(_pass(chosen, head, body, call, send))
+        whole = asyncio.Event()  # from here on the client may go: the end of an answer says so, too
+        passing = asyncio.ensure_future(_pass(chosen, head, body, call, send, whole))
         gone = asyncio.create_task(call.gone())
         try:
             await asyncio.wait({passing, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if whole.is_set():
+                await asyncio.wait({passing})  # what is told of the answer comes after it
             if passing.done():
                 passing.result()
             else:
@@ -191,7 +197,9 @@ class Router:
             await call.last(event(shape(found, call.id), "error" if anthropic else ""))
 
 
-async def _pass(chosen: Replica, head: dict[str, Any], body: bytes, call: Call, send: Send) -> None:
+async def _pass(
+    chosen: Replica, head: dict[str, Any], body: bytes, call: Call, send: Send, whole: asyncio.Event
+) -> None:
     n_parts, complete = 0, False
     held: list[Message] = []  # the head and the first part: until the second nobody has seen a token
 
@@ -212,6 +220,8 @@ async def _pass(chosen: Replica, head: dict[str, Any], body: bytes, call: Call, 
                 held.append(message)
                 if message["type"] == "http.response.body":
                     n_parts, complete = n_parts + 1, not message.get("more_body")
+                if complete:
+                    whole.set()
                 if n_parts > 1 or complete:
                     await let_go()
     except Lost:

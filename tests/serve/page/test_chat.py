@@ -240,10 +240,13 @@ def test_a_server_with_keys_is_asked_with_one(visit, demo):
         page = visit(url)
         dialog = page.get_by_role("dialog", name="API key")
         dialog.wait_for()
+        assert page.locator("#key-why").inner_text().startswith("This server asks for a key")
         for given in ("a-wrong-key-of-tests", KEY):
             page.get_by_label("Key", exact=True).fill(given)
             page.get_by_role("button", name="Use this key").click()
             until(page, f"document.querySelector('#key-dialog').open === {str(given != KEY).lower()} && (document.querySelector('#key-dialog').open || document.querySelector('#model').options.length)")  # fmt: skip
+            if given != KEY:
+                assert "refused the key: the request has an unknown key" in page.locator("#key-why").inner_text()
         settle(page, max_tokens=4)
         send(page, STORY)
         assert "4 tokens" in finished(page).locator(".stats").inner_text()
@@ -262,6 +265,7 @@ def test_a_key_that_is_no_longer_good_is_asked_for_and_the_question_asked_again(
         page.evaluate("import('/page/api.js').then((m) => m.setApiKey('revoked', false))")
         send(page, STORY)
         assert finished(page).locator(".error strong").inner_text() == "The server wants a key"
+        assert "unknown key" in page.locator("#key-why").inner_text()
         page.get_by_label("Key", exact=True).fill(KEY)
         page.get_by_role("button", name="Use this key").click()
         page.locator(".stats", has_text="4 tokens").wait_for()
@@ -347,6 +351,16 @@ def test_reasoning_is_folded_and_calls_of_tools_are_shown_and_answered(page):
     ]
     assert said[2] == {"role": "tool", "content": "rain", "tool_call_id": "c1"}
     page.locator("#log").get_by_text("Rain.", exact=True).wait_for()
+
+
+def test_no_speed_is_told_of_an_answer_that_came_at_once(page):
+    """Between pieces that the browser reads together no time passes: a speed would be made up."""
+    parts = [{"choices": [{"index": 0, "delta": {"content": f"{i} "}}]} for i in range(6)]
+    parts.append({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 6}})
+    body = "".join(f"data: {json.dumps(x)}\n\n" for x in parts) + "data: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    send(page, STORY)
+    assert re.fullmatch(r"6 tokens · first after [\d,.]+ m?s", finished(page).locator(".stats").inner_text())
 
 
 def test_an_error_amid_the_answer_keeps_what_came(page):

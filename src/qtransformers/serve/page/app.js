@@ -11,6 +11,7 @@ import { keep, openStore, recall } from "./store.js";
 const POLL_MS = 10_000;
 const LOST_MS = 2_000;
 const THEMES = ["auto", "light", "dark"];
+const WHY_KEY = $("#key-why").textContent;
 const narrow = matchMedia("(max-width: 760px)");
 const coarse = matchMedia("(pointer: coarse)");
 
@@ -136,7 +137,7 @@ async function loadModels(polling) {
     found = await getJson("v1/models");
   } catch (e) {
     if (e.status !== 401) act("lost");
-    else if (!polling) askKey();
+    else if (!polling) askKey(e);
     return e.status === 401;
   }
   models = found.data ?? [];
@@ -188,8 +189,8 @@ async function poll() {
 }
 
 // What messages and errors ask for
-function act(name) {
-  if (name === "key") askKey();
+function act(name, error) {
+  if (name === "key") askKey(error);
   if (name === "new") open(newConversation(current));
   if (name === "models") loadModels().then(() => $("#model").focus());
   if (name === "lost") {
@@ -200,8 +201,11 @@ function act(name) {
   }
 }
 
-function askKey() {
+function askKey(error) {
   if ($("#key-dialog").open) return;
+  const refused = error && apiKey(); // what the server says of a key; of none it need not say more than the page
+  $("#key-why").textContent = refused ? `The server refused the key: ${error.message}` : WHY_KEY;
+  $("#key-why").classList.toggle("field-error", Boolean(refused));
   $("#key").value = apiKey();
   $("#key-dialog").showModal();
   $("#key").select();
@@ -348,7 +352,7 @@ $("#import-file").addEventListener("change", async (e) => {
   }
   $("#settings").close();
 });
-$("#change-key").addEventListener("click", askKey);
+$("#change-key").addEventListener("click", () => askKey());
 $("#key-cancel").addEventListener("click", () => $("#key-dialog").close());
 $("#key-form").addEventListener("submit", async () => {
   setApiKey($("#key").value.trim(), $("#key-remember").checked);

@@ -9,6 +9,7 @@ import { requestFields } from "./settings.js";
 const SAVE_MS = 1000;
 const IDLE = 6; // of the time is left to the page for each part spent on drawing
 const NEAR = 60; // pixels from the end that count as the end
+const LEAST_SECONDS = 0.2; // of an answer that tell how fast it comes: shorter ones came in one read
 const TRIES = 5; // while the server says that it is full
 const MAX_SPOKEN = 3000; // characters of an answer that are read aloud
 const ASK = ["Tell me a story about a brave fox.", "Explain how tides work, in three sentences.", "Compare tea and coffee in a table."];
@@ -27,7 +28,7 @@ const ERRORS = [
 ];
 
 export class Chat {
-  // `app`: {save(conversation), sampling(), changed(), used(tokens), act(name)}
+  // `app`: {save(conversation), sampling(), changed(), used(tokens), act(name, error)}
   constructor(log, app) {
     this.log = log;
     this.app = app;
@@ -133,7 +134,7 @@ export class Chat {
     const text = error.message.charAt(0).toUpperCase() + error.message.slice(1);
     message.error = { title, text, action };
     message.status = "failed";
-    this.app.act(error.status === 0 ? "lost" : error.status === 401 ? "key" : error.status === 404 ? "models" : "");
+    this.app.act(error.status === 0 ? "lost" : error.status === 401 ? "key" : error.status === 404 ? "models" : "", error);
   }
 
   async *#events(conversation, parent, signal, view) {
@@ -370,7 +371,7 @@ class Answer {
     if (waiting.content) this.body.push(waiting.content);
     this.waiting = { content: "", reasoning: "" };
     const seconds = (this.last - this.first) / 1000;
-    const speed = this.pieces > 8 && seconds > 0.2 ? `, about ${number((this.pieces - 1) / seconds)} pieces a second` : "";
+    const speed = this.pieces > 8 && seconds > LEAST_SECONDS ? `, about ${number((this.pieces - 1) / seconds)} pieces a second` : "";
     this.tell(message.calls ? "Calling a tool" : message.content ? `Writing${speed}` : `Reasoning${speed}`);
   }
 
@@ -382,7 +383,7 @@ class Answer {
     this.thoughts?.end();
     message.wait = this.first ? (this.first - this.started) / 1000 : undefined;
     const seconds = (this.last - this.first) / 1000;
-    if (message.tokens > 1 && seconds > 0) message.speed = (message.tokens - 1) / seconds;
+    if (message.tokens > 1 && seconds > LEAST_SECONDS) message.speed = (message.tokens - 1) / seconds;
     const summary = this.thoughts && $("summary", this.root);
     if (summary) summary.textContent = thought(message);
   }

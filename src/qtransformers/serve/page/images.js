@@ -85,7 +85,7 @@ export class Images {
     } catch (e) {
       if (e.name !== "AbortError" && !(e instanceof ApiError)) throw e;
       this.#busy(false, e.name === "AbortError" ? "Stopped." : e.message);
-      if (e.status === 401) this.act("key");
+      if (e.status === 401) this.act("key", e);
       if (e.status === 0) this.act("lost");
     } finally {
       this.abort = null;

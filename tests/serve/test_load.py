@@ -1,12 +1,15 @@
 """A server that has much to do: queues, limits, deadlines, clients that leave, an end that lets answers finish."""
 
+import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +19,9 @@ import httpx2 as httpx
 import pytest
 
 from qtransformers.cli.command import main
+from qtransformers.cli.serve import greeting, setting_of
 from qtransformers.serve import run
-from qtransformers.serve.config import ServerConfig, hashed
+from qtransformers.serve.config import ServerConfig, hashed, read_keys
 from qtransformers.serve.errors import HTTPError
 from qtransformers.serve.guard import Rates
 from servers import running
@@ -256,6 +260,9 @@ def test_sigterm_lets_answers_finish(command):
             lines = found.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
+            while (state := httpx.get(f"{url}/health", timeout=60)).status_code == 200:
+                time.sleep(0.01)
+            assert (state.status_code, state.json()) == (503, {"status": "draining"}), "who asks anew is told"
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert data(rest[-2])["choices"][0]["finish_reason"] == "length"
@@ -264,6 +271,28 @@ def test_sigterm_lets_answers_finish(command):
             http.get("/health")
     assert any("curl http" in line for line in said)
     assert any('"finish": "length"' in line for line in said)
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("awk")), reason="no curl or awk")
+@pytest.mark.parametrize("source", ["file", "environment", None])
+def test_the_printed_lines_run_as_printed(demo, tmp_path, source, monkeypatch):
+    file = tmp_path / "keys of ours"
+    file.write_text(f"# a remark\n\nalice {KEY} # hers\nbob {'b' * 20}\n")
+    args = argparse.Namespace(api_key_file=str(file) if source == "file" else None)
+    monkeypatch.delenv("QTRANSFORMERS_API_KEY", raising=False)
+    if source == "environment":
+        monkeypatch.setenv("QTRANSFORMERS_API_KEY", KEY)
+    with running([demo], ServerConfig(keys=read_keys(file) if source else {})) as (url, _):
+        said = greeting(url, "demo", setting_of(args, source is not None))
+        lines, python = said.split("\n\n")[1:]
+        found = subprocess.run(["sh", "-c", lines.replace("curl ", "curl -s ")], capture_output=True, text=True, check=True)  # fmt: skip
+        assert json.loads(found.stdout)["choices"][0]["message"]["content"]
+        if shell := [line for line in lines.splitlines() if "export" in line]:
+            key = subprocess.run(["sh", "-c", f'{shell[0]}\nprintf %s "$QTRANSFORMERS_API_KEY"'], capture_output=True, text=True, check=True).stdout  # fmt: skip
+            monkeypatch.setenv("QTRANSFORMERS_API_KEY", key)
+        pytest.importorskip("openai")
+        exec(textwrap.dedent(python), {"print": (told := []).append})
+        assert told[0]
 
 
 def test_a_client_that_reads_nothing_is_let_go(demo):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtransformers.cli.flags import add_flags
@@ -65,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
 
         def ready(url: str) -> None:
             stack.enter_context(announced(url, token))
-            note(greeting(url, specs[0].name if specs else None, bool(config.keys)), "dim", args.color)
+            note(
+                greeting(url, specs[0].name if specs else None, setting_of(args, bool(config.keys))), "dim", args.color
+            )
 
         for model in filter(None, (*(spec.reference for spec in specs[:1]), args.draft)):
             fetched(model, args.color)
@@ -172,20 +176,33 @@ def model_specs(args: argparse.Namespace, names: dict[str, list[str]]) -> list[M
     return specs
 
 
-def greeting(url: str, model: str | None, keys: bool) -> str:
-    """Where the server is, and two ways of asking a model that writes."""
+def setting_of(args: argparse.Namespace, keys: bool) -> str | None:
+    """A shell's line that sets QTRANSFORMERS_API_KEY to a key of the file; "" where it is set, None where no key is asked for."""
+    if not keys:
+        return None
+    if not args.api_key_file or flag_from_env("api-key") is not None:
+        return ""
+    file = shlex.quote(str(Path(args.api_key_file).expanduser().resolve()))
+    return f"export {PREFIX}API_KEY=$(sed 's/#.*//' {file} | awk 'NF {{print $NF; exit}}')"
+
+
+def greeting(url: str, model: str | None, setting: str | None) -> str:
+    """Where the server is, and two ways of asking a model that writes; `setting` as of `setting_of`."""
     if model is None:
         return f"listening at {url}\n  a page to paint with; POST {url}/v1/images/generations"
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Tell me a story."}]})
     quoted = body.replace("'", "'\\''")
-    key = ' -H "Authorization: Bearer $KEY"' if keys else ""
+    name = PREFIX + "API_KEY"
+    key = "" if setting is None else f' -H "Authorization: Bearer ${name}"'
+    imports, own = ("", '"none"') if setting is None else ("  import os\n", f'os.environ["{name}"]')
+    first = f"  {setting}\n" if setting else ""
     return f"""listening at {url}
   a page to chat with, in a browser
 
-  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'
+{first}  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'
 
-  from openai import OpenAI
-  client = OpenAI(base_url="{url}/v1", api_key={"KEY" if keys else '"none"'})
+{imports}  from openai import OpenAI
+  client = OpenAI(base_url="{url}/v1", api_key={own})
   answer = client.chat.completions.create(model={json.dumps(model)}, messages=[{{"role": "user", "content": "Tell me a story."}}])
   print(answer.choices[0].message.content)
 """

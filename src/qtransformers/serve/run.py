@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 HEADERS_SECONDS = 10.0  # until a request's headers must have come
 IDLE_SECONDS = 65  # that a connection may wait for its next request; more than balancers in front do
+DRAIN_LOOK_SECONDS = 0.05  # between two looks at whether answers are under way
 BACKLOG = 1024
 CONNECTIONS = 4096
 RARELY = (50_000, 50, 50)  # for the collector of cycles: what it takes shows as pauses between tokens
@@ -70,8 +72,12 @@ class Listening(uvicorn.Server):
             self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """No request begins from here on; those under way have the drain's seconds."""
+        """No answer begins from here on; those under way have the drain's seconds, in which /health says so to who asks."""
         self._server.draining = True
+        end = time.monotonic() + self._server.config.drain
+        while self.server_state.tasks and not self.force_exit and time.monotonic() < end:
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        self.config.timeout_graceful_shutdown = max(1, round(end - time.monotonic()))
         await super().shutdown(sockets)
 
 

@@ -12,7 +12,7 @@ from zipfile import ZipFile
 
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "src")]
-from results import publish, table
+from results import publish, table  # noqa: E402
 
 MOST_BYTES = 20e6
 KINDS = {"so": "kernels", "pyd": "kernels", "gguf": "demo model", "py": "Python", "js": "page", "css": "page", "html": "page"}  # fmt: skip

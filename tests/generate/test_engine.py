@@ -155,6 +155,21 @@ def test_a_stream_never_read_costs_nothing():
     assert e.usage.free_pages == 8 and s.completion.tokens == ()
 
 
+def test_what_waits_and_leaves_is_forgotten_by_an_engine_that_nobody_steps():
+    e = engine(Script("x", 3))
+    streams = stream(e), stream(e)  # kept: a stream that is collected drops its sequence
+    left, stays = (s._sequence for s in streams)
+    for sequence in (left, stays):
+        e.submit(sequence)
+    assert e.usage.waiting == 2
+    e.drop(left)
+    assert (e.usage.waiting, left.finish_reason, stays.ended) == (1, "cancelled", False)
+    e.step()
+    assert (e.usage.waiting, e.usage.running) == (0, 1)
+    e.drop(stays)
+    assert (e.usage.waiting, e.usage.running) == (0, 0)
+
+
 def test_cancel_gives_a_last_chunk():
     e = engine(Script("x" * 900, 3))
     s = stream(e)

@@ -111,3 +111,20 @@ def test_what_cannot_be_honoured_is_named(client, given, words):
     with pytest.raises(openai.BadRequestError) as e:
         client.completions.create(**{"model": "demo", "prompt": PROMPT, **given})
     assert all(word in e.value.message for word in words), e.value.message
+
+
+@pytest.mark.parametrize("seed", [2**64, 2**70, -1])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_seed_that_is_none_is_refused(http, seed, n):
+    found = http.post("/v1/completions", json={"prompt": "A", "max_tokens": 1, "seed": seed, "n": n})
+    assert found.status_code == 400
+    assert f"seed={seed}" in found.json()["error"]["message"]
+    last = http.post("/v1/completions", json={"prompt": "A", "max_tokens": 1, "seed": 2**64 - 1, "n": n})
+    assert last.status_code == 200, last.text
+
+
+def test_too_many_prompts_are_not_called_answers(http):
+    error = http.post("/v1/completions", json={"prompt": ["A"] * 1000, "max_tokens": 1}).json()["error"]
+    assert error["param"] == "prompt" and error["message"].startswith("prompt: 1,000 prompts with n=1 ask for 1,000")
+    error = http.post("/v1/completions", json={"prompt": ["A"] * 2, "n": 1000}).json()["error"]
+    assert error["param"] == "n" and error["message"].startswith("n: 1,000")

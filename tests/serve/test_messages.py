@@ -99,7 +99,7 @@ def test_choices_and_thinking():
         ({"messages": [{"role": "tool", "content": "x"}]}, r"messages\[0\]\.role='tool'"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
-            r"content\[0\]\[0\] is 'image'",
+            r"messages\[0\]\.content\[0\] is 'image'",
         ),
         (
             {"messages": STORY, "tools": [{"type": "bash_20250124", "name": "bash"}]},
@@ -159,3 +159,16 @@ def test_errors_have_the_shape_of_the_api(client):
         client.messages.create(**SETTINGS, messages=[*STORY, {"role": "assistant", "content": "Once"}])
     with pytest.raises(anthropic.NotFoundError):
         client.messages.create(**{**SETTINGS, "model": "other"}, messages=STORY)
+
+
+@pytest.mark.parametrize(
+    "content, where",
+    [
+        ([{"type": "image"}], "messages[0].content[0] is"),
+        ([{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "b"}, 5]}], "messages[0].content[0].content[1] is"),
+    ],
+)  # fmt: skip
+def test_a_block_that_is_no_text_is_named(content, where):
+    with pytest.raises(ConfigError) as found:
+        messages_of("messages[0]", {"role": "user", "content": content})
+    assert str(found.value).startswith(where)

@@ -1,5 +1,6 @@
 """Models that come when they are asked for and go when they are not, under their names, with their adapters."""
 
+import shutil
 import time
 
 import httpx2 as httpx
@@ -84,16 +85,41 @@ def test_room_is_made_by_unloading_what_is_idle(data, monkeypatch):
         assert (one.state, two.state) == ("ready", "unloaded")
 
 
-def test_a_model_that_is_not_there(data, tmp_path):
+def test_a_model_that_is_not_there(data, tmp_path, caplog):
     with (
         running([spec(tmp_path / "none.gguf", "none"), spec(data / "demo-Q8_0.gguf", "demo")]) as (url, _),
         httpx.Client(base_url=url) as http,
     ):
-        assert (http.get("/health").status_code, http.get("/health").json()["status"]) == (503, "broken")
-        found = http.post("/v1/completions", json=ASK)
-        assert (found.status_code, found.json()["error"]["code"]) == (404, "model_not_found")
-        assert "none.gguf" in found.json()["error"]["message"]
+        assert (http.get("/health").status_code, http.get("/health").json()["status"]) == (200, "ready"), (
+            "the other answers"
+        )
+        with caplog.at_level("ERROR", "qtransformers.serve"):
+            found = http.post("/v1/completions", json=ASK)
+        assert (found.status_code, found.json()["error"]["code"]) == (503, "model_unavailable")
+        assert "none cannot be loaded" in found.json()["error"]["message"] and "retry-after" in found.headers
+        assert str(tmp_path) not in found.text and str(tmp_path / "none.gguf") in caplog.text
         assert http.post("/v1/completions", json=ASK | {"model": "demo"}).status_code == 200
+
+
+def test_a_model_that_goes_while_it_is_not_loaded(data, tmp_path):
+    path = tmp_path / "there.gguf"
+    shutil.copy(data / "demo-Q8_0.gguf", path)
+    with running([spec(path, "there")], keep_alive=0.1) as (url, server), httpx.Client(base_url=url) as http:
+        until(lambda: server.models.entries[0].state == "unloaded")
+        path.rename(tmp_path / "elsewhere.gguf")
+        found = http.post("/v1/completions", json=ASK)
+        assert (found.status_code, found.json()["error"]["code"]) == (503, "model_unavailable")
+        assert str(tmp_path) not in found.text
+        assert http.get("/health").json() == {"status": "broken"}
+        (tmp_path / "elsewhere.gguf").rename(path)
+        assert http.post("/v1/completions", json=ASK).status_code == 200
+
+
+def test_no_folder_of_the_server_is_told(http, served, data):
+    found = http.post("/v1/embeddings", json={"input": "a"})
+    assert found.status_code == 400
+    assert found.json()["error"]["message"].startswith("demo-Q8_0.gguf is a language model")
+    assert str(data) not in found.text
 
 
 def test_whoever_leaves_while_it_loads_leaves_nothing_behind(data):

@@ -265,6 +265,8 @@ class Engine:
                     return
                 while self._dropped:
                     sequence = self._dropped.popleft()
+                    if sequence in self._arrived:  # there may never be a step that takes it from there
+                        self._arrived.remove(sequence)
                     if self._parts:
                         self._parts.scheduler.drop(sequence)
                     elif not sequence.ended:

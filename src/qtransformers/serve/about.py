@@ -9,7 +9,7 @@ from qtransformers.sampling.settings import RANGES
 
 if TYPE_CHECKING:
     from qtransformers.serve.call import Call
-    from qtransformers.serve.models import Entry
+    from qtransformers.serve.models import Entry, State
     from qtransformers.serve.painters import Painter
     from qtransformers.serve.server import Server
 
@@ -17,8 +17,16 @@ if TYPE_CHECKING:
 async def health(server: Server, call: Call, body: bytes) -> None:
     """Whether requests can be answered now: ready, loading, broken or draining."""
     states = [entry.health for entry in server.models.entries] + [painter.state for painter in server.painters.all]
-    state = "draining" if server.draining else states[0] if states[0] in ("loading", "broken") else "ready"
+    state = "draining" if server.draining else _together(states)
     await call.json({"status": state}, 200 if state == "ready" else 503)
+
+
+def _together(states: list[State]) -> str:
+    """The state of a server: one whose models are not loaded yet answers, later, and so does one that has lost some of them."""
+    able = {state for state in states if state != "broken"}
+    if able == {"loading"} or (states[0] == "loading" and "ready" not in able):
+        return "loading"
+    return "ready" if able else "broken"
 
 
 async def list_models(server: Server, call: Call, body: bytes) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from qtransformers.checks import whole
 from qtransformers.generate import Completion
 from qtransformers.generate.sequence import Chunk
 from qtransformers.serve.errors import HTTPError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from qtransformers.serve.call import Call
     from qtransformers.serve.fields import Generates
     from qtransformers.serve.models import Entry
+
+SEEDS = 2**64  # from 0
 
 
 def request_options(call: Call, entry: Entry, ask: Generates) -> dict[str, Any]:
@@ -44,8 +47,10 @@ def started(
 ) -> list[AsyncStream]:
     """`n` streams for each prompt, in their order; of a seed each takes its own."""
     seed = options.get("seed")
+    if seed is not None:
+        whole("seed", seed, 0, SEEDS - 1)
     return [
-        entry.loaded.astream(prompt, **how, **(options if seed is None else options | {"seed": (seed + i) % 2**64}))
+        entry.loaded.astream(prompt, **how, **(options if seed is None else options | {"seed": (seed + i) % SEEDS}))
         for prompt in prompts
         for i in range(n)
     ]

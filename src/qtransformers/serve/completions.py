@@ -49,7 +49,7 @@ async def completions(server: Server, call: Call, body: bytes) -> None:
     ask = decode(body, CompletionRequest)
     prompts, n = prompts_of(ask.prompt, "prompt"), 1 if ask.n is None else ask.n
     _check(ask, n)
-    async with server.answering(call, ask.model, n * len(prompts)) as entry:
+    async with server.answering(call, ask.model, n, len(prompts)) as entry:
         ids = await server.off_loop(_encoded, entry, ask, prompts)
         echoes = [await _echo(entry, ask, i) for i in ids] if ask.echo else [NO_ECHO] * len(ids)
         echoes = [echo for echo in echoes for _ in range(n)]

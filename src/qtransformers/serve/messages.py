@@ -113,7 +113,7 @@ def chat_of(ask: CountRequest) -> ChatRequest:
     out: list[Json] = []
     if ask.system:
         out.append(
-            {"role": "system", "content": ask.system if isinstance(ask.system, str) else _text("system", ask.system)}
+            {"role": "system", "content": ask.system if isinstance(ask.system, str) else _joined("system", ask.system)}
         )
     for i, message in enumerate(ask.messages):
         out += messages_of(f"messages[{i}]", message)
@@ -155,7 +155,7 @@ def messages_of(where: str, message: Json) -> list[Json]:
                 out.append({"role": role, "content": "\n".join(texts)})
                 texts = []
             given = block.get("content")
-            text = given if isinstance(given, str) else _text(f"{place}.content", given or [])
+            text = given if isinstance(given, str) else _joined(f"{place}.content", given or [])
             out.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text})
         elif kind == "tool_use":
             function = {"name": block.get("name"), "arguments": block.get("input") or {}}
@@ -163,7 +163,7 @@ def messages_of(where: str, message: Json) -> list[Json]:
         elif kind == "thinking":
             thoughts.append(str(block.get("thinking", "")))
         elif kind != "redacted_thinking":
-            texts.append(_text(place, [block]))
+            texts.append(_text(place, block))
     if role == "assistant":
         more: Json = {"tool_calls": calls} if calls else {}
         more |= {"reasoning_content": "\n".join(thoughts)} if thoughts else {}
@@ -173,18 +173,19 @@ def messages_of(where: str, message: Json) -> list[Json]:
     return out
 
 
-def _text(where: str, blocks: list[Any]) -> str:
+def _joined(where: str, blocks: list[Any]) -> str:
     """The texts of blocks."""
-    found = []
-    for i, block in enumerate(blocks):
-        kind = block.get("type") if isinstance(block, Mapping) else None
-        text = block.get("text") if kind == "text" else None
-        if kind == "document" and isinstance(block.get("source"), Mapping) and block["source"].get("type") == "text":
-            text = block["source"].get("data")
-        if not isinstance(text, str):
-            raise ConfigError(f"{where}[{i}] is {shown(kind or block)}; expected text: this model reads nothing else.")
-        found.append(text)
-    return "\n".join(found)
+    return "\n".join(_text(f"{where}[{i}]", block) for i, block in enumerate(blocks))
+
+
+def _text(where: str, block: Any) -> str:
+    kind = block.get("type") if isinstance(block, Mapping) else None
+    text = block.get("text") if kind == "text" else None
+    if kind == "document" and isinstance(block.get("source"), Mapping) and block["source"].get("type") == "text":
+        text = block["source"].get("data")
+    if not isinstance(text, str):
+        raise ConfigError(f"{where} is {shown(kind or block)}; expected text: this model reads nothing else.")
+    return text
 
 
 def _tool(where: str, tool: Json) -> Json:

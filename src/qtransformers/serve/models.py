@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -11,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qtransformers.checks import shown, text
-from qtransformers.errors import ConfigError, InsufficientMemoryError
+from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransformersError
 from qtransformers.generate import Usage
 from qtransformers.load.fit import Budget, fit
 from qtransformers.load.hub import resolve_model
 from qtransformers.load.survey import find_sources, judge, survey
 from qtransformers.machine import memory
 from qtransformers.model import Model
-from qtransformers.serve.errors import HTTPError
+from qtransformers.serve.errors import HTTPError, http_error
 from qtransformers.serve.metrics import Meters, Metrics
 from qtransformers.serve.tools import Syntax, syntax_of
 
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
     from qtransformers.load.adapters import Adapter
     from qtransformers.load.plan import LoadPlan
 
+LOG = logging.getLogger("qtransformers.serve")
 State = Literal["unloaded", "loading", "ready", "broken"]
 NAME_CHARS = 200
 FAILURES = 3  # in a row that mean that nothing works any more
+RETRY = 30  # seconds after which it may be worth asking for a model again that could not be loaded
 SCORED = 64  # tokens of a prompt in one forward, where their log-probabilities are asked for
 
 
@@ -71,6 +75,7 @@ class Entry:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     syntax: Syntax | None = None  # of its chats, once somebody has asked
     problem: str = ""  # why it is broken
+    folder: str = ""  # of its file, with the separator at its end
     failures: int = 0  # of the latest requests, one after the other, by a fault of ours
     answers: int = 0  # asked for and not yet given, waiting ones too
     users: int = 0  # requests that hold it
@@ -89,6 +94,13 @@ class Entry:
         """Its state, broken too where it is loaded and answers nothing."""
         lost = self.model is not None and self.model.problem
         return "broken" if lost or self.failures >= FAILURES else self.state
+
+    def public(self, error: QTransformersError) -> HTTPError:
+        """What a client is told of an error: files are named without their folder."""
+        found = http_error(error)
+        if self.folder:
+            found.message = found.message.replace(self.folder, "")
+        return found
 
     @property
     def usage(self) -> Usage | None:
@@ -145,7 +157,7 @@ class Models:
         entry.users += 1
         try:
             if entry.state != "ready":
-                await self.load(entry)
+                await self._load_for_client(entry)
             yield entry
         finally:
             entry.users -= 1
@@ -173,6 +185,16 @@ class Models:
                 raise
             entry.state, entry.problem, entry.used = "ready", "", time.monotonic()
 
+    async def _load_for_client(self, entry: Entry) -> None:
+        """As `load`; what keeps it from loading is for the log, not for strangers, but for memory that others need now."""
+        try:
+            await self.load(entry)
+        except InsufficientMemoryError:
+            raise
+        except Exception as e:
+            LOG.error("%s: %s", entry.spec.name, e, exc_info=None if isinstance(e, QTransformersError) else e)
+            raise HTTPError(503, f"model: {entry.spec.name} cannot be loaded; the server's log says why. Ask for another, or its operator.", "model_unavailable", field="model", retry=RETRY) from None  # fmt: skip
+
     async def unload(self, entry: Entry) -> None:
         """Free a model that nobody uses."""
         model, entry.model, entry.adapters = entry.model, None, {}
@@ -199,6 +221,7 @@ class Models:
     async def _with_room(self, entry: Entry) -> ModelSpec:
         """The spec with its file fetched; others are unloaded until the plan says that it fits, the longest unused first."""
         path, plan = await asyncio.to_thread(_planned, entry.spec)
+        entry.folder = f"{path.parent}{os.sep}" if path.parent.name else ""
         while others := [e for e in self.entries if e.model is not None]:
             budget = Budget.of(memory())
             if budget.ram is not None:  # what is mapped counts as free, but is wanted

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtransformers.checks import shown
-from qtransformers.errors import ConfigError
+from qtransformers.errors import ConfigError, QTransformersError
 from qtransformers.load.plan import PARALLEL
 from qtransformers.serve.errors import HTTPError, http_error
 from qtransformers.serve.guard import Rates
@@ -39,10 +39,14 @@ class Server:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="prepare")
 
     @asynccontextmanager
-    async def answering(self, call: Call, model: str | None, n: int = 1) -> AsyncIterator[Entry]:
-        """The model for `n` answers to a request; HTTPError where there are too many already."""
-        if not 1 <= n <= self.config.max_choices:
-            raise HTTPError(400, f"n: {n:,} answers are asked for at once; expected 1 to {self.config.max_choices} (--max-choices).", "invalid_value", field="n")  # fmt: skip
+    async def answering(self, call: Call, model: str | None, n: int = 1, prompts: int = 1) -> AsyncIterator[Entry]:
+        """The model for `n` answers to each prompt of a request; HTTPError where there are too many already."""
+        most = self.config.max_choices
+        if not 1 <= n <= most:
+            raise HTTPError(400, f"n: {n:,} answers are asked for at once; expected 1 to {most} (--max-choices).", "invalid_value", field="n")  # fmt: skip
+        if n * prompts > most:
+            raise HTTPError(400, f"prompt: {prompts:,} prompts with n={n} ask for {n * prompts:,} answers at once; expected at most {most} (--max-choices). Send fewer.", "invalid_value", field="prompt")  # fmt: skip
+        n *= prompts
         if self.draining:
             raise HTTPError(503, "the server is about to end. Ask another, or again later.", "draining", retry=10)
         entry, adapter = self.models.find(model)
@@ -62,6 +66,8 @@ class Server:
                 entry.failures = 0
             except Exception as e:
                 entry.failures += http_error(e).status == 500
+                if isinstance(e, QTransformersError):
+                    raise entry.public(e) from e
                 raise
             finally:
                 entry.answers -= n

@@ -46,6 +46,23 @@ def test_every_split_means_the_same(sample):
         assert parsed(sample, [sample.text[:i], "", sample.text[i:]]) == whole, (sample.text[:i], sample.text[i:])
 
 
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if s.calls and not s.content], ids=ident)
+def test_a_mark_behind_a_call_that_is_cut_off_is_not_shown(sample):
+    n_calls = len(sample.calls)
+    for end in range(1, len(sample.text)):
+        for pieces in ([sample.text[:end]], sample.text[:end]):
+            found = parsed(sample, pieces)
+            if len(found.calls) == n_calls and json_or_none(found.calls[-1].arguments) is not None:
+                assert not found.content, sample.text[:end]
+
+
+def json_or_none(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
 def test_every_family_has_an_answer():
     assert {sample.family for sample in SAMPLES} >= set(NAMES)
     assert {sample.reasoning for sample in SAMPLES} >= {row.name for row in THOUGHTS} - {"minimax-m3"}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qtransformers.serve.tools.events import Arguments, CallStart, Content, Event, Reasoning
-from qtransformers.serve.tools.reader import Reader
+from qtransformers.serve.tools.reader import Marks, Reader
 
 MAX_NAME = 256  # characters of a tool's name, and of what stands around it
 NAME = re.compile(r"[\w.:/-]{1,256}")
@@ -77,6 +77,13 @@ class Answer:
     def argument_text(self, text: str) -> None:
         """The same, of what stands between quotes: control characters, which JSON allows nobody there, are escaped."""
         self.arguments(text.translate(_CONTROLS))
+
+    def cut(self, marks: Marks) -> None:
+        """The text ends here; half of one of `marks` behind a call is framing, not text."""
+        rest = ("".join(self.held) + self.reader.rest).strip()
+        if self._called and rest and marks.unfinished(rest):
+            self.held.clear()
+            self.reader.take(len(self.reader.rest))
 
     def finish(self) -> None:
         """The answer is over."""

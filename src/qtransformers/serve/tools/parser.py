@@ -65,6 +65,7 @@ class Parser:
             if frame is HARMONY
             else _usual(self._answer, frame if tools else None, thoughts, thinking)
         )
+        self._marks = Marks(frame.texts if frame and tools else ())
         self._over = False
         self._advance()
 
@@ -83,6 +84,7 @@ class Parser:
     def finish(self) -> list[Event]:
         """The events that are left once no more comes."""
         if not self._over:
+            self._answer.cut(self._marks)
             self._answer.reader.end()
             self._advance()
             self._answer.finish()

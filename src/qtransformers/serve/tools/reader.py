@@ -77,6 +77,11 @@ class Reader:
         """There is no more."""
         self._ended = True
 
+    @property
+    def rest(self) -> str:
+        """What has come and is not read."""
+        return self._text[self._at :]
+
     def more(self) -> Step[bool]:
         """Wait for more; False where there is none."""
         if self._ended:

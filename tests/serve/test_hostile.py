@@ -231,3 +231,20 @@ def test_an_error_amid_a_stream_is_an_event(http, served):
 
 def test_every_sampling_field_can_be_said():
     assert set(fields.SAMPLING) <= set(fields.ChatRequest.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    "path, body, field",
+    [
+        ("/tokenize", {"prompt": " " * 4_000_000}, "prompt"),
+        ("/tokenize", {"messages": [{"role": "user", "content": "hi " * 1_000_000}]}, "messages"),
+        ("/v1/completions", {"prompt": "hi " * 1_000_000}, "prompt"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi " * 1_000_000}]}, "messages"),
+    ],
+)
+def test_texts_that_no_context_holds_are_refused_before_they_are_encoded(http, served, monkeypatch, path, body, field):
+    tokenizer = served[1].models.entries[0].loaded.tokenizer
+    monkeypatch.setattr(tokenizer, "encode", lambda *a, **o: 1 / 0)
+    found = http.post(path, json=body)
+    error = found.json()["error"]
+    assert (found.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", field)

@@ -84,6 +84,9 @@ def _check(ask: CompletionRequest, n: int) -> None:
 def _encoded(entry: Entry, ask: CompletionRequest, prompts: list[str | tuple[int, ...]]) -> list[tuple[int, ...]]:
     """The prompts as token ids."""
     tokenizer = entry.loaded.tokenizer
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            entry.check_length("prompt", prompt)
     return [
         tuple(encode_prompt(p, tokenizer, ask.add_bos, ask.encode_special)) if isinstance(p, str) else p
         for p in prompts

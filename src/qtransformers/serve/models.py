@@ -75,6 +75,7 @@ class Entry:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     syntax: Syntax | None = None  # of its chats, once somebody has asked
     problem: str = ""  # why it is broken
+    longest: int = 0  # bytes of a token; 0: not known yet
     folder: str = ""  # of its file, with the separator at its end
     failures: int = 0  # of the latest requests, one after the other, by a fault of ours
     answers: int = 0  # asked for and not yet given, waiting ones too
@@ -94,6 +95,14 @@ class Entry:
         """Its state, broken too where it is loaded and answers nothing."""
         lost = self.model is not None and self.model.problem
         return "broken" if lost or self.failures >= FAILURES else self.state
+
+    def check_length(self, name: str, text: str) -> None:
+        """HTTPError 400 for a text that the context cannot hold, by its bytes: encoding it would take long for nothing."""
+        tokenizer = self.loaded.tokenizer
+        self.longest = self.longest or max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_tokens))
+        n, most = len(text.encode("utf-8", "surrogatepass")), self.loaded.context_length * self.longest
+        if n > most:
+            raise HTTPError(400, f"{name} has {n:,} bytes; expected at most {most:,}: the context is {self.loaded.context_length:,} tokens of at most {self.longest} bytes. Shorten it. (The server's --ctx-size sets the context.)", "context_length_exceeded", field=name)  # fmt: skip
 
     def public(self, error: QTransformersError) -> HTTPError:
         """What a client is told of an error: files are named without their folder."""
@@ -168,7 +177,7 @@ class Models:
         async with self._loading:
             if entry.state == "ready":
                 return
-            entry.state = "loading"
+            entry.state, entry.longest = "loading", 0
             try:
                 spec = await self._with_room(entry)
                 loading = asyncio.get_running_loop().run_in_executor(None, _loaded, spec)

@@ -128,6 +128,7 @@ def prompt_of(call: Call, entry: Entry, ask: ChatRequest) -> tuple[tuple[int, ..
     prompt = template.render(
         messages, tools=given, documents=ask.documents, variables=variables | (ask.chat_template_kwargs or {})
     )
+    entry.check_length("messages", prompt.text)
     return tuple(encode(prompt, entry.loaded.tokenizer)), prompt.text, tools
 
 

@@ -83,6 +83,9 @@ async def detokenize(server: Server, call: Call, body: bytes) -> None:
 
 def _ids(entry: Entry, texts: list[str | tuple[int, ...]]) -> list[list[int] | tuple[int, ...]]:
     tokenizer = entry.loaded.tokenizer
+    for text in texts:
+        if isinstance(text, str):
+            entry.check_length("input", text)
     return [tokenizer.encode(t) if isinstance(t, str) else t for t in texts]
 
 
@@ -92,6 +95,7 @@ def _tokens(call: Call, entry: Entry, ask: TokenizeRequest) -> list[int]:
         chat = ChatRequest(messages=ask.messages, tools=ask.tools, chat_template_kwargs=ask.chat_template_kwargs)
         return list(prompt_of(call, entry, chat)[0])
     text = ask.prompt if ask.prompt is not None else ask.content or ""
+    entry.check_length("prompt", text)
     return encode_prompt(text, model.tokenizer, None if ask.add_special_tokens is None else ask.add_special_tokens, ask.encode_special)  # fmt: skip
 
 

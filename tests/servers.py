@@ -3,14 +3,13 @@
 import threading
 import time
 from contextlib import contextmanager
-
-import uvicorn
+from dataclasses import replace
 
 from qtransformers.serve.app import app_of
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.models import Models
 from qtransformers.serve.painters import Painters
-from qtransformers.serve.run import Patient, listen
+from qtransformers.serve.run import Listening, listen, uvicorn_config
 from qtransformers.serve.server import Server
 
 
@@ -23,7 +22,8 @@ def running(specs, config=None, keep_alive=None, painters=()):
         Painters(painters, keep_alive),
     )
     sock = listen(server.config.host, 0)
-    uv = uvicorn.Server(uvicorn.Config(app_of(server), http=Patient, log_config=None, timeout_graceful_shutdown=5))
+    config = uvicorn_config(app_of(server), replace(server.config, drain=5))
+    uv = Listening(config, server, lambda url: None)
     thread = threading.Thread(target=uv.run, args=([sock],), daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"

@@ -1,6 +1,7 @@
 """Who may ask: keys, Host, Origin."""
 
 import json
+import socket
 
 import httpx2 as httpx
 import pytest
@@ -49,12 +50,21 @@ def test_unknown_paths_ask_too(locked):
     assert locked.get("/v1/nothing", headers={"x-api-key": KEY}).status_code == 404
 
 
-@pytest.mark.parametrize("host, status", [("localhost:99", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("LOCALHOST", 200), ("localhost.", 200), ("evil.example", 403), ("", 403), ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403)])  # fmt: skip
+@pytest.mark.parametrize("host, status", [("localhost:99", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("LOCALHOST", 200), ("localhost.", 200), ("evil.example", 403), ("", 403), ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403), ("[::1]evil", 403), ("localhost:80@evil", 403), ("localhost:x", 403), ("evil@localhost", 403)])  # fmt: skip
 def test_names_that_are_bent_to_this_address(http, host, status):
     found = http.get("/v1/models", headers={"host": host})
     assert found.status_code == status
     if status == 403:
         assert "--allow-host" in found.json()["error"]["message"]
+
+
+def test_two_names(http, locked):
+    for client in (http, locked):
+        with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as s:
+            s.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
+            found = b"".join(iter(lambda: s.recv(65536), b""))
+        assert found.startswith(b"HTTP/1.1 400")
+        assert b"several Host" in found
 
 
 def test_names_that_were_allowed(locked):

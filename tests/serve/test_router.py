@@ -10,19 +10,19 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("starlette")
 import httpx2 as httpx
-import uvicorn
 
 from qtransformers import Model
 from qtransformers.serve.config import ServerConfig, hashed
 from qtransformers.serve.models import ModelSpec
 from qtransformers.serve.router import SLACK, Router, marks_of, routed, summed
-from qtransformers.serve.run import Patient, listen
+from qtransformers.serve.run import Listening, listen, uvicorn_config
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="socket files")
 PATIENCE = 300  # seconds: processes start slowly on a busy machine
@@ -34,7 +34,7 @@ def router_of(specs, n=2, **config):
     """URL and `Router` of a server with `n` processes, all of them ready."""
     router = Router(specs, ServerConfig(port=0, **config), n)
     sock = listen("127.0.0.1", 0)
-    uv = uvicorn.Server(uvicorn.Config(routed(router), http=Patient, log_config=None, timeout_graceful_shutdown=5))
+    uv = Listening(uvicorn_config(routed(router), replace(router.config, drain=5)), router, lambda url: None)
     thread = threading.Thread(target=uv.run, args=([sock],), daemon=True)
     thread.start()
     try:

@@ -22,7 +22,7 @@ QUESTION, ANSWER = "What is 7 plus 5?", "7 plus 5 is 12."
 EXTRAS = {  # extra: the packages it brings
     "torch": ("torch", "transformers"),
     "diffusers": ("diffusers",),
-    "serve": ("starlette", "uvicorn", "msgspec", "prometheus_client"),
+    "serve": ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client"),
     "ray": ("ray",),
 }
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}

@@ -4,7 +4,9 @@ from importlib.util import find_spec
 
 from qtransformers.errors import MissingExtraError
 
-if missing := [name for name in ("starlette", "uvicorn", "msgspec", "prometheus_client") if find_spec(name) is None]:
+if missing := [
+    name for name in ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client") if find_spec(name) is None
+]:
     raise MissingExtraError(f"serving needs {', '.join(missing)}. Install them: pip install 'qtransformers[serve]'.")
 
 from qtransformers.serve.app import app

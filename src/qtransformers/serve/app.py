@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qtransformers.serve.call import Call, event
+from qtransformers.serve.call import Call, Gone, event
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.errors import HTTPError, anthropic_shape, http_error, openai_shape
 from qtransformers.serve.guard import Guard
@@ -91,6 +91,8 @@ class Endpoint:
         try:
             body = await call.body() if self._row.method == "POST" else b""
             await self._answer(call, body)
+        except Gone:
+            call.told["ended"] = "disconnected"
         except Exception as e:
             await self._fail(call, e)
 

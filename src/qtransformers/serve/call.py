@@ -25,6 +25,10 @@ _EVENTS = [
 ]
 
 
+class Gone(Exception):
+    """The client has hung up before its request was complete."""
+
+
 class Call:
     """A request and the way to answer it. `told` is what the log will say of it."""
 
@@ -45,7 +49,7 @@ class Call:
         self.stalled = False  # the client reads nothing
 
     async def body(self) -> bytes:
-        """All of the body; HTTPError for one that is too large or too slow."""
+        """All of the body; HTTPError for one that is too large or too slow, Gone for one that ends amid."""
         limit, length = self.config.max_body, self.headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > limit:
             raise _too_large(limit, f"{int(length[:20]):,} bytes")
@@ -61,7 +65,7 @@ class Call:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise asyncio.CancelledError
+                raise Gone
             part = message.get("body", b"")
             n += len(part)
             if n > limit:

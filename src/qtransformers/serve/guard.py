@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Collection
 from http import HTTPStatus
@@ -23,6 +24,9 @@ SAFE = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 ALLOWED_HEADERS = b"authorization, content-type, x-api-key, anthropic-version, anthropic-beta, x-request-id"
+BODIES = 32  # of the largest size that may be held at a time
+SMALL = 1 << 16  # bytes of a body that do not count, so that short requests pass whatever others send
+_HOST = re.compile(r"(\[[^\[\]@/]+\]|[\w.-]+?)\.?(?::[0-9]{0,5})?", re.ASCII)
 ANYBODY = 24 * 3600  # seconds that a browser may remember what is allowed
 
 
@@ -38,6 +42,7 @@ class Guard:
         self._any_host = "*" in config.hosts or (
             bool(config.keys) and not config.hosts and not is_loopback(config.host)
         )
+        self._held = 0  # bytes of bodies
         self._hosts = {*LOOPBACK, own, *(name.lower() for name in config.hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,6 +66,19 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], *SAFE, *cors]}
             await send(message)
 
+        size = held = 0
+
+        async def read() -> Message:
+            nonlocal size, held
+            message = await receive()
+            size += len(message.get("body", b""))
+            more = max(0, size - SMALL) - held
+            most = BODIES * self._config.max_body
+            if self._held + more > most:
+                raise HTTPError(503, f"the bodies of all requests under way have {most:,} bytes, as many as the server holds. Ask again.", "overloaded", retry=1)  # fmt: skip
+            self._held, held = self._held + more, held + more
+            return message
+
         try:
             refused = self._refusal(scope, headers, origin)
             if refused is not None:
@@ -69,14 +87,17 @@ class Guard:
                 await answer({"type": "http.response.start", "status": 204, "headers": []})
                 await answer({"type": "http.response.body"})
             else:
-                await self._app(scope, receive, answer)
+                await self._app(scope, read, answer)
         finally:
+            self._held -= held
             told["seconds"] = round(time.perf_counter() - started, 4)
             self._log(told)
 
     def _refusal(self, scope: Scope, headers: Headers, origin: str | None) -> HTTPError | None:
         """Why a request may not come in."""
         host = headers.get("host", "")
+        if len(headers.getlist("host")) > 1:
+            return HTTPError(400, "the request has several Host headers; expected one.", "host")
         if not self._any_host and _name(host) not in self._hosts:
             return HTTPError(403, f"Host is {shown(host)}; expected this server's address. Names that lead to it are allowed by --allow-host.", "host")  # fmt: skip
         if origin is not None and not self._may(origin, host):
@@ -146,9 +167,9 @@ def _key(headers: Headers) -> str | None:
 
 
 def _name(host: str) -> str:
-    """A `Host` without its port."""
-    name, bracket, _ = host.lower().partition("]")
-    return name + bracket if bracket else name.partition(":")[0].removesuffix(".")
+    """A `Host` without its port; none where it is no name."""
+    found = _HOST.fullmatch(host.lower())
+    return found[1] if found else ""
 
 
 async def _refuse(send: Send, error: HTTPError, path: str) -> None:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qtransformers.errors import UnsupportedError
 from qtransformers.serve.app import LOG, log, public_paths
-from qtransformers.serve.call import Call, event
+from qtransformers.serve.call import Call, Gone, event
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.errors import HTTPError, anthropic_shape, http_error, openai_shape
 from qtransformers.serve.guard import Guard, Rates
@@ -116,6 +116,8 @@ class Router:
                 await call.data(summed(texts), CONTENT_TYPE_LATEST.encode())
             else:
                 await self._hand_on(call, scope, send)
+        except Gone:
+            call.told["ended"] = "disconnected"
         except Exception as e:
             await self._fail(call, scope, e)
 

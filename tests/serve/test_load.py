@@ -335,6 +335,18 @@ def test_who_hangs_up_amid_a_body_is_no_defect(served, caplog):
     assert not [r for r in caplog.records if r.levelname == "ERROR"]
 
 
+def test_who_hangs_up_with_more_requests_waiting_is_no_longer_computed(served):
+    entry = served[1].models.entries[0]
+    before = entry.meters.counters["generation_tokens"]._value.get()
+    body = json.dumps(LONG).encode()
+    with connected(served[0]) as s:
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        s.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert s.recv(100)
+    settled(entry)
+    assert entry.meters.counters["generation_tokens"]._value.get() - before < 900
+
+
 def test_bodies_are_bounded_in_all(demo, monkeypatch):
     monkeypatch.setattr(guard, "BODIES", 1)
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 190000\r\n\r\n"

@@ -55,6 +55,7 @@ class Patient(HttpToolsProtocol):
         self._part = "none"  # of a request that is being read: none, head, body
         self._idle_bytes = 0  # since the headers, the body or the request went on
         self._n_headers = 0
+        self._answering: Any = None  # the request that is answered; `cycle` is the one that was read last
         self._fault: HTTPError | None = None  # why reading stopped
         self._due: asyncio.TimerHandle | None = None  # closes unless what is expected has come
         self._unread: asyncio.TimerHandle | None = None  # looks whether the client reads
@@ -78,6 +79,9 @@ class Patient(HttpToolsProtocol):
         if not self._peers[self._peer]:
             del self._peers[self._peer]
         super().connection_lost(exc)
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True  # which uvicorn says to the last only
+            self._answering.message_event.set()
         self.pipeline.clear()  # or they and this hold each other
 
     def data_received(self, data: bytes) -> None:
@@ -111,6 +115,10 @@ class Patient(HttpToolsProtocol):
         self._part, self._idle_bytes = "body", 0
         self._expect(None)
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Some of it."""

@@ -18,11 +18,11 @@ def running(specs, config=None, keep_alive=None, painters=()):
     """The base URL of a server, and the `Server`."""
     server = Server(
         Models(specs, keep_alive, may_be_none=bool(painters)),
-        config or ServerConfig(port=0),
+        replace(config or ServerConfig(port=0), drain=5),
         Painters(painters, keep_alive),
     )
     sock = listen(server.config.host, 0)
-    config = uvicorn_config(app_of(server), replace(server.config, drain=5))
+    config = uvicorn_config(app_of(server), server.config)
     uv = Listening(config, server, lambda url: None)
     thread = threading.Thread(target=uv.run, args=([sock],), daemon=True)
     thread.start()

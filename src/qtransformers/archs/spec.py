@@ -337,7 +337,7 @@ def read_hparams(
             continue  # what it derives from is missing or wrong, and reported already
         except BadValue as e:
             problems.append(e.problem(f"{file}: {key}", REMAKE))
-    if not any(p.grade != "warning" for p in problems) and spec.check:
+    if len(values) == len(spec.hparams) and spec.check:  # the others are told of already
         problems += (Problem(f"{file}: {p.text}.", p.grade) for p in spec.check(values))
     return Hyperparameters.frozen(values, origins), problems
 

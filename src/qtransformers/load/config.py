@@ -112,7 +112,7 @@ def disagreements(
         )
     yield from _fixed(spec, config, config_file)
     for p in spec.hparams:
-        if p.name not in said or p.name not in hparams or (p.applies and not p.applies(hparams)):
+        if p.name not in said or p.name not in hparams or not _applies(p, hparams):
             continue
         ours, theirs = hparams[p.name], said[p.name]
         if theirs.value is None:
@@ -164,6 +164,13 @@ def _look_up(config: Mapping[str, Any], key: str) -> tuple[bool, Any]:
             return False, None
         value = value[part]
     return True, value
+
+
+def _applies(p: HParam, hparams: Mapping[str, Any]) -> bool:
+    try:
+        return p.applies is None or bool(p.applies(hparams))
+    except KeyError:
+        return False  # what decides it is missing or wrong, and reported already
 
 
 def _agree(p: HParam, ours: Any, theirs: Any) -> bool:

@@ -42,6 +42,12 @@ def test_dry_run_writes_nothing(demo, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_how_long_learning_takes_is_not_said_of_a_dry_run(demo, capsys):
+    assert main(["convert", demo, "-t", "Q4_K", "--awq", "--dry-run"]) == 0
+    err = capsys.readouterr().err
+    assert "after learning" in err and "on this machine" not in err
+
+
 @pytest.mark.parametrize(
     "words, code",
     [

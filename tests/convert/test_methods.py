@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 
@@ -6,6 +7,7 @@ import pytest
 
 from convert import layouts
 from qtransformers.convert import convert, plan_conversion
+from qtransformers.convert.checkpoints import quantization_of
 from qtransformers.convert.methods import sources_of
 from qtransformers.errors import LoadError, UnsupportedError
 from qtransformers.gguf import GGUFFile
@@ -399,6 +401,20 @@ def test_damaged_layers_are_read_or_refused():
         except (LoadError, UnsupportedError):
             seen["refused"] += 1
     assert min(seen.values()) > 50, seen
+
+
+@pytest.mark.parametrize("algorithm, method", [("NVFP4", "modelopt"), ("FP8", "modelopt"), (None, None)])
+def test_what_modelopt_says_in_a_file_of_its_own(algorithm, method, tmp_path):
+    own = tmp_path / "hf_quant_config.json"
+    assert quantization_of(tmp_path, {}) == (None, tmp_path / "config.json")
+    own.write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm, "kv_cache_quant_algo": "FP8"}}))  # fmt: skip
+    said, by = quantization_of(tmp_path, {})
+    assert by == own and (said and said["quant_method"]) == method
+    assert quantization_of(tmp_path, {"quantization_config": {"quant_method": "awq"}})[0] == {"quant_method": "awq"}
+    for wrong in ({"quant_algo": "W4A8_AWQ"}, {"quant_algo": 3}, "NVFP4"):
+        own.write_text(json.dumps({"quantization": wrong}))
+        with pytest.raises(UnsupportedError, match=r"hf_quant_config\.json: quant_algo is "):
+            quantization_of(tmp_path, {})
 
 
 def test_nvfp4_of_either_maker():

@@ -66,6 +66,13 @@ def test_computed_tensors_are_written(tiny_model, tmp_path):
         np.testing.assert_array_equal(found.dequantize(), next(t.source for t in plan.tensors if t.name == found.name))
 
 
+def test_another_file_beside_a_model_is_not_the_model(tiny_model):
+    folder = tiny_model()
+    (folder / "adapter_model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(ConfigError, match=r"adapter_model\.safetensors is no part of the model in .*tiny"):
+        plan_conversion(folder / "adapter_model.safetensors")
+
+
 def test_the_default_name_and_overwriting(tiny_model, tmp_path, monkeypatch):
     folder = tiny_model()
     monkeypatch.chdir(tmp_path)

@@ -1,9 +1,11 @@
 """Records that outlive the process that made them, whole or not at all."""
 
+import resource
+
 import numpy as np
 import pytest
 
-from qtransformers.errors import ConfigError
+from qtransformers.errors import ConfigError, QTransformersError
 from qtransformers.quantize.journal import Journal
 
 
@@ -63,3 +65,16 @@ def test_two_at_the_same_work(tmp_path):
     with pytest.raises(ConfigError, match="being written by another process"):
         Journal(tmp_path / "m.gguf", "0123456789ab")
     journal.close()
+
+
+def test_without_room_it_says_where_and_what_to_do(tmp_path):
+    journal, limits = filled(tmp_path / "m.gguf"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, limits[1]))
+    try:
+        with pytest.raises(QTransformersError, match=r"m\.gguf: .*kept: make room and run the same again") as caught:
+            journal.put(("weight", "c"), bytes(6_000_000))
+        journal.close(keep=isinstance(caught.value.__cause__, OSError))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    again = Journal(tmp_path / "m.gguf", "0123456789ab")
+    assert ("weight", "b") in again and ("weight", "c") not in again

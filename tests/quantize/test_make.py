@@ -1,5 +1,6 @@
 """Files made from a checkpoint and from a GGUF file: types as planned or by budget, nothing left behind; the gate that judges them."""
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -135,3 +136,40 @@ def test_several_files(original, tmp_path):
         assert all(np.array_equal(t.data, split.tensors[name].data) for name, t in whole.tensors.items())
     with pytest.raises(ConfigError, match=r"a-00001-of-\d+\.gguf exists"):
         make(plan, tmp_path / "a.gguf", how, max_bytes=1_000_000)
+
+
+def test_types_stated_anew_are_not_those_of_the_run_before(original, tmp_path):
+    how = How(bits_per_weight=4.6, judged=False, **FEW)
+
+    def stop(what, done, total):
+        if what == "quantising":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(plan_conversion(original, "Q8_0"), tmp_path / "a.gguf", how, progress=stop)
+    assert len(list(tmp_path.iterdir())) == 1
+    made = make(plan_conversion(original, "Q8_0", overrides=[("attn_v", "Q8_0")]), tmp_path / "a.gguf", how)
+    assert {made.types[f"blk.{i}.attn_v.weight"].name for i in range(4)} == {"Q8_0"}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_killed_while_it_judges_a_run_leaves_only_its_file(data, tmp_path, monkeypatch):
+    there = []
+    told = make_module._verdict
+    monkeypatch.setattr(
+        make_module, "_verdict", lambda *given: there.extend(p.name for p in tmp_path.iterdir()) or told(*given)
+    )
+    made = make(plan_conversion(data / "demo_model", "Q4_K_M"), tmp_path / "a.gguf", How(fold=True, **FEW))
+    assert there == ["a.gguf"] and made.verdict is not None
+
+
+def test_what_a_run_left_that_was_killed_at_its_end(data, tmp_path):
+    plan, out = plan_conversion(data / "demo_model", "Q4_K_M"), tmp_path / "a.gguf"
+    floats, done, other = make_module._floats(out), tmp_path / ".a.gguf.0123456789ab.part", tmp_path / ".a.gguf.ab0123456789.part"  # fmt: skip
+    for path in (floats, done, out, other):
+        path.write_bytes(b"x")
+    for path, seconds in ((done, 1), (out, 2), (other, 3)):  # the other was found out since, by a run that overwrites
+        os.utime(path, (seconds, seconds))
+    with pytest.raises(ConfigError, match="exists"):
+        make(plan, out, How(fold=True, **FEW))
+    assert sorted(tmp_path.iterdir()) == sorted((out, other))

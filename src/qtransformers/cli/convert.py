@@ -74,7 +74,8 @@ def _run(args: argparse.Namespace, scratch: Path | None) -> int:
     output = Path(args.output or f"{name}-{kind}.gguf")
     if args.dry_run:
         print("\n".join(_described(plan)))
-        note(f"would write {output}, {_size(plan, plan.nbytes)}, in about {time_text(seconds(plan))} on this machine")
+        time = "after learning" if learns else f"in about {time_text(seconds(plan))} on this machine"
+        note(f"would write {output}, {_size(plan, plan.nbytes)}, {time}")
         return 0
     if learns and LAYOUT_KEY in plan.metadata:
         plan = learned.of_diffusion(args, model, name)
@@ -96,6 +97,7 @@ def _run(args: argparse.Namespace, scratch: Path | None) -> int:
 def _at_hand(model: str, color: str, scratch: Path | None) -> tuple[Path, str]:
     """Where the model lies, fetched from the Hub when it must be, only its headers into `scratch` when they do; and what to call it."""
     from qtransformers.cli.models import fetched
+    from qtransformers.convert.checkpoints import quantization_of
     from qtransformers.convert.diffusion import title_of
     from qtransformers.load.config import read_json
     from qtransformers.load.files import size_text
@@ -115,7 +117,7 @@ def _at_hand(model: str, color: str, scratch: Path | None) -> tuple[Path, str]:
             with progress("reading headers", color):
                 folder = fetch_headers(ref, hub, scratch)
             config = folder / "config.json"  # which pipelines do not have
-            if not config.is_file() or "quantization_config" not in read_json(config):
+            if not config.is_file() or quantization_of(folder, read_json(config))[0] is None:
                 return folder, name
             raise ConfigError(f"{model} is quantised already, and its types hang on its weights: --dry-run would have to fetch {size_text(left)}. Convert it, or fetch it before.")  # fmt: skip
     with progress("fetching", color) as update:

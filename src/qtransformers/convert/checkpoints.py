@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qtransformers.archs import SPECS, ArchSpec, Hyperparameters, Slot
+from qtransformers.checks import shown
 from qtransformers.convert.methods import Mxfp4, sources_of
 from qtransformers.convert.plan import (
     QUANTIZATION_VERSION,
@@ -52,8 +53,8 @@ def plan_checkpoint(folder: Path, asked: Asked) -> ConversionPlan:
     whole = read_json(folder / "config.json")
     config = {**text_config(whole), **pooling(folder)}
     spec = _spec_for(config, folder)
-    said = whole.get("quantization_config", config.get("quantization_config"))
-    stored = _renamed(spec, sources_of(open_checkpoint(folder), said, str(folder / "config.json")))
+    said, by = quantization_of(folder, whole, config)
+    stored = _renamed(spec, sources_of(open_checkpoint(folder), said, str(by)))
     rows = stored.get(spec.tensors[0].hf + ".weight")
     hparams = hparams_from_config(spec, config, str(folder / "config.json"))
     of_hparams = hparam_metadata(spec, hparams)
@@ -75,6 +76,21 @@ def plan_checkpoint(folder: Path, asked: Asked) -> ConversionPlan:
         check_round_trip(folder, metadata)
     files = tuple(sorted(folder.glob("*.safetensors")))
     return ConversionPlan(folder, metadata, targets, file_type, files, asked.force)
+
+
+def quantization_of(folder: Path, *configs: Mapping[str, Any]) -> tuple[Any, Path]:
+    """How a checkpoint is quantised, None where it is not, and the file that says so: a config, or modelopt's own beside it."""
+    said = next((c["quantization_config"] for c in configs if "quantization_config" in c), None)
+    own = folder / "hf_quant_config.json"
+    if said is not None or not own.is_file():
+        return said, folder / "config.json"
+    how = read_json(own).get("quantization")
+    algorithm = how.get("quant_algo") if isinstance(how, Mapping) else how
+    if algorithm is None:  # of caches alone, which is not done here
+        return None, own
+    if not isinstance(how, Mapping) or not isinstance(algorithm, str) or not algorithm.startswith(("FP8", "NVFP4")):
+        raise UnsupportedError(f"{own}: quant_algo is {shown(algorithm)}; convert reads FP8 and NVFP4 of modelopt's. Convert the original model instead.")  # fmt: skip
+    return {"quant_method": "modelopt", **how}, own
 
 
 def _spec_for(config: Mapping[str, Any], folder: Path) -> ArchSpec:

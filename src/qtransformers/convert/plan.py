@@ -115,7 +115,7 @@ class ConversionPlan:
             stat = path.stat()
             digest.update(repr((str(path.resolve()), stat.st_size, stat.st_mtime_ns)).encode())
         for t in self.tensors:
-            digest.update(repr((t.name, t.type.name, t.shape)).encode())
+            digest.update(repr((t.name, t.type.name, t.shape, t.stated)).encode())
             for array in (t.importance, t.source if isinstance(t.source, np.ndarray) else None):
                 digest.update(b"-" if array is None else np.ascontiguousarray(array).data)
         return digest.hexdigest()[:12]

@@ -104,6 +104,8 @@ def _read(folder: Path, files: Mapping[str, Any], pre: str | None) -> Vocabulary
     if (folder / "tokenizer.model").exists():
         vocabulary = _from_sentencepiece(folder / "tokenizer.model")
     elif not model:
+        if (folder / "tokenizer.json").exists():
+            raise TokenizerError(f"{folder / 'tokenizer.json'} has no model: no tokens and no merges. Fetch it again from the model's repository.")  # fmt: skip
         raise ModelNotFoundError(f"{folder}: no tokenizer.json and no tokenizer.model; copy the tokenizer there.")
     elif model.get("type", "BPE") == "BPE" and "merges" in model:
         vocabulary = _from_bpe(folder, files["tokenizer.json"], pre)

@@ -18,6 +18,7 @@ from qtransformers.convert.requantize import plan_requantization
 from qtransformers.convert.weights import encoded, expect, first_rows
 from qtransformers.errors import ConfigError
 from qtransformers.gguf.writer import GGUFWriter
+from qtransformers.load.checkpoint import INDEX, SINGLE, checkpoint_files
 from qtransformers.load.config import read_json
 from qtransformers.load.files import looked_up
 
@@ -73,7 +74,11 @@ def _folder_of(path: Path) -> Path:
     of_language = (
         path.suffix == ".safetensors" and path.is_file() and beside.is_file() and "model_type" in read_json(beside)
     )
-    return path.parent if of_language else path
+    if not of_language:
+        return path
+    if path.name not in checkpoint_files(path.parent):
+        raise ConfigError(f"{path} is no part of the model in {path.parent}, which is made of {SINGLE} or the files of {INDEX}. To convert that model, give the folder.")  # fmt: skip
+    return path.parent
 
 
 def convert(

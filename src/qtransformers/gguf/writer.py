@@ -99,13 +99,14 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _sweep(path: Path, key: str) -> None:
-    """Remove what runs with other settings have left of `path`, unless one is at it."""
+def sweep(path: Path, *keys: str, before: int | None = None) -> None:
+    """Remove what runs of other `keys` have left of `path`, unless one is at it; only what was written `before` (ns), where that is said."""
+    ours = [_temporary(path, key) for key in keys]
     pattern = re.compile(rf"\.{re.escape(path.name[:40])}\.[0-9a-f]{{12}}\.part")
     for left in path.parent.iterdir():
-        if pattern.fullmatch(left.name) and left != _temporary(path, key):
+        if pattern.fullmatch(left.name) and left not in ours:
             with suppress(OSError), left.open("rb") as file:
-                if _locked(file.fileno()):
+                if (before is None or left.stat().st_mtime_ns <= before) and _locked(file.fileno()):
                     left.unlink()
 
 
@@ -166,7 +167,7 @@ class GGUFWriter:
         there = 0
         if resume and path.parent.is_dir():
             for p in self.paths:
-                _sweep(p, key_of(p, resume))
+                sweep(p, key_of(p, resume))
                 left = _temporary(p, key_of(p, resume))
                 there += left.stat().st_size if left.exists() else 0
         check_room(path.parent, sum(plan.nbytes for plan in self._plans) - there)

@@ -90,6 +90,12 @@ def open_checkpoint(folder: Path, stem: str = "model") -> dict[str, Stored]:
     return tensors
 
 
+def checkpoint_files(folder: Path, stem: str = "model") -> set[str]:
+    """Names of the files that `open_checkpoint` reads in `folder`; LoadError for an index that is none."""
+    index = folder / f"{stem}.safetensors.index.json"
+    return set(_index_of(index).values()) if index.exists() else {f"{stem}.safetensors"}
+
+
 def _index_of(path: Path) -> dict[str, str]:
     try:
         places = json.loads(path.read_bytes())["weight_map"]

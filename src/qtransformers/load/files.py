@@ -13,6 +13,7 @@ from qtransformers.errors import ConfigError, ModelNotFoundError
 # All that `model_path` is ever asked for. Nothing else is opened or downloaded.
 ALLOWED = (
     "config.json",
+    "hf_quant_config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.errors import QTransformersError
 from qtransformers.gguf.writer import AtomicFile
 
 Key = tuple[str, str]  # what it is (`weight`, `fold`, `types`), and of what
@@ -24,7 +25,7 @@ HEAD_LIMIT = 1 << 24  # bytes
 class Journal:
     """Records by key; of this process alone, or with `path` and `resume` (which is the same for the same work) for the next too.
 
-    ConfigError while another process does the same work.
+    ConfigError while another process does the same work; QTransformersError where there is no room for a record.
     """
 
     def __init__(self, path: Path | None = None, resume: str = "") -> None:
@@ -53,10 +54,15 @@ class Journal:
         """Append a record, which a later one of the same key replaces."""
         raw = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).view(np.uint8)  # fmt: skip
         head = json.dumps({"key": key, "n": raw.nbytes, "crc": zlib.crc32(raw.data), "facts": facts}).encode()
-        self._file.seek(self._end)
-        self._file.write(len(head).to_bytes(8, "little") + head)
-        self._file.write(raw.data)
-        self._file.flush()
+        try:
+            self._file.seek(self._end)
+            self._file.write(len(head).to_bytes(8, "little") + head)
+            self._file.write(raw.data)
+            self._file.flush()
+        except OSError as e:
+            where = self._kept.path if self._kept else tempfile.gettempdir()
+            after = "what is found out so far is kept: make room and run the same again" if self._kept else "make room"
+            raise QTransformersError(f"{where}: {e.strerror or e}; {after}.") from e
         self._at[key] = self._end + 8 + len(head), raw.nbytes, facts
         self._end += 8 + len(head) + raw.nbytes
 

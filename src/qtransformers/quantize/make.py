@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
@@ -22,7 +22,7 @@ from qtransformers.convert.plan import Target
 from qtransformers.convert.recipes import RECIPES
 from qtransformers.errors import ConfigError
 from qtransformers.gguf import GGUFWriter
-from qtransformers.gguf.writer import check_room, key_of
+from qtransformers.gguf.writer import check_room, key_of, sweep
 from qtransformers.load import load
 from qtransformers.quantize.budget import allot, survey
 from qtransformers.quantize.gate import Verdict, judge
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]  # (what is done, how much, of how much)
 FLOATS = ("F32", "F16", "BF16")
+WRITTEN = "written "  # what tells the file itself from what was found out for it
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def make(
     """
     taken = sorted(output.parent.glob(f"{escape(output.name.removesuffix('.gguf'))}-?????-of-?????.gguf")) if max_bytes else [output]  # fmt: skip
     if not overwrite and (there := next((path for path in taken if path.exists()), None)):
+        _floats(output).unlink(missing_ok=True)  # of a run that was killed at its end
+        sweep(output, before=there.stat().st_mtime_ns)
         raise ConfigError(f"{there} exists. Choose another name, or replace it with overwrite.")
     packed = [t.name for t in plan.tensors if t.packed and t.stored and t.stored.is_quantized]
     if packed:
@@ -113,6 +116,9 @@ def make(
                 progress=told("quantising"),
             )  # fmt: skip
             paths = _write(plan, metadata, made, output, overwrite, max_bytes, resume, told("writing"))
+        if path != plan.model:
+            with suppress(OSError):  # where what is mapped cannot go yet
+                path.unlink()  # first: a run that is killed while it judges leaves nothing
         verdict = _verdict(model, made, paths[0], judged, judged is not learned, how) if how.judged else None
         assert model.sources.gguf is not None
         model.settle()
@@ -124,7 +130,9 @@ def make(
 def _journal(output: Path, resume: str) -> Iterator[Journal]:
     """What an earlier run has found out; kept where this one is stopped from outside."""
     check_room(output.parent, 0)
-    journal, keep = Journal(output, key_of(output, resume)), False
+    key = key_of(output, resume)
+    sweep(output, key, key_of(output, WRITTEN + resume))
+    journal, keep = Journal(output, key), False
     try:
         yield journal
     except BaseException as e:
@@ -195,7 +203,7 @@ def _write(
 ) -> tuple[Path, ...]:  # fmt: skip
     specs = [(t.name, t.shape, made.types[t.name]) for t in plan.tensors]
     with GGUFWriter(
-        output, metadata, specs, overwrite=overwrite, max_bytes=max_bytes, resume=f"written {resume}"
+        output, metadata, specs, overwrite=overwrite, max_bytes=max_bytes, resume=WRITTEN + resume
     ) as writer:
         for i, (name, _, _) in enumerate(specs):
             if i >= writer.finished:
@@ -210,9 +218,7 @@ def _original(plan: ConversionPlan, output: Path, progress: Callable[[int, int],
     if plan.model.is_file():
         yield plan.model
         return
-    temporary = output.with_name(
-        f".{output.name[:40]}.floats.gguf"
-    )  # of one name, so that what a killed run left goes with the next
+    temporary = _floats(output)
     try:
         temporary.unlink(missing_ok=True)
         plain = tuple(replace(t, type=_plain_type(t), importance=None) for t in plan.tensors)
@@ -220,6 +226,11 @@ def _original(plan: ConversionPlan, output: Path, progress: Callable[[int, int],
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _floats(output: Path) -> Path:
+    """Of one name for all runs, so that what a killed one left goes with the next."""
+    return output.with_name(f".{output.name[:40]}.{key_of(output, 'floats')}.floats.gguf")
 
 
 def _plain_type(target: Target) -> QuantType:

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 from qtransformers.archs.diffusion import LAYOUTS, SPECS
+from qtransformers.convert import convert
 from qtransformers.diffusers import load_transformer
 from qtransformers.diffusers.loading import build
-from qtransformers.errors import GGUFError, QTransformersError
+from qtransformers.errors import ConfigError, GGUFError, LoadError, QTransformersError
+from qtransformers.gguf import GGUFWriter
+from qtransformers.gguf.encode import TensorSpec
 from qtransformers.load.diffusion import CONFIG_KEY, SCHEMA, SCHEMA_KEY, Detected, DiffusionPlan, match, read_settings
+from qtransformers.quants import quantize
 from qtransformers.tensor import QTensor
 from qtransformers.types import BY_NAME
 from tiny_diffusion.cases import CASES
@@ -116,15 +120,59 @@ def test_biases_that_are_forbidden_or_missing_are_named(case, layout):
     assert some
 
 
-@cases
-def test_byte_shaped_tensors_are_known_as_such(case):
-    found, _ = detected(case)
-    values, _, _ = read_settings(found, "m.gguf", None, told(case), "config=")
-    name, whole = next((n, t) for n, t in found.tensors.items() if len(t.shape) == 2 and t.shape[1] % 256 == 0)
-    packed = BY_NAME["Q4_K"].row_bytes(whole.shape[1])
-    bytes_ = QTensor(name, BY_NAME["Q4_K"], (whole.shape[0], packed), np.broadcast_to(NOTHING, whole.shape[0] * packed))
-    _, misfits = match(found.spec, "diffusers", values, {**found.tensors, name: bytes_})
-    assert any(re.search(rf"{re.escape(name)} is \[\d+, {packed}\].*counts bytes", p.text) for p in misfits)
+def test_byte_shaped_tensors_are_known_as_such(tmp_path):
+    case = next(c for c in CASES if c.id == "aura")
+    arrays = {name: np.ascontiguousarray(v.float().numpy()) for name, v in model_of(case).state_dict().items()}
+    q4 = BY_NAME["Q4_K"]
+    packed = {
+        n: quantize(v.reshape(-1), q4).reshape(len(v), -1) for n, v in arrays.items() if n.endswith("to_q.weight")
+    }
+    specs = [TensorSpec(n, packed[n].shape if n in packed else v.shape, BY_NAME["I8" if n in packed else "F32"]) for n, v in arrays.items()]  # fmt: skip
+    with GGUFWriter(tmp_path / "m.gguf", {"general.architecture": "aura"}, specs) as writer:
+        for spec in specs:
+            data = packed.get(spec.name, arrays[spec.name])
+            writer.write(spec.name, QTensor(spec.name, spec.type, spec.shape, data.view(np.uint8).reshape(-1)))
+    with pytest.raises(
+        LoadError, match=r"to_q\.weight is \[256, 144\]; expected \[256, 256\].*counts bytes, not values: .*Q4_K"
+    ):
+        load_transformer(tmp_path / "m.gguf", told(case))
+
+
+@pytest.mark.parametrize(
+    "metadata, text",
+    [
+        ({"qtransformers.schema": 1, "qtransformers.layout": "original"}, r"layout is 'original', but .* diffusers layout of AuraFlow"),
+        ({"qtransformers.schema": 1, "qtransformers.layout": 5}, "layout is 5, but"),
+        ({"qtransformers.schema": "x"}, "schema is 'x'; this version reads"), ({"qtransformers.schema": 5}, "schema is 5; this version reads"),
+        ({"comfy.gguf.orig_shape.zzz": [1, 2]}, r"orig_shape\.zzz is of no tensor"),
+        ({"comfy.gguf.orig_shape.register_tokens": [1.9, 8.2, 256.7]}, r"orig_shape\.register_tokens is"),
+    ],
+)  # fmt: skip
+def test_annotations_that_are_not_so(metadata, text, tmp_path):
+    case = next(c for c in CASES if c.id == "aura")
+    path = write(tmp_path / "m.gguf", "aura", model_of(case).state_dict(), metadata=metadata)
+    with pytest.raises(QTransformersError, match=text):
+        load_transformer(path, told(case))
+
+
+@pytest.mark.parametrize("name", ["pos_embed.proj.bias", "register_tokens"])
+def test_plain_values_that_are_not_finite_are_named(name, tmp_path):
+    case = next(c for c in CASES if c.id == "aura")
+    state = model_of(case).state_dict()
+    state[name] = state[name].clone()
+    state[name].view(-1)[3] = math.nan
+    with pytest.raises(LoadError, match=rf"{re.escape(name)} holds values that are not finite"):
+        load_transformer(write(tmp_path / "m.gguf", "aura", state), told(case))
+
+
+@pytest.mark.parametrize("config", [5, [], b"x", 1.5])
+def test_configs_that_are_none(config, tmp_path):
+    case = next(c for c in CASES if c.id == "aura")
+    path = write(tmp_path / "m.gguf", "aura", model_of(case).state_dict())
+    with pytest.raises(ConfigError, match="expected settings, a config"):
+        load_transformer(path, config)
+    with pytest.raises(ConfigError, match="expected settings, a config"):
+        convert(path, tmp_path / "n.gguf", "Q8_0", config=config)
 
 
 def test_files_cut_short_are_told(tmp_path):

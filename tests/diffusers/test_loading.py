@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qtransformers.archs.diffusion import SPECS
+from qtransformers.convert import convert
 from qtransformers.diffusers import load_transformer
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.torch import QuantWeight
@@ -121,3 +122,38 @@ def test_an_unknown_file_lists_the_nearest_architectures(tmp_path):
     state = {"context_embedder.weight": torch.ones(8, 8), "register_tokens": torch.ones(1, 8)}
     with pytest.raises(UnsupportedError, match=r"Nearest: AuraFlow \(diffusers layout\) would need time_step_proj"):
         load_transformer(write(tmp_path / "m.gguf", "x", state))
+
+
+@pytest.mark.parametrize("prefix", ["foo.", "model.diffusion_model.model."])
+def test_names_behind_a_prefix_of_others_are_known(prefix, tmp_path):
+    _, state = state_of(AURA, "diffusers")
+    path = write(tmp_path / "m.gguf", "aura", {prefix + name: values for name, values in state.items()})
+    with pytest.raises(
+        UnsupportedError,
+        match=r"Nearest: AuraFlow \(diffusers layout\) would need names without '[a-z.]+' before them[;.]?",
+    ):
+        load_transformer(path)
+
+
+def test_a_config_that_contradicts_what_the_file_says_of_itself(tmp_path):
+    """No tensor shows how many heads AuraFlow has."""
+    _, state = state_of(AURA, "diffusers")
+    plain = write(tmp_path / "m.gguf", "aura", state)
+    said = convert(plain, tmp_path / "said.gguf", "F32", config=told(AURA))
+    heads = {"num_attention_heads": told(AURA)["num_attention_heads"] * 2, "attention_head_dim": told(AURA)["attention_head_dim"] // 2}  # fmt: skip
+    match = r"config=: num_attention_heads is \d+, but .*said\.gguf: qtransformers\.config says \d+\. They belong to different models"
+    with pytest.raises(LoadError, match=match):
+        load_transformer(said, heads)
+    with pytest.raises(LoadError, match=match):
+        convert(said, tmp_path / "n.gguf", "Q8_0", config=heads)
+    assert not (tmp_path / "n.gguf").exists()
+    load_transformer(said, told(AURA))
+
+
+def test_a_size_of_the_config_is_named_where_it_does_not_fit(tmp_path):
+    _, state = state_of(AURA, "diffusers")
+    path = write(tmp_path / "m.gguf", "aura", state)
+    with pytest.raises(
+        LoadError, match=r"pos_embed\.proj\.weight is .*, by .*in_channels 16 of config=\..*pass the config of this one"
+    ):
+        load_transformer(path, {**told(AURA), "in_channels": 16})

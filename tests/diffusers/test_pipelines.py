@@ -10,8 +10,9 @@ from PIL import Image
 
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.cli import main
-from qtransformers.diffusers import Picture, dequantized, load_pipeline, load_transformer, paint
-from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError
+from qtransformers.convert import convert
+from qtransformers.diffusers import Picture, dequantized, load_pipeline, load_transformer, paint, save_gguf
+from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
 from tiny_diffusion.files import model_of, original_layout, settings, write
 from tiny_diffusion.pipelines import AURA, saved
 
@@ -235,3 +236,47 @@ def test_settings_of_the_base_are_held_against_the_file(tiny, tmp_path):
     other = write(tmp_path / "m.gguf", "aura", model_of(AURA, num_single_dit_layers=1).state_dict())
     with pytest.raises(LoadError, match=r"num_single_dit_layers is 2, but the tensors of .* say 1"):
         load_pipeline(other, base)
+
+
+def test_settings_of_the_base_are_held_against_what_the_file_says(tiny, tmp_path):
+    _, base, files = tiny
+    said = convert(files["diffusers"], tmp_path / "said.gguf", "F32", config={n: AURA.config[n] for n in AURA.told})
+    other = tmp_path / "base"
+    shutil.copytree(base, other)
+    config = json.loads((other / "transformer" / "config.json").read_text())
+    heads = config["num_attention_heads"] * 2, config["attention_head_dim"] // 2
+    config.update(num_attention_heads=heads[0], attention_head_dim=heads[1])
+    (other / "transformer" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        LoadError, match=r"config\.json: num_attention_heads is \d+, but .*said\.gguf: qtransformers\.config says"
+    ):
+        load_pipeline(said, other)
+    load_pipeline(said, other, config={})
+    with pytest.warns(
+        UserWarning, match=r"config\.json: sample_size is 16, but .* says 64, as where nobody says; the former is used"
+    ):
+        assert load_pipeline(said, base).transformer.config.sample_size == 16
+
+
+def test_values_that_are_not_finite_make_no_picture(tiny):
+    _, base, files = tiny
+    pipe = load_pipeline(files["diffusers"], base)
+    bias = pipe.transformer.pos_embed.proj.bias
+    kept = bias.data.clone()
+    bias.data[3] = float("nan")
+    with pytest.raises(UnsupportedError, match=r"not finite after step 1.*fetch the file again"):
+        paint(pipe, WISH)
+    bias.data = kept
+    pipe.vae.post_quant_conv.weight.data[:] = float("nan")
+    with pytest.raises(UnsupportedError, match=r"not finite after the VAE"):
+        paint(pipe, WISH)
+
+
+def test_arguments_of_other_types_are_refused(tiny, tmp_path):
+    _, base, files = tiny
+    with pytest.raises(ConfigError, match="base=5; expected the folder"):
+        load_pipeline(files["diffusers"], 5)
+    with pytest.raises(ConfigError, match="paint takes a pipeline"):
+        paint(load_pipeline(files["diffusers"], base), "x")
+    with pytest.raises(ConfigError, match="save_gguf of a Linear; expected a model"):
+        save_gguf(torch.nn.Linear(3, 3), tmp_path / "m.gguf")

@@ -15,6 +15,7 @@ import numpy as np
 from qtransformers.archs.diffusion import ALL, DiffusionSpec, Layout, stripped
 from qtransformers.archs.diffusion.spec import LAYOUTS
 from qtransformers.archs.spec import Problem
+from qtransformers.checks import shown
 from qtransformers.convert.layouts import Piece, laid_out
 from qtransformers.convert.plan import (
     QUANTIZATION_VERSION,
@@ -47,6 +48,7 @@ from qtransformers.load.diffusion import (
     detected,
     is_diffusion,
     match,
+    other_layout,
     read_settings,
     tensors_of,
 )  # fmt: skip
@@ -141,10 +143,13 @@ def known(source: DiffusionSource) -> Model:
     found = detected(source.tensors, file, source.metadata.get("general.architecture"))
     settings, extra, problems = read_settings(found, file, annotated(source.metadata, file), source.config, source.config_file)  # fmt: skip
     headline = f"{file} cannot be converted as {found.spec.title}"
+    problems += other_layout(source.metadata.get(LAYOUT_KEY), found, file)
     raise_problems(headline, problems)
-    parts, misfits = match(found.spec, found.layout, settings, found.tensors)
+    parts, misfits = match(found.spec, found.layout, settings, found.tensors, settings.origins)
     raise_problems(headline, [Problem(f"{file}: {p.text}", p.grade) for p in misfits])
-    for note in (*found.warnings, *(f"{file}: {p.text}" for p in misfits if p.grade == "warning")):
+    notes = [p.text for p in problems if p.grade == "warning"]
+    notes += [f"{file}: {p.text}" for p in misfits if p.grade == "warning"]
+    for note in (*found.warnings, *notes):
         warnings.warn(note, stacklevel=5)
     return Model(found.spec, found.layout, settings, extra, parts)
 
@@ -296,6 +301,8 @@ def _of_checkpoint(stored: Mapping[str, Stored]) -> dict[str, QTensor]:
 def _config_of(config: Mapping[str, Any] | str | Path) -> tuple[Mapping[str, Any], str]:
     if isinstance(config, Mapping):
         return config, "config="
+    if not isinstance(config, (str, Path)):
+        raise ConfigError(f"config is {shown(config)}; expected settings, a config.json, or its folder.")
     path = Path(config)
     for file in (path, path / "config.json", *(path / folder / "config.json" for folder in PARTS)):
         if file.is_file():

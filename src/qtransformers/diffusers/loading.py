@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from qtransformers.errors import LoadError, ModelNotFoundError, UnsupportedError
+from qtransformers.checks import shown
+from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
 from qtransformers.gguf import GGUFFile
 from qtransformers.kernels.table import ACCURACY, check_accuracy
 from qtransformers.load.config import read_json
@@ -94,6 +95,8 @@ def read_config(config: Mapping[str, Any] | str | Path | None, hub: Hub) -> tupl
     """The settings that a caller gives, and what to call them in messages; ModelNotFoundError where a path or Hub id has none."""
     if config is None or isinstance(config, Mapping):
         return config, "config="
+    if not isinstance(config, (str, Path)):
+        raise ConfigError(f"config={shown(config)}; expected settings, a config.json, a folder with one, or a Hub id.")
     path = Path(config)
     for file in (path, *(path / name for name in CONFIGS)):
         if file.is_file():
@@ -136,6 +139,7 @@ def fill(
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     parts = {part.name: part for part in plan.parts}
     problems, layers, plain = [], {}, {}
+    numbers: dict[str, torch.Tensor] = {}  # decoded at once: norms, biases, and what cannot stay in blocks
     for name, part in parts.items():
         path, _, own = name.rpartition(".")
         module = modules.get(path)
@@ -145,34 +149,35 @@ def fill(
             problems.append(f"{part.tensor.name} is {list(part.declared.shape)}; {name} of {type(model).__name__} is {list(state[name].shape)}")  # fmt: skip
         elif own == "weight" and (make := LAYERS.get(type(module))):
             if reason := decoded_at_load(module, part):
-                make = _decoded
+                make, numbers[name] = _decoded, values(part, dtype)
                 if part.tensor.type.is_quantized:
                     warnings.warn(f"{plan.file}: {part.tensor.name} is decoded to {dtype}: {reason}", stacklevel=3)
             layers[path] = (make, module, part)
-        elif not (own == "bias" and type(module) in LAYERS):
-            plain[name] = part
+        else:
+            numbers[name] = values(part, dtype)
+            if not (own == "bias" and type(module) in LAYERS):
+                plain[name] = part
     filled = {
         *parts,
         *(f"{path}.bias" for path in layers),
         *(f"{path}.weight" for path in ties),
     }  # a layer has the biases of the file, and no others
     missing = [name for name in dict(model.named_parameters()) if name not in filled]
+    problems += [f"{parts[name].tensor.name} holds values that are not finite in {dtype}: fetch the file again, or convert the model again" for name, v in numbers.items() if not torch.isfinite(v).all()]  # fmt: skip
     problems += [f"{name} of {type(model).__name__} has no values in the file" for name in missing]
     if problems:
         raise LoadError("\n  ".join((f"{plan.file} does not fill {type(model).__name__}, {len(problems)} problems:", *problems[:40])))  # fmt: skip
     for path, (make, module, part) in layers.items():
-        bias = parts.get(f"{path}.bias")
+        if make is _decoded:
+            module.weight = nn.Parameter(numbers[f"{path}.weight"], requires_grad=False)
         parent, _, own = path.rpartition(".")
-        setattr(
-            model.get_submodule(parent),
-            own,
-            make(module, part, None if bias is None else values(bias, dtype), dtype, accuracy),
-        )
+        made = make(module, part, numbers.get(f"{path}.bias"), dtype, accuracy)
+        setattr(model.get_submodule(parent), own, made)
     for path, source in ties.items():
         parent, _, own = path.rpartition(".")
         setattr(model.get_submodule(parent), own, model.get_submodule(source))
-    for name, part in plain.items():
-        set_tensor(model, name, values(part, dtype))
+    for name in plain:
+        set_tensor(model, name, numbers[name])
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point() and name not in plain and name.rpartition(".")[2] not in ("blocks", "like"):
             set_tensor(model, name, buffer.to(dtype))
@@ -194,7 +199,7 @@ def _conv(module: Any, part: Part, bias: torch.Tensor | None, dtype: torch.dtype
 
 
 def _decoded(module: Any, part: Part, bias: torch.Tensor | None, dtype: torch.dtype, accuracy: str) -> nn.Module:
-    module.weight = nn.Parameter(values(part, dtype), requires_grad=False)
+    """The layer as it is, with a weight that is set already."""
     if hasattr(module, "bias"):
         module.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return module

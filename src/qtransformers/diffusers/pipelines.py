@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -55,6 +56,7 @@ def load_pipeline(
     name of the component (`text_encoder`, `text_encoder_2`, ...). `offload` other than none keeps parts in main memory until a
     GPU `device` needs them: whole models, groups of layers, or single layers. `loras` are adapters and their weights.
 
+    Settings of `base` that contradict those in the file are an error; `config` takes their place where it is given, {} too.
     Errors of `load_transformer`; ModelNotFoundError and NetworkError for `base`; LoadError where it is a pipeline of another model.
     """
     if offload not in get_args(Offload):
@@ -62,6 +64,8 @@ def load_pipeline(
     device, kind = check_device(device, dtype)
     if offload != "none" and device.type == "cpu":
         raise ConfigError(f"offload={offload!r} moves parts to a GPU and back, but device is the CPU. Leave offload out, or pass device='cuda'.")  # fmt: skip
+    if base is not None and not isinstance(base, (str, Path)):
+        raise ConfigError(f"base={shown(base)}; expected the folder or Hub id of a pipeline.")
     gguf = GGUFFile(gguf_path)
     spec = detect(gguf).spec
     if base is None:
@@ -73,7 +77,7 @@ def load_pipeline(
     of_base = index.get(component)
     if not isinstance(of_base, Sequence) or of_base[-1] != spec.class_name:
         raise LoadError(f"{index_file}: the pipeline's {component or 'transformer'} is {shown(of_base)}, but {gguf.path} is a {spec.class_name}. Pass base= of the model it was made from.")  # fmt: skip
-    if config is None and annotated(gguf.metadata, str(gguf.path)) is None:
+    if config is None and (annotated(gguf.metadata, str(gguf.path)) is None or _has_config(base, component, hub)):
         config = base
     parts: dict[str, Any] = {}
     for name, path in (text_encoders or {}).items():
@@ -89,6 +93,15 @@ def load_pipeline(
     pipe = _assembled(base, parts, kind, hub)
     pipe.set_progress_bar_config(disable=True)
     return _placed(pipe, device, offload)
+
+
+def _has_config(base: str | Path, component: str, hub: Hub) -> bool:
+    """Whether a pipeline comes with the config of its transformer, to be held against what a file says of itself."""
+    file = f"{component}/config.json"
+    if Path(base).is_dir():
+        return (Path(base) / file).is_file()
+    ref = parse_reference(str(base))
+    return ref is not None and bool(fetch_files(ref, (file,), hub))
 
 
 def _assembled(base: str | Path, parts: Mapping[str, Any], dtype: torch.dtype, hub: Hub) -> Any:
@@ -199,8 +212,10 @@ def paint(pipe: Any, wish: Picture, progress: Callable[[int, int], None] | None 
     """Pictures of a pipeline; `more` goes to it as it is (`prompt_embeds`, `output_type`, ...).
 
     `progress` is called with (steps done, all); what it raises ends the work. The same seed gives the same pictures. ConfigError for what the pipeline
-    cannot do; UnsupportedError where it fails.
+    cannot do; UnsupportedError where it fails, or its values are no longer finite.
     """
+    if not isinstance(pipe, diffusers.DiffusionPipeline) or not isinstance(wish, Picture):
+        raise ConfigError(f"paint takes a pipeline of diffusers and a Picture; found {type(pipe).__name__} and {type(wish).__name__}.")  # fmt: skip
     takes = inspect.signature(pipe.__call__).parameters
     seed = secrets.randbelow(2**32) if wish.seed is None else wish.seed
     wanted = {
@@ -214,6 +229,7 @@ def paint(pipe: Any, wish: Picture, progress: Callable[[int, int], None] | None 
     _check_size(pipe, wish)
 
     def each(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        _check_finite(pipe, tensors.get("latents"), f"step {step + 1}")
         if progress:
             progress(step + 1, pipe.num_timesteps)
         return tensors
@@ -222,7 +238,7 @@ def paint(pipe: Any, wish: Picture, progress: Callable[[int, int], None] | None 
         wanted["callback_on_step_end"] = each
     generator = torch.Generator().manual_seed(seed)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _listening(pipe):
             made = pipe(**wanted, generator=generator)
     except QTransformersError:
         raise
@@ -234,6 +250,25 @@ def paint(pipe: Any, wish: Picture, progress: Callable[[int, int], None] | None 
         raise UnsupportedError(f"{type(pipe).__name__} of diffusers {diffusers.__version__} failed ({type(e).__name__}: {e}).") from e  # fmt: skip
     frames = getattr(made, "frames", None)
     return Painted(list(made.images if frames is None else frames), seed, frames is not None)
+
+
+def _check_finite(pipe: Any, values: Any, where: str) -> None:
+    if isinstance(values, torch.Tensor) and not bool(torch.isfinite(values).all()):
+        raise UnsupportedError(f"{type(pipe).__name__}: values are not finite after {where}, and would make no picture. The weights are damaged, or too large for the dtype: fetch the file again, or pass dtype='bfloat16' or 'float32'.")  # fmt: skip
+
+
+@contextmanager
+def _listening(pipe: Any) -> Iterator[None]:
+    """What the VAE makes is looked at as well: SDXL's overflows in float16."""
+    decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
+    if not isinstance(decoder, torch.nn.Module):
+        yield
+        return
+    handle = decoder.register_forward_hook(lambda module, args, made: _check_finite(pipe, made, "the VAE"))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _check_size(pipe: Any, wish: Picture) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 
 from qtransformers.convert import write
@@ -30,6 +31,8 @@ def save_gguf(model: Any, path: str | Path, type: str | None = None, *, layout: 
     as they are now. ConfigError for a path that exists (unless `overwrite`), adapters that are not fused, layers that were replaced
     or added, and a type that nothing encodes.
     """
+    if not isinstance(getattr(model, "gguf", None), Origin) and not isinstance(model, diffusers.ModelMixin):
+        raise ConfigError(f"save_gguf of a {model.__class__.__name__}; expected a model of diffusers.")
     path = Path(path)
     check_free(path, overwrite)
     if adapters(model):

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from itertools import islice
+from operator import index
 from typing import Any
 
 from qtransformers.archs import SPECS as OTHERS
@@ -25,6 +27,7 @@ from qtransformers.kernels.table import why_not
 from qtransformers.load.config import raise_problems
 from qtransformers.load.findings import ANY_LAYER, Findings
 from qtransformers.tensor import QTensor
+from qtransformers.types import TYPES
 
 SCHEMA = 1  # of the annotations we write
 SCHEMA_KEY, CONFIG_KEY, LAYOUT_KEY = "qtransformers.schema", "qtransformers.config", "qtransformers.layout"
@@ -32,6 +35,7 @@ BIASES_KEY = "qtransformers.biases"  # layers that have one, by their names in t
 ORIG_SHAPE = "comfy.gguf.orig_shape."
 FOREIGN = ("pig", "cow")  # general.architecture of tools that name none; empty names are alike
 OTHER = "Pass a file of this architecture, or convert the model again"
+NAMES = 5000  # of a file that nobody knows, in search of what it may be
 MOST = 200  # kinds of tensors that nobody knows worth a line in a report
 LIST_LIMIT = 64  # longest list in a config worth a look
 
@@ -125,8 +129,9 @@ def plan_diffusion(
     spec, file = found.spec, str(gguf.path)
     settings, extra, problems = read_settings(found, file, annotated(gguf.metadata, file), config, config_file)
     headline = f"{file} cannot be loaded as {spec.title}"
+    problems += other_layout(gguf.metadata.get(LAYOUT_KEY), found, file)
     raise_problems(headline, problems)
-    parts, misfits = match(spec, found.layout, settings, found.tensors)
+    parts, misfits = match(spec, found.layout, settings, found.tensors, settings.origins)
     grave = any(p.grade != "warning" for p in misfits)
     other = _other_biases(gguf.metadata.get(BIASES_KEY), parts, file) if not grave else ()
     raise_problems(headline, [*(Problem(f"{file}: {p.text}", p.grade) for p in misfits), *other])
@@ -137,12 +142,13 @@ def plan_diffusion(
 
 def annotated(metadata: Mapping[str, Any], file: str) -> dict[str, Any] | None:
     """The config in a file that we wrote; LoadError where it is garbled, None where there is none."""
-    text = metadata.get(CONFIG_KEY)
+    text, schema = metadata.get(CONFIG_KEY), metadata.get(SCHEMA_KEY)
+    if text is None and schema is None:
+        return None
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise UnsupportedError(f"{file}: {SCHEMA_KEY} is {shown(schema)}; this version reads up to {SCHEMA}. Use a newer version of qtransformers.")  # fmt: skip
     if text is None:
         return None
-    schema = metadata.get(SCHEMA_KEY)
-    if type(schema) is not int or schema > SCHEMA:
-        raise UnsupportedError(f"{file}: {SCHEMA_KEY} is {shown(schema)}; this version reads up to {SCHEMA}. Use a newer version of qtransformers.")  # fmt: skip
     try:
         config = json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
@@ -150,6 +156,13 @@ def annotated(metadata: Mapping[str, Any], file: str) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise LoadError(f"{file}: {CONFIG_KEY} is {shown(text)}; expected a JSON object. Convert the model again.")
     return config
+
+
+def other_layout(said: Any, found: Detected, file: str) -> list[Problem]:
+    """What the file says of its layout that is not so."""
+    if said is None or said == found.layout:
+        return []
+    return [Problem(f"{file}: {LAYOUT_KEY} is {shown(said)}, but its tensors have the names of the {found.layout} layout of {found.spec.title}. The file is damaged: convert the model again.")]  # fmt: skip
 
 
 def biases(parts: Iterable[Part]) -> list[str]:
@@ -187,6 +200,7 @@ def read_settings(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     problems: list[Problem] = []
+    notes: list[Problem] = []
     for source, name in said:
         theirs = source.get("_class_name")
         if theirs is not None and theirs != spec.class_name:
@@ -203,7 +217,10 @@ def read_settings(
                 break
             if own is not None and value != own:
                 problems.append(Problem(f"{name}: {p.name} is {shown(value)}, but the tensors of {file} say {shown(own)}. They belong to different models: pass the config of this one."))  # fmt: skip
-            values.setdefault(p.name, value)
+            if _plain(values.setdefault(p.name, value)) != _plain(value):
+                guessed = _plain(value) == _plain(_default(p, values))  # as where a file was made without a config
+                found_other = _contradiction(p.name, values[p.name], origins[p.name], value, name)
+                (notes if guessed else problems).append(found_other)
             origins.setdefault(p.name, name)
         if p.name not in values and own is not None:
             try:
@@ -230,8 +247,25 @@ def read_settings(
     if not problems and spec.check:
         problems += (Problem(f"{file}: {p.text}. {OTHER}.", p.grade) for p in spec.check(values))
     known = {p.name for p in spec.hparams}
+    if given and annotated:
+        others = (k for k in given if k not in known and not k.startswith("_"))
+        for k in others:
+            if given[k] is not None and annotated.get(k) is not None and _plain(given[k]) != _plain(annotated[k]):
+                problems.append(_contradiction(k, given[k], given_file, annotated[k], f"{file}: {CONFIG_KEY}"))
     extra = {k: v for source, _ in reversed(said) for k, v in source.items() if k not in known and not k.startswith("_")}  # fmt: skip
-    return Hyperparameters.frozen(values, origins), extra, problems
+    told = (
+        Problem(f"{n.text.partition('. They')[0]}, as where nobody says; the former is used", "warning") for n in notes
+    )
+    return Hyperparameters.frozen(values, origins), extra, [*problems, *told]
+
+
+def _contradiction(name: str, value: Any, where: str, other: Any, elsewhere: str) -> Problem:
+    return Problem(f"{where}: {name} is {shown(value)}, but {elsewhere} says {shown(other)}. They belong to different models: pass the config of this one, or convert the model again with it.")  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """A value with lists in place of tuples, as JSON has it."""
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _default(p: HParam, values: Mapping[str, Any]) -> Any:
@@ -287,9 +321,9 @@ def _published(spec: DiffusionSpec, derived: Mapping[str, Any]) -> tuple[str, Ma
 
 
 def match(
-    spec: DiffusionSpec, layout: Layout, settings: Mapping[str, Any], tensors: Mapping[str, QTensor]
-) -> tuple[tuple[Part, ...], list[Problem]]:
-    """Each tensor of the class with its rows in the file, and what does not fit."""
+    spec: DiffusionSpec, layout: Layout, settings: Mapping[str, Any], tensors: Mapping[str, QTensor], origins: Mapping[str, str] | None = None,
+) -> tuple[tuple[Part, ...], list[Problem]]:  # fmt: skip
+    """Each tensor of the class with its rows in the file, and what does not fit, by which settings where `origins` tells of them."""
     findings = Findings(ANY_LAYER)
     parts: list[Part] = []
     expected: dict[str, list[Declared]] = {}
@@ -300,6 +334,7 @@ def match(
     unread = [n for n in tensors if n not in expected and any(re.fullmatch(u, n) for u in spec.unused)]
     strangers = [n for n in tensors if n not in expected and n not in unread]
     like_stranger = _nearest_of(strangers, "the file")
+    told = _told_sizes(spec, layout, settings, origins or {})
     for name, sharers in expected.items():
         tensor = tensors.get(name)
         presence = max((d.presence for d in sharers), key=("never", "optional", "required").index)
@@ -310,9 +345,10 @@ def match(
         elif presence == "never":
             findings.add(name, f"is in the file, but {spec.title} has no bias there, and leaving it out would change the pictures. {OTHER}.")  # fmt: skip
         elif _without_ones(tensor.shape) != _without_ones(shape):
-            findings.add(
-                name, f"is {list(tensor.shape)}; expected {list(shape)}.{_byte_shaped(tensor, shape)} {OTHER}."
-            )
+            by = told(name)
+            remedy = f"The {'size' if len(by) == 1 else 'sizes'} may be those of another model: pass the config of this one" if by else OTHER  # fmt: skip
+            why = f", by {' and '.join(by)}" if by else ""
+            findings.add(name, f"is {list(tensor.shape)}; expected {list(shape)}{why}.{_byte_shaped(tensor, shape)} {remedy}.")  # fmt: skip
         elif reason := why_not("linear", tensor.type, "cpu"):
             findings.add(name, f"cannot be used: {reason}. Use a file of another quantisation.", "unsupported")
         else:
@@ -327,6 +363,21 @@ def match(
     if more := sum(unnumbered(name) not in kinds for name in strangers):
         findings.add(f"{more} more tensors", f"are in the file that {spec.title} does not have. {OTHER}.")
     return tuple(parts), [*findings.problems(), *_left_out([n for n in unread if tensors[n].n_values > 1], spec)]
+
+
+def _told_sizes(spec: DiffusionSpec, layout: Layout, settings: Mapping[str, Any], origins: Mapping[str, str]) -> Callable[[str], list[str]]:  # fmt: skip
+    """Says which settings that a config told, not a tensor, the shape of a tensor of the file comes from."""
+
+    @cache
+    def shapes(name: str, factor: int) -> Mapping[str, tuple[int, ...]]:
+        changed = {**settings, name: settings[name] * factor} if name else settings
+        sharers: dict[str, list[Declared]] = {}
+        for d in spec.declared(changed):
+            sharers.setdefault(source_name(d, layout), []).append(d)
+        return {n: whole_shape(ds, layout) for n, ds in sharers.items() if n}
+
+    told = [n for n, where in origins.items() if type(settings.get(n)) is int and where not in ("shapes", "default") and not where.startswith("published")]  # fmt: skip
+    return lambda tensor: [f"{n} {settings[n]} of {origins[n]}" for n in told if shapes(n, 2).get(tensor) != shapes("", 1)[tensor]]  # fmt: skip
 
 
 def _all_or_none(expected: Mapping[str, list[Declared]], tensors: Mapping[str, QTensor], spec: DiffusionSpec, findings: Findings) -> None:  # fmt: skip
@@ -371,9 +422,11 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _byte_shaped(tensor: QTensor, shape: tuple[int, ...]) -> str:
-    if tensor.shape[:-1] == shape[:-1] and tensor.shape[-1] == tensor.type.row_bytes(shape[-1]) != shape[-1]:
-        return " The last size counts bytes, not values: a tool wrote packed blocks as plain bytes."
-    return ""
+    """What to say of bytes in the place of blocks, which no file can hold but as a type of one byte."""
+    if tensor.type.name != "I8" or tensor.shape[:-1] != shape[:-1] or not shape:
+        return ""
+    packed = [t.name for t in TYPES.values() if t.block_size > 1 and shape[-1] % t.block_size == 0 and t.row_bytes(shape[-1]) == tensor.shape[-1]]  # fmt: skip
+    return f" The last size counts bytes, not values: a tool wrote packed blocks ({' or '.join(packed)}) as plain bytes." if packed else ""  # fmt: skip
 
 
 def _nearest_of(names: Iterable[str], where: str) -> Callable[[str], str]:
@@ -392,6 +445,9 @@ def tensors_of(gguf: GGUFFile) -> dict[str, QTensor]:
     """Tensors by name without the prefix that tools put before all of them, in logical shapes."""
     prefix = stripped(gguf.tensors)
     found = {}
+    for key in gguf.metadata:
+        if key.startswith(ORIG_SHAPE) and key.removeprefix(ORIG_SHAPE) not in gguf.tensors:
+            raise LoadError(f"{gguf.path}: {key} is of no tensor in the file. The file is damaged: convert the model again.")  # fmt: skip
     for name, tensor in gguf.tensors.items():
         shape = gguf.metadata.get(ORIG_SHAPE + name)
         if shape is not None:
@@ -406,7 +462,7 @@ def tensors_of(gguf: GGUFFile) -> dict[str, QTensor]:
 def _logical(shape: Any) -> tuple[int, ...]:
     """The shape as whole numbers of at least one; (0,), which no tensor has, for anything else."""
     try:
-        found = tuple(int(n) for n in shape)
+        found = tuple(map(index, shape))
     except (TypeError, ValueError, OverflowError):
         return (0,)
     return found if all(n > 0 for n in found) and len(found) <= 8 else (0,)
@@ -435,15 +491,16 @@ def _renamed(spec: DiffusionSpec, layout: Layout, tensors: Mapping[str, QTensor]
 def _nearest_specs(tensors: Mapping[str, QTensor], specs: Sequence[DiffusionSpec]) -> str:
     """The architectures that most of the file's names are of, and what they have that the file lacks."""
     near = []
+    names = list(islice(tensors, NAMES))
     for spec in specs:
         for layout in LAYOUTS:
             for marks in spec.marks.get(layout, ()):
-                lacking = [n for n in (*marks.all, *marks.shapes) if n not in tensors] + [
-                    f"no {n}" for n in marks.none if n in tensors
-                ]
                 marked = {*marks.all, *marks.shapes}
-                share = sum(name in tensors for name in marked) / len(marked)
-                near.append((share, f"{spec.title} ({layout} layout) would need {', '.join(lacking)}"))
+                before = Counter(n.removesuffix(m) for m in marked for n in names if n == m or n.endswith(f".{m}"))
+                [(prefix, there)] = before.most_common(1) or [("", 0)]
+                lacking = [m for m in (*marks.all, *marks.shapes) if prefix + m not in tensors] + [f"no {n}" for n in marks.none if prefix + n in tensors]  # fmt: skip
+                what = [f"names without {prefix!r} before them"] * bool(prefix) + lacking
+                near.append((there / len(marked), f"{spec.title} ({layout} layout) would need {', '.join(what) or 'other sizes'}"))  # fmt: skip
     best = sorted((n for n in near if n[0] > 0), key=lambda n: -n[0])[:3]
     told = "; ".join(text for _, text in best)
     return f" Nearest: {told}." if told else f" Known are {', '.join(spec.title for spec in specs)}."

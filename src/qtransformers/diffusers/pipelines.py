@@ -214,7 +214,8 @@ def paint(pipe: Any, wish: Picture, progress: Callable[[int, int], None] | None 
     `progress` is called with (steps done, all); what it raises ends the work. The same seed gives the same pictures. ConfigError for what the pipeline
     cannot do; UnsupportedError where it fails, or its values are no longer finite.
     """
-    if not isinstance(pipe, diffusers.DiffusionPipeline) or not isinstance(wish, Picture):
+    base: Any = diffusers.DiffusionPipeline  # untyped there
+    if not isinstance(pipe, base) or not isinstance(wish, Picture):
         raise ConfigError(f"paint takes a pipeline of diffusers and a Picture; found {type(pipe).__name__} and {type(wish).__name__}.")  # fmt: skip
     takes = inspect.signature(pipe.__call__).parameters
     seed = secrets.randbelow(2**32) if wish.seed is None else wish.seed

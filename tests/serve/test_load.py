@@ -295,7 +295,10 @@ def test_an_answer_that_is_not_read(demo, monkeypatch):
     monkeypatch.setattr(run.Patient, "connection_made", connection_made)
     body = json.dumps({"prompt": "a " * 100_000, "return_token_strs": True}).encode()
     head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with running([demo], ServerConfig(stall=1.0)) as (url, _):
+    roomy = replace(
+        demo, options={**demo.options, "context_length": 65536, "cache": "q4"}
+    )  # a text of so many bytes could fit
+    with running([roomy], ServerConfig(stall=1.0)) as (url, _):
         host, port = url.removeprefix("http://").split(":")
 
         def asking(s):

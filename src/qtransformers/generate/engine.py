@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from threading import Condition, Lock, get_ident
@@ -110,6 +110,9 @@ class Engine:
         self._use()
         sequence.submitted = time.perf_counter()
         self._arrived.append(sequence)
+        if sequence.ended:  # dropped meanwhile: nobody would take it from there
+            with suppress(ValueError):
+                self._arrived.remove(sequence)
 
     def check(self, request: Request) -> None:
         """ConfigError for what this model cannot do."""

@@ -40,7 +40,7 @@ from qtransformers.settings import Settings
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from qtransformers.archs.spec import Hyperparameters
+    from qtransformers.archs.hparams import Hyperparameters
     from qtransformers.generate.asynchronous import AsyncStream, Driver
     from qtransformers.load.adapters import Adapter
     from qtransformers.load.chat import ChatTemplate

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qtransformers.archs import ALL
-from qtransformers.archs.spec import INT_LIMIT, read_hparams
+from qtransformers.archs.hparams import INT_LIMIT, read_hparams
 from qtransformers.load.plan import match_tensors
 
 # Of all hyperparameters that have no default anywhere, and of those whose default would be none of the feature.

@@ -13,7 +13,7 @@ from archs.cases import CASES
 from archs.encoders import ENCODERS
 from archs.models import DEFAULTS, TOKENS
 from qtransformers.archs import ALL, SPECS
-from qtransformers.archs.spec import read_hparams
+from qtransformers.archs.hparams import read_hparams
 from qtransformers.convert.checkpoints import hparam_metadata
 from qtransformers.errors import LoadError, UnsupportedError
 from qtransformers.load.config import disagreements, hparams_from_config, spoken

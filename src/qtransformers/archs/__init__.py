@@ -21,7 +21,8 @@ from qtransformers.archs import (
     stablelm,
     starcoder,
 )
-from qtransformers.archs.spec import ArchSpec, HParam, Hyperparameters, Problem, Slot, TensorSpec, dimension
+from qtransformers.archs.hparams import Hyperparameters
+from qtransformers.archs.spec import ArchSpec, HParam, Problem, Slot, TensorSpec, dimension
 from qtransformers.errors import UnsupportedError
 
 ALL = (

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from qtransformers.archs.hparams import BadValue
 from qtransformers.archs.rotary import check_rope
-from qtransformers.archs.spec import Absent, BadValue, Bias, HParam, Problem, TensorSpec, When
+from qtransformers.archs.spec import Absent, Bias, HParam, Problem, TensorSpec, When
 from qtransformers.checks import shown
 from qtransformers.nn import gated, linear
 

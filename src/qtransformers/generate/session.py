@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.archs.spec import Hyperparameters
+from qtransformers.archs.hparams import Hyperparameters
 from qtransformers.cache import PAGE_TOKENS, PagedCache
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.generate.engine import Engine

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from qtransformers import machine
 from qtransformers.archs import SPECS, spec_of
-from qtransformers.archs.spec import HARMLESS, IGNORED_KEYS, NEWER, ArchSpec, Hyperparameters, Problem, read_hparams
+from qtransformers.archs.hparams import Hyperparameters, read_hparams
+from qtransformers.archs.spec import HARMLESS, IGNORED_KEYS, NEWER, ArchSpec, Problem
 from qtransformers.cache import PagedCache
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.gguf import GGUFFile

@@ -11,16 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from qtransformers.archs.spec import (
-    ArchSpec,
-    BadValue,
-    HParam,
-    Hyperparameters,
-    Problem,
-    Spoken,
-    checked,
-    read_hparams,
-)
+from qtransformers.archs.hparams import BadValue, Hyperparameters, Spoken, checked, read_hparams
+from qtransformers.archs.spec import ArchSpec, HParam, Problem
 from qtransformers.checks import shown
 from qtransformers.errors import LoadError, ModelNotFoundError, UnsupportedError
 from qtransformers.load.files import lfs_remedy, pointer_size

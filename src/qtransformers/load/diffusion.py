@@ -19,7 +19,8 @@ from typing import Any
 
 from qtransformers.archs import SPECS as OTHERS
 from qtransformers.archs.diffusion import ALL, LAYOUTS, SPECS, Declared, DiffusionSpec, Layout, Shapes, stripped
-from qtransformers.archs.spec import BadValue, HParam, Hyperparameters, Problem, checked, unnumbered
+from qtransformers.archs.hparams import BadValue, Hyperparameters, checked
+from qtransformers.archs.spec import HParam, Problem, unnumbered
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.gguf import GGUFFile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtransformers.archs.spec import Hyperparameters
+from qtransformers.archs.hparams import Hyperparameters
 from qtransformers.checks import real, shown
 from qtransformers.errors import ConfigError
 

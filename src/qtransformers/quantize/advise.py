@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qtransformers.archs import spec_of
-from qtransformers.archs.spec import read_hparams
+from qtransformers.archs.hparams import read_hparams
 from qtransformers.convert import plan_conversion
 from qtransformers.convert.recipes import types_for
 from qtransformers.errors import ConfigError

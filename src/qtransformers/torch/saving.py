@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qtransformers.archs.spec import Hyperparameters, Slot
+from qtransformers.archs.hparams import Hyperparameters
+from qtransformers.archs.spec import Slot
 from qtransformers.convert import convert
 from qtransformers.errors import ConfigError, LoadError
 from qtransformers.gguf import GGUFWriter

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 
 from qtransformers.archs import spec_of
-from qtransformers.archs.spec import Hyperparameters
+from qtransformers.archs.hparams import Hyperparameters
 from qtransformers.cache import Batch, PagedCache
 from qtransformers.kernels import kv
 from qtransformers.kernels import triton as kernels

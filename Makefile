@@ -14,8 +14,9 @@ SOURCES := $(shell find src csrc -type f -not -name '*.so' -not -path '*/__pycac
 demo: $(VENV)/.package
 	$(BIN)/qtransformers run demo "Tell me a story about a brave fox." </dev/null
 
+# Files of tests take turns on two processes, whose libraries keep to a thread each.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ def test_a_question_is_answered_piece_by_piece(page, served):
     )
     assert answer.locator(".note").inner_text().startswith("Cut off")
     assert page.locator("#context-text").inner_text() == f"{expected.prompt_tokens + 60} of 1,024 tokens of context"
-    assert re.fullmatch(r"[\d,.]+ MiB of memory", page.locator("#memory").inner_text())
+    assert re.fullmatch(r"[\d,.]+ [MG]iB of memory", page.locator("#memory").inner_text())
     assert page.title() == f"{STORY} · qtransformers"
     assert not page.locator("#stop").is_visible() and page.locator("#send").is_visible()
     assert page.locator("#announcer").inner_text() == expected.text.strip() or expected.text.startswith(page.locator("#announcer").inner_text()[:40])  # fmt: skip

@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from qtransformers.constrain import Vocabulary
-from qtransformers.constrain.gbnf import Alt, Chars, Ref, Repeat, Seq, inlined, parse, prefix_free, to_lark
+from qtransformers.constrain.automaton import prefix_free
+from qtransformers.constrain.gbnf import Alt, Chars, Ref, Repeat, Seq, parse
+from qtransformers.constrain.gbnf_lark import inlined, to_lark
+from qtransformers.constrain.vocabulary import Vocabulary
 from qtransformers.errors import ConstraintError
 
 JSON = r"""

@@ -7,7 +7,9 @@ from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING, Any, get_args
 
 from qtransformers.checks import flag, real, shown, text, whole
-from qtransformers.constrain import Grammar, Grammars, grammar_kind
+from qtransformers.constrain import Grammars
+from qtransformers.constrain.matcher import Grammar
+from qtransformers.constrain.sources import grammar_kind
 from qtransformers.errors import ConfigError, ConstraintError
 from qtransformers.generate.engine import Engine
 from qtransformers.generate.requests import MAX_DRAFT, Hook, Request, Speculate, answer_limit, texts

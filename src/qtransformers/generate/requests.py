@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.checks import shown, text, whole
-from qtransformers.constrain import Grammar
+from qtransformers.constrain.matcher import Grammar
 from qtransformers.errors import ConfigError, ContextLengthError
 from qtransformers.sampling import Breaks, Sampling
 

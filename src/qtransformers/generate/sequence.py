@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from qtransformers.constrain import Matcher
+from qtransformers.constrain.matcher import Matcher
 from qtransformers.generate.pages import Table
 from qtransformers.generate.requests import FinishReason, Request
 from qtransformers.generate.text import AnswerText, Decoder

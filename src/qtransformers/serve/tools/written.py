@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from qtransformers.constrain import json_in_lark
+from qtransformers.constrain.sources import json_in_lark
 from qtransformers.serve.tools.schemas import TEXT, is_text, properties, types
 
 if TYPE_CHECKING:

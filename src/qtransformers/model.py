@@ -21,7 +21,8 @@ from qtransformers.generate import Completion, Engine, Stream, Usage
 from qtransformers.generate.device import forward_of, pool_of
 from qtransformers.generate.drafting import draft_of
 from qtransformers.generate.embed import check_pooling, embed, normalized
-from qtransformers.generate.pipeline import Meeting, Pipeline, lead
+from qtransformers.generate.link import Meeting
+from qtransformers.generate.pipeline import Pipeline, lead
 from qtransformers.generate.prepare import MAX_LOGPROBS, Preparer
 from qtransformers.generate.requests import prompt_ids, texts
 from qtransformers.generate.speculative import Speculation

@@ -17,8 +17,8 @@ from qtransformers import Model, machine
 from qtransformers.cache import CODECS, Batch, PagedCache
 from qtransformers.cache.batch import room
 from qtransformers.errors import ConfigError, InsufficientMemoryError, UnsupportedError
+from qtransformers.generate.choose import _among_few
 from qtransformers.generate.device import Rows, fill
-from qtransformers.generate.engine import _among_few
 from qtransformers.generate.requests import Request
 from qtransformers.generate.sequence import Sequence
 from qtransformers.kernels.kv import encode_page

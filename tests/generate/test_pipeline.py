@@ -15,7 +15,7 @@ import pytest
 
 from qtransformers import Model
 from qtransformers.errors import ConfigError, LoadError, NetworkError, UnsupportedError
-from qtransformers.generate.pipeline import Meeting
+from qtransformers.generate.link import Meeting
 from qtransformers.gguf import GGUFFile, GGUFWriter
 
 pytest.importorskip("torch")

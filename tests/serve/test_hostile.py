@@ -10,6 +10,7 @@ import httpx2 as httpx
 import pytest
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from qtransformers.generate import engine
 from qtransformers.serve import fields, run
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.errors import KINDS
@@ -309,9 +310,8 @@ def test_a_defect_is_not_told_but_logged(served, http, monkeypatch, caplog):
     assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
 
 
-def test_an_error_amid_a_stream_is_an_event(http, served):
-    model = served[1].models.entries[0].loaded
-    step = model._engine._choose
+def test_an_error_amid_a_stream_is_an_event(http, monkeypatch):
+    step = engine.choose
     n = []
 
     def choose(*args):
@@ -320,14 +320,10 @@ def test_an_error_amid_a_stream_is_an_event(http, served):
             raise RuntimeError("inner workings")
         return step(*args)
 
-    model._engine._choose = choose
-    try:
-        with http.stream(
-            "POST", "/v1/completions", json={"prompt": "a", "max_tokens": 20, "min_tokens": 20, "stream": True}
-        ) as found:
-            lines = [line for line in found.iter_lines() if line]
-    finally:
-        del model._engine._choose
+    monkeypatch.setattr(engine, "choose", choose)
+    asked = {"prompt": "a", "max_tokens": 20, "min_tokens": 20, "stream": True}
+    with http.stream("POST", "/v1/completions", json=asked) as found:
+        lines = [line for line in found.iter_lines() if line]
     assert found.status_code == 200
     assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "internal_error"
     assert "inner workings" not in "".join(lines)

@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
     """Load the layers, then compute what the first stage says."""
     from qtransformers.cli.models import fetched
     from qtransformers.cli.terminal import note, plain_warnings
-    from qtransformers.generate.pipeline import Meeting, follow
+    from qtransformers.generate.link import Meeting
+    from qtransformers.generate.pipeline import follow
     from qtransformers.load import Loaded, load
     from qtransformers.load.stages import Part
 

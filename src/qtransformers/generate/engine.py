@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from itertools import zip_longest
 from threading import Condition, Lock, get_ident
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,30 +18,17 @@ from numpy.typing import NDArray
 from qtransformers.cache import Batch, PagedCache
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, InsufficientMemoryError
+from qtransformers.generate.choose import choose
 from qtransformers.generate.pages import PagePool, Table
 from qtransformers.generate.requests import Request
 from qtransformers.generate.schedule import Part, Scheduler
 from qtransformers.generate.sequence import Sequence
-from qtransformers.generate.speculative import NOTHING, Guess, Speculation, settle
-from qtransformers.sampling import logprobs
+from qtransformers.generate.speculative import NOTHING, Guess, Speculation
 
 # Of batch, cache, and where a request has adapters, which rows have which: logits, or on a device `Row`s
 Forward = Callable[..., Any]
-MOST_CANDIDATES = 1024  # that come from a device instead of all logits
+
 F32 = NDArray[np.float32]
-
-
-class Row(Protocol):
-    """A row of logits on a device."""
-
-    def best(self) -> int:
-        """The id of the largest, the first of equals; -1 where that cannot be said."""
-
-    def largest(self, n: int) -> tuple[NDArray[np.int64], F32] | None:
-        """Ids, rising, and values, among them the `n` largest and all that equal the last of these; None where that cannot be said."""
-
-    def values(self) -> F32:
-        """All of it."""
 
 
 @dataclass(frozen=True)
@@ -351,44 +338,9 @@ class Engine:
     def _continue(self, s: Sequence, logits: Any, guess: Guess, i: int) -> None:
         """Choose the sequence's next token; an error in this ends it and nothing else."""
         try:
-            self._choose(s, logits, guess, i)
+            choose(s, logits, guess, i, self.n_tokens, self._unused)
         except Exception as e:
             s.error = e
-
-    def _choose(self, s: Sequence, logits: Any, guess: Guess, i: int) -> None:
-        request, history = s.request, s.history
-        if not isinstance(logits, np.ndarray):  # a row on a device
-            token = _among_few(s, logits) if s.free and i >= len(guess.drawn or ()) else -1
-            if token >= 0:
-                s.accept(token)
-                return
-            logits = logits.values()
-        logits = logits[: self.n_tokens]
-        if len(self._unused):
-            logits[self._unused] = -np.inf
-        raw = logits.copy() if request.logprobs is not None else None
-        for hook in request.hooks:
-            logits = _hooked(hook, history, logits)
-        s.restrict(logits)
-        if s.ended:
-            return
-        if guess.drawn and i < len(guess.drawn):
-            token = settle(s.sampler, logits, history, s.n_prompt, guess.tokens[i], guess.drawn[i])
-        else:
-            token = s.sampler(logits, history, s.n_prompt)
-        s.accept(token, None if raw is None else logprobs(raw, token, request.logprobs or 0))
-
-
-def _among_few(s: Sequence, row: Row) -> int:
-    """The next token by a few logits of a row, where they decide; -1 where all have to be seen."""
-    if s.sampler.greedy:
-        return row.best()
-    n = s.sampler.n_candidates
-    found = row.largest(n) if 0 < n <= MOST_CANDIDATES else None
-    if found is None:
-        return -1
-    ids, values = found
-    return int(ids[s.sampler(values, s.history, s.n_prompt)])
 
 
 def _sweep(scheduler: Scheduler) -> bool:
@@ -426,17 +378,3 @@ def _rows(part: Part, guess: Guess) -> Batch:
     s = part.sequence
     n_outputs = 1 + len(guess.tokens) if part.gives_logits else 0
     return Batch.single([*s.tokens[s.past : part.end], *guess.tokens], s.past, s.table.numbers, outputs=n_outputs)
-
-
-def _hooked(hook: Callable[[NDArray[np.int32], F32], Any], tokens: NDArray[np.int32], logits: F32) -> F32:
-    """Logits as a user's function leaves them; ConfigError where they are none."""
-    seen = tokens.view()
-    seen.flags.writeable = False
-    changed = hook(seen, logits.copy())
-    if not isinstance(changed, np.ndarray) or changed.shape != logits.shape or changed.dtype.kind != "f":
-        found = f"{changed.dtype} {list(changed.shape)}" if isinstance(changed, np.ndarray) else type(changed).__name__
-        raise ConfigError(f"a hook returned {found}; expected logits as it was given, float32 {list(logits.shape)}.")
-    top = changed.max()  # NaN where there is one
-    if not np.isfinite(top):
-        raise ConfigError(f"a hook returned logits of which the largest is {top}; expected numbers, or -inf for what may not follow.")  # fmt: skip
-    return np.ascontiguousarray(changed, np.float32)

@@ -6,8 +6,6 @@ The first stage has the engine: it tells the others each batch, activations go f
 from __future__ import annotations
 
 import json
-import socket
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
@@ -22,112 +20,19 @@ from numpy.typing import NDArray
 
 from qtransformers.cache import Batch, PagedCache
 from qtransformers.cache.batch import room
-from qtransformers.checks import shown, whole
-from qtransformers.errors import ConfigError, LoadError, MissingExtraError, NetworkError, UnsupportedError
+from qtransformers.checks import whole
+from qtransformers.errors import ConfigError, LoadError, NetworkError, UnsupportedError
 from qtransformers.generate.device import forward_of, pool_of
+from qtransformers.generate.link import ARRIVAL, Link, Meeting, distributed, first_line, listens, wait_for
 from qtransformers.load import Loaded
 from qtransformers.load.stages import Part, mark
 from qtransformers.nn.stages import Stage
 
 F32 = NDArray[np.float32]
-ARRIVAL = 600.0  # seconds in which all stages have to come, and in which each answers
 BEAT = 10.0  # seconds after which the first stage looks whether the others are there, when nothing is computed
 HEADER = 8  # numbers that announce a message: what it is, and the sizes of its parts
 NOTHING, STEP, END = range(3)
 COPY, FORGET = range(2)
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where stages find each other: `HOST:PORT/N`, of which the first listens on the port and N is how many there are."""
-
-    host: str
-    port: int
-    n: int = 0  # 0: the first stage knows
-
-    @classmethod
-    def parse(cls, text: Any, counted: bool = True) -> Meeting:
-        """Of `HOST:PORT/N`, or not `counted` of `HOST:PORT`; ConfigError for anything else."""
-        expected = "HOST:PORT/N such as 10.0.0.1:29500/2" if counted else "HOST:PORT such as 10.0.0.1:29500"
-        try:
-            place, slash, n = text.partition("/")
-            host, _, port = place.rpartition(":")
-            found = cls(host.strip("[]"), int(port), int(n) if slash else 0)
-        except (AttributeError, ValueError):
-            raise ConfigError(f"stages={shown(text)}; expected {expected}.") from None
-        if not host or not 0 < found.port < 65536 or bool(slash) != counted or (counted and not 2 <= found.n <= 1024):
-            raise ConfigError(f"stages={shown(text)}; expected {expected}, with N from 2 to 1024.")
-        return found
-
-
-class Link:
-    """One stage's connections to the others. NetworkError names the one that is gone."""
-
-    def __init__(self, meeting: Meeting, part: Part, store: Any, timeout: float = ARRIVAL) -> None:
-        dist = _distributed()
-        self.part = part
-        self._store = store
-        self._timeout = timedelta(seconds=timeout)
-        self._nccl: Any = None
-        try:
-            self._group = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), part.rank, part.n, self._timeout)
-        except RuntimeError as e:
-            raise NetworkError(f"stages: the {part.n} stages that met at {meeting.host}:{meeting.port} cannot reach each other: {_said(e)} GLOO_SOCKET_IFNAME names the interface to use.") from None  # fmt: skip
-
-    def over_nccl(self) -> None:
-        """Let activations go from GPU to GPU."""
-        dist = _distributed()
-        self._nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", self._store), self.part.rank, self.part.n)
-
-    def close(self) -> None:
-        """End all connections."""
-        self._group = self._nccl = self._store = None
-
-    def send(self, x: Any, to: int) -> None:
-        """Give an array or tensor to another stage, and wait until it has left."""
-        self._pass(x, to, lambda group, tensor: group.send([tensor], to, 0))
-
-    def receive(self, x: Any, source: int) -> None:
-        """Fill an array or tensor with what another stage sends."""
-        if isinstance(x, np.ndarray) or self._nccl is not None:
-            self._pass(x, source, lambda group, tensor: group.recv([tensor], source, 0))
-            return
-        here = np.empty(tuple(x.shape), np.float32)
-        self.receive(here, source)
-        x.copy_(_tensor(here))
-
-    def _pass(self, x: Any, other: int, work: Callable[[Any, Any], Any]) -> None:
-        group = self._group
-        if isinstance(x, np.ndarray):
-            x = _tensor(x)
-        elif self._nccl is not None:
-            group = self._nccl
-        else:
-            x = x.cpu()
-        said = ""
-        try:
-            work(group, x).wait()
-        except RuntimeError as e:
-            said = _said(e)
-        del group  # or the error below would keep the connections open, by its traceback
-        if said:
-            raise self.gone(other, said)
-
-    def gone(self, other: int, said: str) -> NetworkError:
-        """The error for a lost stage: the first that was missed by any of them, which the others are told through the store."""
-        with suppress(RuntimeError):  # the store may be gone too
-            first = self._store.compare_set("lost", "", str(other)) if self.part.rank else self._first_lost(other)
-            other = int(first)
-        return NetworkError(
-            f"stage {other} of {self.part.n} (ranks 0 to {self.part.n - 1}) is gone: {said} Its own output says why. Start all stages again."
-        )
-
-    def _first_lost(self, other: int) -> str:
-        """What a stage that lost its neighbour may have noted before it left; else what is seen from here."""
-        end = time.monotonic() + 1
-        while other != 1 and not self._store.check(["lost"]) and time.monotonic() < end:
-            time.sleep(0.02)
-        return self._store.get("lost").decode() if self._store.check(["lost"]) else str(other)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,21 +140,21 @@ class Pipeline:
 def lead(meeting: Meeting, loaded: Loaded, settings: Mapping[str, Any], threads: int | None) -> Pipeline:
     """Wait for the other stages of a model whose first is loaded. ConfigError where the port is taken, LoadError for what
     a stage cannot load, NetworkError where one does not come."""
-    dist = _distributed()
+    dist = distributed()
     try:
         store = dist.TCPStore(
             meeting.host, meeting.port, None, True, timedelta(seconds=ARRIVAL), wait_for_workers=False
         )
     except RuntimeError as e:
         raise ConfigError(
-            f"stages: {meeting.host}:{meeting.port} cannot be listened on: {_said(e)} Take another port."
+            f"stages: {meeting.host}:{meeting.port} cannot be listened on: {first_line(e)} Take another port."
         ) from None
     assert loaded.sources.gguf is not None  # it is open
     facts = {"n": meeting.n, "model": mark(loaded.plan, loaded.sources.gguf), "settings": dict(settings)}
     store.set("model", json.dumps(facts))
     kinds = [loaded.plan.main_device]
     for rank in range(1, meeting.n):
-        _await(partial(store.check, [f"there/{rank}"]), f"stages: stage {rank} of {meeting.n} did not come")
+        wait_for(partial(store.check, [f"there/{rank}"]), f"stages: stage {rank} of {meeting.n} did not come")
         answer = json.loads(store.get(f"there/{rank}"))
         if "error" in answer:
             raise LoadError(f"stage {rank}: {answer['error']}")
@@ -270,9 +175,9 @@ def follow(
     say: Callable[[str], None],
 ) -> None:
     """Be one stage until the first ends: `load(part, settings)` gives its layers. NetworkError where another is lost."""
-    dist = _distributed()
+    dist = distributed()
     where = f"{meeting.host}:{meeting.port}"
-    _await(lambda: _listens(meeting), f"stages: nobody listens on {where}")
+    wait_for(lambda: listens(meeting), f"stages: nobody listens on {where}")
     store = dist.TCPStore(meeting.host, meeting.port, None, False, timedelta(seconds=ARRIVAL), wait_for_workers=False)
     facts = json.loads(store.get("model"))
     part = Part(whole("rank", rank, 1, facts["n"] - 1), facts["n"])
@@ -289,7 +194,7 @@ def follow(
     store.set(f"there/{rank}", json.dumps({"device": loaded.plan.main_device}))
     assert loaded.layers is not None  # of a part
     say(f"stage {rank} of {part.n}: layers {loaded.layers.start} to {loaded.layers.stop - 1}")
-    _await(lambda: store.check(["go"]), f"stages: the first stage at {where} did not begin")
+    wait_for(lambda: store.check(["go"]), f"stages: the first stage at {where} did not begin")
     link = Link(meeting, part, store)
     if store.get("go") == b"nccl":
         link.over_nccl()
@@ -368,42 +273,3 @@ def _move(cache: PagedCache, moves: Any) -> None:
             PagedCache.copy(cache, page, target)
         else:
             cache.states.forget([page])
-
-
-def _await(there: Callable[[], bool], otherwise: str) -> None:
-    """Wait so that Ctrl-C ends it."""
-    end = time.monotonic() + ARRIVAL
-    while not there():
-        if time.monotonic() > end:
-            raise NetworkError(f"{otherwise} within {ARRIVAL:.0f} seconds. Start it, or check address and firewall.")
-        time.sleep(0.05)
-
-
-def _listens(meeting: Meeting) -> bool:
-    try:
-        socket.create_connection((meeting.host, meeting.port), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-def _distributed() -> Any:
-    try:
-        import torch.distributed as dist
-    except ImportError:
-        raise MissingExtraError("stages are joined by torch.distributed, and torch is not installed. Install it: pip install 'qtransformers[torch]'") from None  # fmt: skip
-    if not dist.is_available() or not hasattr(dist, "ProcessGroupGloo"):
-        raise UnsupportedError("stages: this torch was built without torch.distributed and gloo. Install another one.")
-    return dist
-
-
-def _tensor(x: NDArray[Any]) -> Any:
-    import torch
-
-    return torch.from_numpy(x)
-
-
-def _said(error: Exception) -> str:
-    """The first line of what torch says, without where in its source."""
-    line = (str(error).splitlines() or [""])[0].strip()
-    return line.rpartition("] ")[2].partition(". This is typically")[0].rstrip(".") + "."

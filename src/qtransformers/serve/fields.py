@@ -190,12 +190,14 @@ def prompts_of(given: Texts, field: str) -> list[str | tuple[int, ...]]:
     """A text, texts, token ids, or lists of them, as a list; HTTPError where they are mixed."""
     if isinstance(given, str):
         return [given]
-    if given and all(isinstance(part, int) for part in given):
-        return [tuple(given)]  # type: ignore[arg-type]
-    if not given or any(isinstance(part, int) for part in given):
+    ids = tuple(part for part in given if isinstance(part, int))
+    rest = [part if isinstance(part, str) else tuple(part) for part in given if not isinstance(part, int)]
+    if ids and not rest:
+        return [ids]
+    if ids or not rest:
         found = "numbers and texts are mixed" if given else "there is none"
         raise HTTPError(400, f"{field}: {found}; expected a text, token ids, or a list of either.", "invalid_value", field=field)  # fmt: skip
-    return [part if isinstance(part, str) else tuple(part) for part in given]  # type: ignore[arg-type]
+    return rest
 
 
 def decode(body: bytes, kind: type[T]) -> T:
@@ -214,7 +216,7 @@ def _invalid(message: str) -> HTTPError:
     """As we say it: field, found, expected."""
     what, _, where = message.partition(" - at `$")
     place = re.sub(r"\[\.\.\.\]", "[]", where.rstrip("`")).lstrip(".")
-    field = re.match(r"\w*", place)[0] or None  # type: ignore[index]
+    field = re.split(r"\W", place, maxsplit=1)[0] or None
     if found := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
         name = f"{place}.{found[1]}" if place else found[1]
         return HTTPError(400, f"{name[:100]}: there is no such field. Leave it out.", "unknown_field", field=name[:100])

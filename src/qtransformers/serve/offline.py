@@ -336,8 +336,8 @@ async def _ask(app: ASGIApp, url: str, body: bytes) -> tuple[int, str, bytes]:
         "raw_path": url.encode(), "root_path": "", "query_string": b"", "headers": headers, "client": None, "server": None,
     }  # fmt: skip
     await app(scope, receive, send)
-    fields: Callable[[bytes], bytes] = dict(head["headers"]).get  # type: ignore[assignment]
-    return head["status"], (fields(b"x-request-id") or b"").decode(), b"".join(parts)
+    request_id: bytes = dict(head["headers"]).get(b"x-request-id", b"")
+    return head["status"], request_id.decode(), b"".join(parts)
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

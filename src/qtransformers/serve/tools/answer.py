@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from qtransformers.serve.tools.events import Arguments, CallStart, Content, Event, Reasoning
@@ -23,7 +24,7 @@ class Answer:
         self.held: list[str] = []  # of what may become a call, and is content where it does not
         self.n_calls = 0
         self._new_id = new_id
-        self._events: list[tuple[type[Content | Reasoning | Arguments], int, list[str]] | CallStart] = []
+        self._events: list[tuple[Event, list[str]]] = []  # without their texts, and the parts of these
         self._blanks: dict[type, list[str]] = {Content: [], Reasoning: []}  # that may turn out to stand at an end
         self._begun: dict[type, bool] = {}
         self._trims: dict[type, bool] = {}  # whether blanks before its first text are framing
@@ -66,13 +67,13 @@ class Answer:
         """A call begins: its index. What is held was its framing."""
         self.held.clear()
         self._trims[Content] = self._called = True
-        self._events.append(CallStart(self.n_calls, id or self._new_id(), name))
+        self._events.append((CallStart(self.n_calls, id or self._new_id(), name), []))
         self.n_calls += 1
         return self.n_calls - 1
 
     def arguments(self, text: str) -> None:
         """More of the arguments of the last call."""
-        self._add(Arguments, self.n_calls - 1, text)
+        self._add(Arguments(self.n_calls - 1, ""), text)
 
     def argument_text(self, text: str) -> None:
         """The same, of what stands between quotes: control characters, which JSON allows nobody there, are escaped."""
@@ -93,14 +94,7 @@ class Answer:
 
     def drain(self) -> list[Event]:
         """The events since the last time."""
-        events: list[Event] = []
-        for item in self._events:
-            if isinstance(item, CallStart):
-                events.append(item)
-                continue
-            kind, index, parts = item
-            text = "".join(parts)
-            events.append(Arguments(index, text) if kind is Arguments else kind(text))  # type: ignore[call-arg, arg-type]
+        events = [e if isinstance(e, CallStart) else replace(e, text="".join(parts)) for e, parts in self._events]
         self._events.clear()
         return events
 
@@ -109,7 +103,7 @@ class Answer:
         if bare:
             first = not self._begun.get(kind) and self._trims.get(kind, False)
             self._show(kind)
-            self._add(kind, 0, bare.lstrip() if first else bare)
+            self._add(kind(""), bare.lstrip() if first else bare)
             self._begun[kind] = True
             self._called = self._called and kind is not Content
         if len(bare) < len(text):
@@ -120,11 +114,9 @@ class Answer:
         blanks = "".join(self._blanks[kind])
         self._blanks[kind] = []
         if blanks and (self._begun.get(kind) or not self._trims.get(kind)):
-            self._add(kind, 0, blanks)
+            self._add(kind(""), blanks)
 
-    def _add(self, kind: type[Content | Reasoning | Arguments], index: int, text: str) -> None:
-        last = self._events[-1] if self._events else None
-        if isinstance(last, tuple) and last[:2] == (kind, index):
-            last[2].append(text)
-        else:
-            self._events.append((kind, index, [text]))
+    def _add(self, event: Event, text: str) -> None:
+        if not self._events or self._events[-1][0] != event:
+            self._events.append((event, []))
+        self._events[-1][1].append(text)

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError
 from qtransformers.serve.tools.answer import NAME
-from qtransformers.serve.tools.written import JSON, PYTHON, QUOTE, QUOTED, Written
+from qtransformers.serve.tools.written import JSON, PYTHON, QUOTE, QUOTED, Parameter, Written
 
 if TYPE_CHECKING:
     from qtransformers.serve.tools.families import Syntax
 
 Messages = list[dict[str, Any]]
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
-_EXAMPLE = {JSON: '{"argument": "value"}', PYTHON: 'argument="value"', QUOTED: f"argument:{QUOTE}value{QUOTE}"}
+_EXAMPLE: Mapping[str, str] = {
+    JSON: '{"argument": "value"}',
+    PYTHON: 'argument="value"',
+    QUOTED: f"argument:{QUOTE}value{QUOTE}",
+}
 
 
 def checked_tools(tools: Any) -> list[dict[str, Any]]:
@@ -131,8 +135,9 @@ def _as_text(message: dict[str, Any], written: Written) -> dict[str, Any]:
 
 def _told_tools(tools: list[dict[str, Any]], written: Written) -> str:
     listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
-    example = _filled(written, "function_name", _EXAMPLE.get(written.arguments, "")  # type: ignore[call-overload]
-                      if isinstance(written.arguments, str) else _parameters(written, {"argument": "value"}), 0)  # fmt: skip
+    form = written.arguments
+    arguments = _EXAMPLE[form] if isinstance(form, str) else _parameters(form, {"argument": "value"})
+    example = _filled(written, "function_name", arguments, 0)
     return (
         "You may call these functions, each described by a line of JSON:\n"
         f"{listed}\n"
@@ -163,14 +168,12 @@ def _calls(written: Written, calls: Sequence[Any]) -> str:
             text = ", ".join(pairs) if written.arguments == PYTHON else json.dumps(arguments, ensure_ascii=False)
             text = text[1:-1] if written.arguments == QUOTED else text
         else:
-            text = _parameters(written, arguments)
+            text = _parameters(written.arguments, arguments)
         texts.append(_filled(written, str(function.get("name")), text, i))
     return written.start + written.between.join(texts) + written.finish
 
 
-def _parameters(written: Written, arguments: Mapping[str, Any]) -> str:
-    p = written.arguments
-    assert not isinstance(p, str)
+def _parameters(p: Parameter, arguments: Mapping[str, Any]) -> str:
     return "".join(
         f"{p.before}{k}{p.between.replace('?', 'true' if isinstance(v, str) else 'false')}"
         f"{v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}{p.after}"

@@ -29,25 +29,21 @@ def chat(text="Tell me a story.", **more):
 
 
 def test_batches_under_ray_data(tmp_path, data):
-    chats = [chat(f"Tell me a story about {i} foxes.")["messages"] for i in range(12)]
-    (tmp_path / "chats.jsonl").write_text(
-        "".join(json.dumps({"id": i, "messages": m}) + "\n" for i, m in enumerate(chats))
-    )
+    """Chats of one message and of several, in batches of one row and of more."""
+    chats = [chat(f"Tell me a story about {i} foxes.")["messages"] for i in range(6)]
+    for i in range(0, 6, 2):
+        chats[i].insert(0, {"role": "system", "content": "You tell short stories."})
+    chats_file, out = tmp_path / "chats.jsonl", tmp_path / "out"
+    chats_file.write_text("".join(json.dumps({"id": i, "messages": m}) + "\n" for i, m in enumerate(chats)))
     model = str(data / "demo-Q8_0.gguf")
-    words = [
-        sys.executable,
-        str(EXAMPLES / "ray_data.py"),
-        str(tmp_path / "chats.jsonl"),
-        str(tmp_path / "out"),
-        model,
-        "2",
-    ]
+    words = [sys.executable, EXAMPLES / "ray_data.py", chats_file, out, model, "2"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(x) for path in (tmp_path / "out").glob("*.json") for x in path.read_text().splitlines()]
-    assert sorted(row["id"] for row in rows) == list(range(12))
+    rows = [json.loads(x) for path in out.glob("*.json") for x in path.read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == list(range(6))
     with Model.load(model, threads=1) as m:
         for row in rows:
+            assert row["messages"] == chats[row["id"]]
             assert row["answer"] == m.chat(chats[row["id"]], max_tokens=64, temperature=0).text
 
 

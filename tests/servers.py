@@ -1,4 +1,4 @@
-"""Servers on free ports of loopback, in a thread of the tests' own process."""
+"""Servers on free ports of loopback, in a thread of the tests' own process; replicas are processes beside it."""
 
 import threading
 import time
@@ -9,8 +9,11 @@ from qtransformers.serve.app import app_of
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.models import Models
 from qtransformers.serve.painters import Painters
+from qtransformers.serve.router import Router, routed
 from qtransformers.serve.run import Listening, listen, uvicorn_config
 from qtransformers.serve.server import Server
+
+PATIENCE = 300  # seconds: processes start slowly on a busy machine
 
 
 @contextmanager
@@ -21,20 +24,40 @@ def running(specs, config=None, keep_alive=None, painters=()):
         replace(config or ServerConfig(port=0), drain=5),
         Painters(painters, keep_alive),
     )
-    sock = listen(server.config.host, 0)
-    config = uvicorn_config(app_of(server), server.config)
-    uv = Listening(config, server, lambda url: None)
+    with listening(app_of(server), server.config, server) as (url, uv):
+        until(lambda: uv.started and (*server.models.entries, *server.painters.all)[0].state in ("ready", "broken"))
+        yield url, server
+
+
+@contextmanager
+def replicated(specs, n=2, painters=(), **config):
+    """URL and `Router` of a server with `n` processes, all of them ready."""
+    router = Router(specs, ServerConfig(port=0, **config), n, painters=painters)
+    with listening(routed(router), replace(router.config, drain=5), router) as (url, _):
+        until(lambda: all(r.state == "ready" for r in router.replicas))
+        yield url, router
+    assert not any(r._process.is_alive() for r in router.replicas)
+
+
+@contextmanager
+def listening(app, config, server):
+    """The URL at which an app listens, and the uvicorn that does."""
+    sock = listen(config.host, 0)
+    uv = Listening(uvicorn_config(app, config), server, lambda url: None)
     thread = threading.Thread(target=uv.run, args=([sock],), daemon=True)
     thread.start()
-    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     try:
-        for _ in range(1000):
-            if uv.started and (*server.models.entries, *server.painters.all)[0].state in ("ready", "broken"):
-                break
-            time.sleep(0.01)
-        yield url, server
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}", uv
     finally:
         uv.should_exit = True
-        thread.join(20)
+        thread.join(30)
         sock.close()
         assert not thread.is_alive()
+
+
+def until(there):
+    """Wait for it."""
+    end = time.monotonic() + PATIENCE
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.01)

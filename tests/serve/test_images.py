@@ -1,6 +1,7 @@
 """/v1/images/generations with a whole tiny AuraFlow, by OpenAI's client and by hand."""
 
 import argparse
+import asyncio
 import base64
 import io
 import json
@@ -16,11 +17,12 @@ from PIL import Image
 
 from qtransformers.cli import main, serve
 from qtransformers.diffusers import Picture, load_pipeline, paint
+from qtransformers.errors import InsufficientMemoryError
 from qtransformers.gguf import GGUFFile
 from qtransformers.load.diffusion_fit import outlook
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.painters import MAX_SIDE, Painter, PainterSpec, paints, peak_bytes
-from servers import running
+from servers import PATIENCE, replicated, running
 from tiny_diffusion.files import write
 from tiny_diffusion.pipelines import saved
 
@@ -118,11 +120,26 @@ def test_who_goes_away_stops_the_work_and_who_waits_too_long_is_told(gallery):
     assert again.status_code == 200 and painter.waiting == 0
 
 
+def test_one_of_several_processes_paints(gallery, aura, demo):
+    path, base = aura
+    expected = httpx.post(f"{gallery[0]}/v1/images/generations", json=WISH | {"model": "aura"}, timeout=60).json()
+    with replicated([demo], painters=[PainterSpec(path, ("aura",), {"base": base})]) as (url, router):
+        got = httpx.post(f"{url}/v1/images/generations", json=WISH | {"stream": True}, timeout=PATIENCE).text
+        events = [json.loads(line[6:]) for line in got.splitlines() if line.startswith("data: {")]
+        assert [e.get("step") for e in events] == [1, 2, None]
+        assert events[-1]["b64_json"] == expected["data"][0]["b64_json"]
+        assert httpx.post(f"{url}/v1/images/generations", json=WISH | {"model": "aura"}, timeout=60).json()["data"] == expected["data"]  # fmt: skip
+
+        async def states():
+            told = [json.loads((await r.get("/v1/models/aura"))[1]) for r in router.replicas]
+            return sorted(model["state"] for model in told)
+
+        assert asyncio.run(states()) == ["ready", "unloaded"]
+        said = {"model": "demo", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+        assert httpx.post(f"{url}/v1/chat/completions", json=said, timeout=60).status_code == 200
+
+
 def test_what_does_not_fit_is_refused_with_both_numbers(aura):
-    import asyncio
-
-    from qtransformers.errors import InsufficientMemoryError
-
     path, base = aura
     painter = Painter(PainterSpec(path, ("aura",), {"base": base}), free=lambda: 10)
     with pytest.raises(InsufficientMemoryError, match=r"take [\d,]+ bytes; 10 are free"):

@@ -6,11 +6,7 @@ import logging
 import os
 import signal
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,40 +15,14 @@ pytest.importorskip("starlette")
 import httpx2 as httpx
 
 from qtransformers import Model
+from qtransformers.errors import ConfigError
 from qtransformers.serve.config import ServerConfig, hashed
 from qtransformers.serve.models import ModelSpec
-from qtransformers.serve.router import SLACK, Router, marks_of, routed, summed
-from qtransformers.serve.run import Listening, listen, uvicorn_config
+from qtransformers.serve.router import SLACK, Router, marks_of, summed
+from servers import PATIENCE, replicated, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="socket files")
-PATIENCE = 300  # seconds: processes start slowly on a busy machine
 KEY, OTHER = "k" * 20, "o" * 20
-
-
-@contextmanager
-def router_of(specs, n=2, **config):
-    """URL and `Router` of a server with `n` processes, all of them ready."""
-    router = Router(specs, ServerConfig(port=0, **config), n)
-    sock = listen("127.0.0.1", 0)
-    uv = Listening(uvicorn_config(routed(router), replace(router.config, drain=5)), router, lambda url: None)
-    thread = threading.Thread(target=uv.run, args=([sock],), daemon=True)
-    thread.start()
-    try:
-        until(lambda: all(r.state == "ready" for r in router.replicas))
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}", router
-    finally:
-        uv.should_exit = True
-        thread.join(30)
-        sock.close()
-        assert not thread.is_alive()
-        assert not any(r._process.is_alive() for r in router.replicas)
-
-
-def until(there):
-    end = time.monotonic() + PATIENCE
-    while not there():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +32,7 @@ def spec(data):
 
 @pytest.fixture(scope="module")
 def two(spec):
-    with router_of([spec], queue=2, keys={"a": hashed(KEY), "b": hashed(OTHER)}) as found:
+    with replicated([spec], queue=2, keys={"a": hashed(KEY), "b": hashed(OTHER)}) as found:
         yield found
 
 
@@ -183,7 +153,7 @@ def test_too_many_at_once(http):
 
 def test_a_killed_replica(spec):
     """Answers that had begun end with an error; those that had not are given by the other; it is started again."""
-    with router_of([spec]) as (url, router), httpx.Client(base_url=url, timeout=PATIENCE) as http:
+    with replicated([spec]) as (url, router), httpx.Client(base_url=url, timeout=PATIENCE) as http:
         body = chat("Tell me a story.", stream=True, max_tokens=900, min_tokens=900)
         with http.stream("POST", "/v1/chat/completions", json=body) as response:
             lines = response.iter_lines()
@@ -240,6 +210,19 @@ def test_who_is_chosen():
     assert marks_of("k", b"{") == marks_of("k", b"\xff") == marks_of("k", b"[" * 100_000) == []
     router.replicas[0].state = router.replicas[1].state = router.replicas[2].state = "gone"
     assert router.choose([]) is None
+
+
+def test_who_paints():
+    """One of them, whatever it has to do: another would load a pipeline of its own."""
+    router = choosing([1, 0, 0])
+    assert router.choose_painter().number == 1
+    router.replicas[1].load = 9
+    assert router.choose_painter().number == 1
+    assert router.choose_painter([router.replicas[1]]).number == 2, "it was lost"
+    router.replicas[2].state = "gone"
+    assert router.choose_painter().number == 0
+    with pytest.raises(ConfigError, match="Leave --replicas out"):
+        Router([], ServerConfig(), 2)
 
 
 def test_metrics_of_several_as_of_one():

@@ -58,8 +58,6 @@ def run(args: argparse.Namespace) -> int:
     painters = painter_specs(args, names)
     specs = model_specs(args, names)
     several = args.replicas and args.replicas > 1
-    if several and painters:
-        raise ConfigError(f"--replicas: {painters[0].path} paints, and requests for pictures are not shared out. Serve it by itself.")  # fmt: skip
     token, digest = new_token()
     if config.keys:
         config = replace(config, keys={**config.keys, "ps": digest})
@@ -75,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             fetched(model, args.color)
         log_to_stderr()
         if several:
-            _serve_replicas(args, config, specs, ready)
+            _serve_replicas(args, config, specs, painters, ready)
         else:
             models = Models(specs, args.keep_alive, may_be_none=bool(painters))
             serve(Server(models, config, Painters(painters, args.keep_alive)), ready)
@@ -83,7 +81,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve_replicas(
-    args: argparse.Namespace, config: ServerConfig, specs: list[ModelSpec], ready: Callable[[str], None]
+    args: argparse.Namespace,
+    config: ServerConfig,
+    specs: list[ModelSpec],
+    painters: list[PainterSpec],
+    ready: Callable[[str], None],
 ) -> None:
     """Several processes, and one that shares requests out among them."""
     from qtransformers.machine import usable_cores
@@ -96,7 +98,7 @@ def _serve_replicas(
     if not args.threads and not Settings.from_env().threads:
         own = {"threads": max(1, usable_cores() // args.replicas)}
         specs = [replace(spec, options={**spec.options, **own}) for spec in specs]
-    router = Router(specs, config, args.replicas, args.keep_alive)
+    router = Router(specs, config, args.replicas, args.keep_alive, painters)
     serve(router, ready, routed(router))
 
 

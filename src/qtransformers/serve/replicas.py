@@ -25,6 +25,7 @@ from starlette.types import Message
 from qtransformers.errors import QTransformersError
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.models import ModelSpec
+from qtransformers.serve.painters import PainterSpec
 
 LOG = logging.getLogger("qtransformers.serve")
 State = Literal["loading", "ready", "gone"]
@@ -58,14 +59,14 @@ async def read_frame(reader: asyncio.StreamReader) -> Any:
 class Replica:
     """One of the processes, as seen from the one that listens; started anew whenever it ends."""
 
-    def __init__(self, number: int, folder: Path, specs: Sequence[ModelSpec], config: ServerConfig, keep_alive: float | None) -> None:  # fmt: skip
+    def __init__(self, number: int, folder: Path, specs: Sequence[ModelSpec], config: ServerConfig, keep_alive: float | None, painters: Sequence[PainterSpec] = ()) -> None:  # fmt: skip
         self.number = number
         self.state: State = "loading"
         self.load = 0  # answers under way
         self.chosen = 0  # when it was last chosen
         self.starts = 0
         self._path = folder / f"{number}"
-        self._args = tuple(specs), config, keep_alive, str(self._path)
+        self._args = tuple(specs), tuple(painters), config, keep_alive, str(self._path)
         self._process: Any = None
         self._ending = False
 
@@ -161,7 +162,13 @@ async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[Message]:
             return
 
 
-def _main(specs: tuple[ModelSpec, ...], config: ServerConfig, keep_alive: float | None, path: str) -> None:
+def _main(
+    specs: tuple[ModelSpec, ...],
+    painters: tuple[PainterSpec, ...],
+    config: ServerConfig,
+    keep_alive: float | None,
+    path: str,
+) -> None:
     """A process: serve at a socket file until SIGTERM, or until the one that listens has ended."""
     from qtransformers.serve.run import log_to_stderr
 
@@ -170,7 +177,7 @@ def _main(specs: tuple[ModelSpec, ...], config: ServerConfig, keep_alive: float 
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     log_to_stderr()
-    code = asyncio.run(_serve(specs, config, keep_alive, path))
+    code = asyncio.run(_serve(specs, painters, config, keep_alive, path))
     raise SystemExit(code)
 
 
@@ -179,12 +186,19 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-async def _serve(specs: tuple[ModelSpec, ...], config: ServerConfig, keep_alive: float | None, path: str) -> int:
+async def _serve(
+    specs: tuple[ModelSpec, ...],
+    painters: tuple[PainterSpec, ...],
+    config: ServerConfig,
+    keep_alive: float | None,
+    path: str,
+) -> int:
     from qtransformers.serve.app import inner_of
     from qtransformers.serve.models import Models
+    from qtransformers.serve.painters import Painters
     from qtransformers.serve.server import Server
 
-    server, over = Server(Models(specs, keep_alive), config), asyncio.Event()
+    server, over = Server(Models(specs, keep_alive), config, Painters(painters, keep_alive)), asyncio.Event()
     errors: list[Exception] = []
 
     def give_up(error: Exception) -> None:

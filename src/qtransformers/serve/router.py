@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,21 @@ import msgspec
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qtransformers.errors import UnsupportedError
+from qtransformers.errors import ConfigError, UnsupportedError
 from qtransformers.serve.app import LOG, log, public_paths
 from qtransformers.serve.call import Call, Gone, event
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.errors import HTTPError, anthropic_shape, http_error, openai_shape
 from qtransformers.serve.guard import Guard, Rates
 from qtransformers.serve.models import ModelSpec
+from qtransformers.serve.painters import PainterSpec
 from qtransformers.serve.replicas import Lost, Replica
 
 BLOCK = 256  # bytes of a request that share a mark
 MOST_BLOCKS = 256  # of a request
 MOST_MARKS = 1 << 16  # that are remembered
 OWN = ("/health", "/metrics")  # routes that no replica answers
+PAINTS = "/v1/images/generations"
 SLACK = 2  # answers more than the least busy that a replica may have for what is in its cache
 
 
@@ -63,7 +66,9 @@ def marks_of(key: str, body: bytes) -> list[bytes]:
 class Router:
     """The process that listens: lets requests in, and hands them to replicas."""
 
-    def __init__(self, specs: Sequence[ModelSpec], config: ServerConfig, n: int, keep_alive: float | None = None) -> None:  # fmt: skip
+    def __init__(self, specs: Sequence[ModelSpec], config: ServerConfig, n: int, keep_alive: float | None = None, painters: Sequence[PainterSpec] = ()) -> None:  # fmt: skip
+        if not specs:
+            raise ConfigError("replicas: no model of this server writes, and pictures are painted by one process. Leave --replicas out.")  # fmt: skip
         if not hasattr(asyncio, "open_unix_connection"):
             raise UnsupportedError("replicas: this system's Python has no socket files. Start several servers instead.")
         self.config = config
@@ -73,10 +78,11 @@ class Router:
         self._folder = tempfile.TemporaryDirectory(prefix="qtransformers-", ignore_cleanup_errors=True)
         # Keys and rates are looked at here, once for all.
         own = replace(config, keys={}, per_key=None, rate=None, anyone=True)
-        self.replicas = [Replica(i, Path(self._folder.name), specs, own, keep_alive) for i in range(n)]
+        self.replicas = [Replica(i, Path(self._folder.name), specs, own, keep_alive, painters) for i in range(n)]
         self._parallel = int(specs[0].options.get("parallel", 8))
         self._known: OrderedDict[bytes, int] = OrderedDict()
         self._turn = 0
+        self._paints: Replica | None = None
 
     def choose(self, marks: Sequence[bytes], without: Iterable[Replica] = ()) -> Replica | None:
         """The replica for a request of these marks; None where none can answer."""
@@ -99,6 +105,12 @@ class Router:
         self._turn += 1
         chosen.chosen = self._turn
         return chosen
+
+    def choose_painter(self, without: Iterable[Replica] = ()) -> Replica | None:
+        """The replica for a picture: the same as before while it lives, for each would load a pipeline of its own."""
+        if self._paints is None or self._paints.state != "ready" or self._paints in without:
+            self._paints = self.choose((), without)
+        return self._paints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Of ASGI."""
@@ -141,12 +153,12 @@ class Router:
             raise HTTPError(503, "the server is about to end. Ask another, or again later.", "draining", retry=10)
         headers = [[name, value] for name, value in scope["headers"] if name not in (b"authorization", b"x-api-key")]
         head = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"], "headers": headers, "key": call.key}  # fmt: skip
-        marks = marks_of(call.key, body) if post else []
+        choose = self.choose_painter if scope["path"] == PAINTS else partial(self.choose, marks_of(call.key, body) if post else ())  # fmt: skip
         tried: list[Replica] = []
         if post:
             self._rates.enter(call.key)
         try:
-            while (chosen := self.choose(marks, tried)) is not None:
+            while (chosen := choose(tried)) is not None:
                 call.told["replica"] = chosen.number
                 with suppress(Lost):
                     await self._through(chosen, head, body, call, send)

@@ -28,6 +28,21 @@ def test_a_spec_declares_just_the_tensors_of_the_class(case):
 
 
 @cases
+def test_the_mixtures_know_what_every_layer_is(case):
+    config = settings(case, model_of(case)) if callable(SPECS[case.id].tensors) else {}
+    layers = [row for row in SPECS[case.id].rows(config) if row.role in ("attn", "dense_ffn")]
+    assert {row.policy for row in layers} <= {
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_output",
+        "ffn_gate",
+        "ffn_up",
+        "ffn_down",
+    }
+
+
+@cases
 def test_diffusers_reads_our_original_layout(case):
     if not case.original:
         pytest.skip("published in the layout of diffusers")

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qtransformers.archs.diffusion.parts import linear, norm, over, parameter, ratio, setting, times
+from qtransformers.archs.diffusion.hparams import as_many, counted, dim, head_count, over, ratio, setting, sized, times
+from qtransformers.archs.diffusion.parts import attention, feed_forward, head_norms, linear, norm, parameter
+from qtransformers.archs.diffusion.shapes import Shapes
 from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
-from qtransformers.archs.spec import Problem, TensorSpec, When
+from qtransformers.archs.spec import Problem, TensorSpec
 
 BLOCK = {"i": "num_layers"}
 FIRST = "transformer_blocks.{i}"
@@ -18,13 +20,13 @@ POSITION = "learnable_pos_embed.pos_emb"
 PATCH = (1, 2, 2)  # in every published model; a patch and its channels cannot be told apart in a matrix
 
 
-def _channels(s: Any) -> int | None:
+def _channels(s: Shapes) -> int | None:
     """Channels of the input: columns of the first layer over the pixels of a patch, of which one is the padding mask."""
     all = over(s.size("patch_embed.proj", 1), 4)
     return None if all is None else all - 1
 
 
-def _largest(s: Any) -> tuple[int, ...] | None:
+def _largest(s: Shapes) -> tuple[int, ...] | None:
     """Frames, rows and columns of the largest video, where positions are learned."""
     sizes = [times(s.size(f"{POSITION}_{axis}", 0), n) for axis, n in zip("thw", PATCH, strict=True)]
     return None if None in sizes else tuple(n for n in sizes if n is not None)
@@ -34,12 +36,12 @@ HPARAMS = (
     setting("patch_size", PATCH, kind=tuple),
     setting("in_channels", derive=_channels),
     setting("out_channels", derive=lambda s: over(s.size("proj_out", 0), 4)),
-    setting("attention_head_dim", derive=lambda s: s.size(f"{FIRST}.attn1.norm_q", 0)),
-    setting("num_attention_heads", derive=lambda s: over(s.size("patch_embed.proj", 0), s.size(f"{FIRST}.attn1.norm_q", 0))),
-    setting("num_layers", derive=lambda s: s.count(f"{FIRST}.attn1.norm_q"), maximum=1024),
+    sized("attention_head_dim", f"{FIRST}.attn1.norm_q", 0),
+    head_count("num_attention_heads", "patch_embed.proj", f"{FIRST}.attn1.norm_q"),
+    counted("num_layers", f"{FIRST}.attn1.norm_q"),
     setting("mlp_ratio", kind=float, derive=ratio(f"{FIRST}.ff.net.0.proj"), minimum=0, maximum=64),
-    setting("text_embed_dim", derive=lambda s: s.size(f"{FIRST}.attn2.to_k", 1)),
-    setting("adaln_lora_dim", derive=lambda s: s.size(f"{FIRST}.norm1.linear_1", 0)),
+    sized("text_embed_dim", f"{FIRST}.attn2.to_k", 1),
+    sized("adaln_lora_dim", f"{FIRST}.norm1.linear_1", 0),
     setting("max_size", (128, 240, 240), kind=tuple, derive=_largest, maximum=2**16),
     setting("rope_scale", kind=tuple, required=True, minimum=0, hint="[2, 1, 1] in Cosmos 1.0 7B"),
     setting("concat_padding_mask", True, kind=bool),
@@ -48,11 +50,10 @@ HPARAMS = (
 
 
 def _sizes(c: Mapping[str, Any]) -> dict[str, int]:
-    dim = c["num_attention_heads"] * c["attention_head_dim"]
     frames, rows, columns = (n // p for n, p in zip(c["max_size"], c["patch_size"], strict=True))
     return {
-        "dim": dim,
-        "ff": int(dim * c["mlp_ratio"]),
+        "dim": dim(c),
+        "ff": int(dim(c) * c["mlp_ratio"]),
         "patch": 4 * (c["in_channels"] + c["concat_padding_mask"]),
         "pixels": 4 * c["out_channels"],
         "frames": frames, "rows": rows, "columns": columns,
@@ -63,30 +64,32 @@ def _check(c: Mapping[str, Any]) -> Iterator[Problem]:
     if tuple(c["patch_size"]) != PATCH or not c["concat_padding_mask"]:
         yield Problem(f"patch_size is {list(c['patch_size'])} and concat_padding_mask {c['concat_padding_mask']}; expected {list(PATCH)} and True", "unsupported")  # fmt: skip
     for name in ("max_size", "rope_scale"):
-        if len(c[name]) != 3:
-            yield Problem(f"{name} is {list(c[name])}; expected three numbers, of frames, rows and columns")
+        yield from as_many(c, name, 3, "of frames, rows and columns")
 
 
 def _norm(ours: str, theirs: str, rows: str = "3*dim", repeat: Mapping[str, str] = BLOCK) -> Iterator[TensorSpec]:
-    yield linear(f"{ours}.linear_1", "adaln_lora_dim", "dim", f"{theirs}.1", bias="never", role="modulation", repeat=repeat)  # fmt: skip
-    yield linear(f"{ours}.linear_2", rows, "adaln_lora_dim", f"{theirs}.2", bias="never", role="modulation", repeat=repeat)  # fmt: skip
+    for n, shape in ((1, ("adaln_lora_dim", "dim")), (2, (rows, "adaln_lora_dim"))):
+        yield linear(f"{ours}.linear_{n}", *shape, f"{theirs}.{n}", bias="never", role="modulation", repeat=repeat)
 
 
-def _attention(name: str, theirs: str, width: str) -> Iterator[TensorSpec]:
+def _attention(name: str, theirs: str, context: str) -> Iterator[TensorSpec]:
     ours, key = f"{FIRST}.{name}", f"blocks.{{i}}.{theirs}"
-    for own, columns, their in (("to_q", "dim", "q_proj"), ("to_k", width, "k_proj"), ("to_v", width, "v_proj"), ("to_out.0", "dim", "output_proj")):  # fmt: skip
-        yield linear(f"{ours}.{own}", "dim", columns, f"{key}.{their}", bias="never", role="attn", repeat=BLOCK)
-    for own, their in (("norm_q", "q_norm"), ("norm_k", "k_norm")):
-        yield norm(f"{ours}.{own}", "attention_head_dim", f"{key}.{their}", repeat=BLOCK)
+    yield from attention(ours, key, ("q_proj", "k_proj", "v_proj", "output_proj"), context=context, bias="never", repeat=BLOCK)  # fmt: skip
+    yield from head_norms(ours, "attention_head_dim", f"{key}.", repeat=BLOCK)
 
 
-_learned: When = lambda c, i: c["extra_pos_embed_type"] == "learnable"  # noqa: E731
+def _positions() -> Iterator[TensorSpec]:
+    for axis, size in (("t", "frames"), ("h", "rows"), ("w", "columns")):
+        yield parameter(f"{POSITION}_{axis}", size, "dim", original=f"extra_pos_embedder.pos_emb_{axis}", when=_learned)
+
+
+def _learned(c: Mapping[str, Any], layer: int) -> bool:
+    return c["extra_pos_embed_type"] == "learnable"
+
+
 TENSORS = (
     linear("patch_embed.proj", "dim", "patch", "x_embedder.proj.1", bias="never", role="embed_in"),
-    *(
-        parameter(f"{POSITION}_{axis}", size, "dim", original=f"extra_pos_embedder.pos_emb_{axis}", when=_learned)
-        for axis, size in (("t", "frames"), ("h", "rows"), ("w", "columns"))
-    ),
+    *_positions(),
     linear("time_embed.t_embedder.linear_1", "dim", "dim", "t_embedder.1.linear_1", bias="never", role="modulation"),
     linear("time_embed.t_embedder.linear_2", "3*dim", "dim", "t_embedder.1.linear_2", bias="never", role="modulation"),
     norm("time_embed.norm", "dim", "t_embedding_norm"),
@@ -95,8 +98,7 @@ TENSORS = (
     *_norm(f"{FIRST}.norm2", "blocks.{i}.adaln_modulation_cross_attn"),
     *_attention("attn2", "cross_attn", "text_embed_dim"),
     *_norm(f"{FIRST}.norm3", "blocks.{i}.adaln_modulation_mlp"),
-    linear(f"{FIRST}.ff.net.0.proj", "ff", "dim", "blocks.{i}.mlp.layer1", bias="never", role="dense_ffn", repeat=BLOCK),
-    linear(f"{FIRST}.ff.net.2", "dim", "ff", "blocks.{i}.mlp.layer2", bias="never", role="dense_ffn", repeat=BLOCK),
+    *feed_forward(f"{FIRST}.ff", "blocks.{i}.mlp", ("layer1", "layer2"), hidden="ff", bias="never", repeat=BLOCK),
     *_norm("norm_out", "final_layer.adaln_modulation", "2*dim", {}),
     linear("proj_out", "pixels", "dim", "final_layer.linear", bias="never", role="output"),
 )  # fmt: skip

@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qtransformers.archs.diffusion.parts import adds_up, heads, linear, norm, over, setting
+from qtransformers.archs.diffusion.hparams import (
+    adds_up,
+    as_many,
+    counted,
+    dim,
+    over,
+    pixels,
+    rounded_up,
+    setting,
+    sized,
+)
+from qtransformers.archs.diffusion.parts import attention, embedder, gated, head_norms, linear
 from qtransformers.archs.diffusion.shapes import Shapes
 from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
 from qtransformers.archs.spec import Problem, TensorSpec
@@ -19,18 +30,13 @@ SINGLE = {"i": "num_single_layers"}
 MULTIPLE = 256  # of the inner width of feed-forward layers
 
 
-def _inner(width: int) -> int:
-    return -(-int(2 * width / 3) // MULTIPLE) * MULTIPLE
-
-
 def _sizes(c: Mapping[str, Any]) -> dict[str, int]:
-    dim, area = c["num_attention_heads"] * c["attention_head_dim"], c["patch_size"] ** 2
     return {
-        "dim": dim,
-        "ff": _inner(4 * dim),
-        "shared": _inner(2 * dim),
-        "patch": area * c["in_channels"],
-        "pixels": area * c["out_channels"],
+        "dim": dim(c),
+        "ff": rounded_up(int(8 * dim(c) / 3), MULTIPLE),
+        "shared": rounded_up(int(4 * dim(c) / 3), MULTIPLE),
+        "patch": pixels(c, "in_channels"),
+        "pixels": pixels(c),
         "captions": c["num_layers"] + c["num_single_layers"],
         "caption_last": c["caption_channels"][0],
         "caption_first": c["caption_channels"][1],
@@ -40,56 +46,43 @@ def _sizes(c: Mapping[str, Any]) -> dict[str, int]:
 def _captions(s: Shapes) -> tuple[int, ...] | None:
     """Widths of the states of T5, which has the last projection, and of Llama."""
     last = s.count("caption_projection.{i}.linear.weight") - 1
-    widths = s.size(f"caption_projection.{last}.linear.weight", 1), s.size("caption_projection.0.linear.weight", 1)
-    return None if None in widths else widths  # type: ignore[return-value]
+    t5, llama = s.size(f"caption_projection.{last}.linear.weight", 1), s.size("caption_projection.0.linear.weight", 1)
+    return None if t5 is None or llama is None else (t5, llama)
 
 
 def _check(c: Mapping[str, Any]) -> Iterator[Problem]:
-    yield from heads(c, c["num_attention_heads"] * c["attention_head_dim"])
     yield from adds_up(c, "axes_dims_rope", c["attention_head_dim"])
-    blocks = c["num_layers"] + c["num_single_layers"]
-    if len(c["llama_layers"]) != blocks:
-        yield Problem(f"llama_layers has {len(c['llama_layers'])} numbers; expected one for each of {blocks} blocks")
-    if len(c["caption_channels"]) != 2:
-        yield Problem(f"caption_channels is {list(c['caption_channels'])}; expected two widths")
-    if len(c["max_resolution"]) != 2:
-        yield Problem(f"max_resolution is {list(c['max_resolution'])}; expected height and width")
+    yield from as_many(c, "llama_layers", c["num_layers"] + c["num_single_layers"], "one for each block")
+    yield from as_many(c, "caption_channels", 2, "widths of the states of T5 and of Llama")
+    yield from as_many(c, "max_resolution", 2, "height and width")
     if c["num_activated_experts"] > c["num_routed_experts"]:
         yield Problem(f"num_activated_experts is {c['num_activated_experts']}; expected at most num_routed_experts {c['num_routed_experts']}")  # fmt: skip
 
 
 def _attention(block: str, stream: str, repeat: Mapping[str, str]) -> Iterator[TensorSpec]:
-    for name in ("to_q", "to_k", "to_v", "to_out"):
-        yield linear(f"{block}.attn1.{name}{stream}", "dim", "dim", role="attn", repeat=repeat)
-    for name in ("q_rms_norm", "k_rms_norm"):
-        yield norm(f"{block}.attn1.{name}{stream}", "dim", repeat=repeat)
-
-
-def _mlp(ours: str, inner: str, repeat: Mapping[str, str]) -> Iterator[TensorSpec]:
-    for name, out, width in (("w1", inner, "dim"), ("w2", "dim", inner), ("w3", inner, "dim")):
-        yield linear(f"{ours}.{name}", out, width, bias="never", role="dense_ffn", repeat=repeat)
+    yield from attention(f"{block}.attn1", names=tuple(f"to_{name}{stream}" for name in ("q", "k", "v", "out")), repeat=repeat)  # fmt: skip
+    yield from head_norms(f"{block}.attn1", "dim", names=(f"q_rms_norm{stream}", f"k_rms_norm{stream}"), repeat=repeat)
 
 
 def _experts(block: str, repeat: Mapping[str, str]) -> Iterator[TensorSpec]:
     yield linear(f"{block}.ff_i.gate", "num_routed_experts", "dim", bias="never", role="router", repeat=repeat)
-    yield from _mlp(f"{block}.ff_i.shared_experts", "shared", repeat)
-    yield from _mlp(f"{block}.ff_i.experts.{{e}}", "ff", {**repeat, "e": "num_routed_experts"})
+    yield from gated(f"{block}.ff_i.shared_experts", MLP, hidden="shared", repeat=repeat)
+    yield from gated(f"{block}.ff_i.experts.{{e}}", MLP, repeat={**repeat, "e": "num_routed_experts"})
 
 
+MLP = ("w1", "w2", "w3")  # gate, down, up
 TWO, ONE = "double_stream_blocks.{i}.block", "single_stream_blocks.{i}.block"
 TENSORS = (
     linear("x_embedder.proj", "dim", "patch", role="embed_in"),
-    linear("t_embedder.timestep_embedder.linear_1", "dim", "256", role="modulation"),
-    linear("t_embedder.timestep_embedder.linear_2", "dim", "dim", role="modulation"),
-    linear("p_embedder.pooled_embedder.linear_1", "dim", "text_emb_dim", role="modulation"),
-    linear("p_embedder.pooled_embedder.linear_2", "dim", "dim", role="modulation"),
+    *embedder("t_embedder.timestep_embedder", "256", "dim"),
+    *embedder("p_embedder.pooled_embedder", "text_emb_dim", "dim"),
     linear("caption_projection.{i}.linear", "dim", "caption_first", bias="never", role="embed_in", repeat={"i": "captions"}),
     linear("caption_projection.{n}.linear", "dim", "caption_last", bias="never", role="embed_in", repeat={"n": "captions+1"}, when=lambda c, n: n == c["num_layers"] + c["num_single_layers"]),
     linear(f"{TWO}.adaLN_modulation.1", "12*dim", "dim", role="modulation", repeat=DOUBLE),
     *_attention(TWO, "", DOUBLE),
     *_attention(TWO, "_t", DOUBLE),
     *_experts(TWO, DOUBLE),
-    *_mlp(f"{TWO}.ff_t", "ff", DOUBLE),
+    *gated(f"{TWO}.ff_t", MLP, repeat=DOUBLE),
     linear(f"{ONE}.adaLN_modulation.1", "6*dim", "dim", role="modulation", repeat=SINGLE),
     *_attention(ONE, "", SINGLE),
     *_experts(ONE, SINGLE),
@@ -105,13 +98,13 @@ SPEC = DiffusionSpec(
         setting("patch_size", 2, maximum=64),
         setting("in_channels", derive=lambda s: over(s.size("x_embedder.proj", 1), 4)),
         setting("out_channels", derive=lambda s: over(s.size("final_layer.linear", 0), 4)),
-        setting("num_layers", derive=lambda s: s.count(f"{TWO}.attn1.to_q"), maximum=1024),
-        setting("num_single_layers", derive=lambda s: s.count(f"{ONE}.attn1.to_q"), maximum=1024),
+        counted("num_layers", f"{TWO}.attn1.to_q"),
+        counted("num_single_layers", f"{ONE}.attn1.to_q"),
         setting("num_attention_heads", required=True, hint="20 in HiDream-I1"),
         setting("attention_head_dim", required=True, hint="128 in HiDream-I1"),
         setting("caption_channels", kind=tuple, derive=_captions),
-        setting("text_emb_dim", derive=lambda s: s.size("p_embedder.pooled_embedder.linear_1", 1)),
-        setting("num_routed_experts", derive=lambda s: s.count("double_stream_blocks.0.block.ff_i.experts.{i}.w1.weight"), maximum=1024),
+        sized("text_emb_dim", "p_embedder.pooled_embedder.linear_1", 1),
+        counted("num_routed_experts", "double_stream_blocks.0.block.ff_i.experts.{i}.w1.weight"),
         setting("num_activated_experts", required=True, hint="2 in HiDream-I1"),
         setting("axes_dims_rope", required=True, kind=tuple, maximum=2**12, hint="[64, 32, 32] in HiDream-I1"),
         setting("max_resolution", (128, 128), kind=tuple, maximum=2**12),

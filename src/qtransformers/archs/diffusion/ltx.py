@@ -5,58 +5,61 @@ https://arxiv.org/abs/2501.00103; queries and keys are normed across heads, so n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from qtransformers.archs.diffusion.parts import embedder, linear, norm, parameter, setting
+from qtransformers.archs.diffusion.hparams import counted, dim, setting, sized, told_by
+from qtransformers.archs.diffusion.parts import (
+    attention,
+    embedder,
+    feed_forward,
+    head_norms,
+    linear,
+    norm,
+    on,
+    parameter,
+)
 from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
 from qtransformers.archs.spec import TensorSpec
 
 BLOCK = {"i": "num_layers"}
 FIRST = "transformer_blocks.{i}"
 HPARAMS = (
-    setting("in_channels", derive=lambda s: s.size("proj_in", 1)),
-    setting("out_channels", derive=lambda s: s.size("proj_out", 0)),
+    sized("in_channels", "proj_in", 1),
+    sized("out_channels", "proj_out", 0),
     setting("patch_size", 1),
     setting("patch_size_t", 1),
     setting("num_attention_heads", required=True, hint="32 in all published models"),
     setting("attention_head_dim", required=True, hint="64 in LTX-Video 2B, 128 in 13B"),
-    setting("cross_attention_dim", derive=lambda s: s.size(f"{FIRST}.attn2.to_k", 1)),
-    setting("num_layers", derive=lambda s: s.count(f"{FIRST}.attn1.to_q"), maximum=1024),
+    sized("cross_attention_dim", f"{FIRST}.attn2.to_k", 1),
+    counted("num_layers", f"{FIRST}.attn1.to_q"),
     setting("activation_fn", "gelu-approximate", kind=str),
     setting("qk_norm", "rms_norm_across_heads", kind=str),
-    setting("norm_elementwise_affine", kind=bool, derive=lambda s: s.has(f"{FIRST}.norm1")),
+    told_by("norm_elementwise_affine", f"{FIRST}.norm1"),
     setting("norm_eps", 1e-6, kind=float, minimum=0),
-    setting("caption_channels", derive=lambda s: s.size("caption_projection.linear_1", 1)),
-    setting("attention_bias", kind=bool, derive=lambda s: s.has(f"{FIRST}.attn1.to_q.bias")),
-    setting("attention_out_bias", kind=bool, derive=lambda s: s.has(f"{FIRST}.attn1.to_out.0.bias")),
+    sized("caption_channels", "caption_projection.linear_1", 1),
+    told_by("attention_bias", f"{FIRST}.attn1.to_q.bias"),
+    told_by("attention_out_bias", f"{FIRST}.attn1.to_out.0.bias"),
 )  # fmt: skip
 
 
-def _attention(name: str, width: str) -> Iterator[TensorSpec]:
+def _attention(name: str, context: str) -> Iterator[TensorSpec]:
     path = f"{FIRST}.{name}"
-    for own, columns in (("to_q", "dim"), ("to_k", width), ("to_v", width), ("to_out.0", "dim")):
-        yield linear(f"{path}.{own}", "dim", columns, f"{path}.{own}", bias="optional", role="attn", repeat=BLOCK)
-    for own, key in (("norm_q", "q_norm"), ("norm_k", "k_norm")):
-        yield norm(f"{path}.{own}", "dim", f"{path}.{key}", repeat=BLOCK)
+    yield from attention(path, path, context=context, bias="optional", repeat=BLOCK)
+    yield from head_norms(path, "dim", f"{path}.", repeat=BLOCK)
 
 
-def _affine(c: Mapping[str, Any], i: int) -> bool:
-    return bool(c["norm_elementwise_affine"])
-
-
+AFFINE = on("norm_elementwise_affine")
 EMBEDDER = "emb.timestep_embedder"
 TENSORS = (
     linear("proj_in", "dim", "in_channels", "patchify_proj", role="embed_in"),
     *embedder(f"time_embed.{EMBEDDER}", "256", "dim", f"adaln_single.{EMBEDDER}", ("linear_1", "linear_2")),
     linear("time_embed.linear", "6*dim", "dim", "adaln_single.linear", role="modulation"),
     *embedder("caption_projection", "caption_channels", "dim", "caption_projection", ("linear_1", "linear_2")),
-    norm(f"{FIRST}.norm1", "dim", f"{FIRST}.norm1", repeat=BLOCK, when=_affine),
+    norm(f"{FIRST}.norm1", "dim", f"{FIRST}.norm1", repeat=BLOCK, when=AFFINE),
     *_attention("attn1", "dim"),
-    norm(f"{FIRST}.norm2", "dim", f"{FIRST}.norm2", repeat=BLOCK, when=_affine),
+    norm(f"{FIRST}.norm2", "dim", f"{FIRST}.norm2", repeat=BLOCK, when=AFFINE),
     *_attention("attn2", "cross_attention_dim"),
-    linear(f"{FIRST}.ff.net.0.proj", "4*dim", "dim", f"{FIRST}.ff.net.0.proj", role="dense_ffn", repeat=BLOCK),
-    linear(f"{FIRST}.ff.net.2", "dim", "4*dim", f"{FIRST}.ff.net.2", role="dense_ffn", repeat=BLOCK),
+    *feed_forward(f"{FIRST}.ff", f"{FIRST}.ff", ("net.0.proj", "net.2"), repeat=BLOCK),
     parameter(f"{FIRST}.scale_shift_table", "6", "dim", original=f"{FIRST}.scale_shift_table", repeat=BLOCK),
     parameter("scale_shift_table", "2", "dim", original="scale_shift_table"),
     linear("proj_out", "out_channels", "dim", "proj_out", role="output"),
@@ -68,7 +71,7 @@ SPEC = DiffusionSpec(
     aliases=("ltx", "ltx-video"),
     class_name="LTXVideoTransformer3DModel",
     hparams=HPARAMS,
-    sizes=lambda c: {"dim": c["num_attention_heads"] * c["attention_head_dim"]},
+    sizes=lambda c: {"dim": dim(c)},
     tensors=TENSORS,
     marks={
         "original": (Marks(("patchify_proj.weight", "adaln_single.emb.timestep_embedder.linear_2.weight", "caption_projection.linear_2.weight", "transformer_blocks.0.attn1.q_norm.weight"), none=("audio_patchify_proj.weight",)),),

@@ -1,54 +1,42 @@
-"""Rows that diffusion specs are made of."""
+"""Rows of tensors that diffusion specs are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from operator import itemgetter
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-from qtransformers.archs.spec import Bias, HParam, Policy, Problem, TensorSpec, When
+from qtransformers.archs.spec import Bias, Policy, TensorSpec, When
 
 I: Mapping[str, str] = {}
 # What a linear layer is to a recipe, by the end of its name in diffusers
 POLICIES: Mapping[str, Policy] = {
-    **dict.fromkeys((".to_q", ".add_q_proj", ".q_proj", ".attn_q"), "attn_q"),
-    **dict.fromkeys((".to_k", ".add_k_proj", ".k_proj", ".attn_k"), "attn_k"),
-    **dict.fromkeys((".to_v", ".add_v_proj", ".v_proj", ".to_kv", ".to_qkv", ".to_qkv_mlp_proj"), "attn_v"),
+    **dict.fromkeys((".to_q", ".add_q_proj", ".q_proj"), "attn_q"),
+    **dict.fromkeys((".to_k", ".add_k_proj", ".k_proj"), "attn_k"),
+    **dict.fromkeys((".to_v", ".add_v_proj", ".v_proj", ".to_qkv_mlp_proj"), "attn_v"),
     **dict.fromkeys((".to_out.0", ".to_add_out", ".out_proj"), "attn_output"),
-    **dict.fromkeys((".net.0.proj", ".proj_mlp", ".up_proj", ".w3"), "ffn_up"),
-    **dict.fromkeys((".net.2", ".out_projection", ".proj_out", ".down_proj", ".w2", ".linear_out"), "ffn_down"),
+    **dict.fromkeys((".net.0.proj", ".proj_mlp", ".linear_in"), "ffn_up"),
+    **dict.fromkeys((".net.2", ".proj_out", ".linear_out"), "ffn_down"),
 }  # fmt: skip
+QKVO = ("to_q", "to_k", "to_v", "to_out.0")  # of attention, and of a second stream in it
+ADDED = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+NORMS = ("norm_q", "norm_k")
+SWAPPED = "[dim:2*dim,0:dim]"  # shift and scale of the last norm, which original layouts have the other way round
+_ATTENTION: tuple[Policy, ...] = ("attn_q", "attn_k", "attn_v", "attn_output")
+_GATED: tuple[Policy, ...] = ("ffn_gate", "ffn_down", "ffn_up")
 
 
-def setting(
-    name: str, default: Any = None, *, kind: type = int, derive: Callable[[Any], Any] | None = None,
-    required: bool = False, nullable: bool = False, minimum: float | None = 1, maximum: float | None = 2**20,
-    choices: tuple[Any, ...] = (), hint: str = "", alike: str = "",
-) -> HParam:  # fmt: skip
-    """A keyword argument of the class; without `derive` no tensor shows it, and `required` has it asked for by name.
-
-    `kind` tuple is a list of numbers, of anything where `minimum` is None. A default is one that every published model has; a
-    function of the settings before may give None for it, and then it is asked for too. `hint` says which models have what.
-    """
-    bounds = (minimum, maximum) if kind in (int, float, tuple) else (None, None)
-    return HParam(name, name, kind, default, required, *bounds, choices=choices, derive=derive, nullable=nullable, hint=hint, alike=alike)  # fmt: skip
+def on(setting: str) -> When:
+    """Layers that a setting turns on."""
+    return lambda c, layer: bool(c[setting])
 
 
-def axes(name: str, *published: int, size: Callable[[Mapping[str, Any]], int] = itemgetter("attention_head_dim")) -> HParam:  # fmt: skip
-    """How rotary dimensions are shared between axes, which add up to a head; asked for where those of published models do not."""
-    return setting(name, lambda c: published if sum(published) == size(c) else None, kind=tuple, maximum=2**12)
+def off(setting: str) -> When:
+    """Layers that a setting turns off."""
+    return lambda c, layer: not c[setting]
 
 
-def adds_up(c: Mapping[str, Any], axes: str, head_dim: int) -> Iterator[Problem]:
-    """What is wrong with the sizes of the axes of a head."""
-    if sum(c[axes]) != head_dim or any(n % 2 for n in c[axes]):
-        yield Problem(f"{axes} is {list(c[axes])}; expected even numbers that add up to a head of {head_dim}")
-
-
-def heads(c: Mapping[str, Any], dim: int, *, named: str = "num_attention_heads", head_dim: str = "attention_head_dim") -> Iterator[Problem]:  # fmt: skip
-    """What is wrong with the number of heads of a width that tensors show."""
-    if c[named] * c[head_dim] != dim:
-        yield Problem(f"{named} {c[named]} x {head_dim} {c[head_dim]} is {c[named] * c[head_dim]}; expected {dim}")
+def both(*conditions: When | None) -> When:
+    """Layers for which all of these hold."""
+    return lambda c, layer: all(holds(c, layer) for holds in conditions if holds)
 
 
 def linear(
@@ -71,6 +59,57 @@ def split(
         stop = f"{start}+{out}"
         yield linear(name, out, width, f"{original}[{start}:{stop}]", bias=bias, role=role, repeat=repeat, when=when)
         start = stop
+
+
+def attention(
+    ours: str, theirs: str = "", keys: tuple[str, ...] = QKVO, names: tuple[str, ...] = QKVO, *, context: str = "dim",
+    bias: Bias = "required", repeat: Mapping[str, str] = I,
+) -> Iterator[TensorSpec]:  # fmt: skip
+    """Queries, keys, values and the output, each a layer of `keys` in the original layout; keys and values are made of `context`."""
+    for name, key, width, quant in zip(names, keys, ("dim", context, context, "dim"), _ATTENTION, strict=True):
+        there = f"{theirs}.{key}" if theirs else ""
+        yield linear(f"{ours}.{name}", "dim", width, there, bias=bias, role="attn", repeat=repeat, quant=quant)
+
+
+def joined_attention(
+    ours: str, qkv: str, out: str, names: tuple[str, ...] = QKVO, *, kv: str = "dim", bias: Bias = "required",
+    repeat: Mapping[str, str] = I, when: When | None = None,
+) -> Iterator[TensorSpec]:  # fmt: skip
+    """The same where queries, keys and values are one layer in the original layout; keys and values have `kv` outputs each."""
+    parts = {f"{ours}.{name}": size for name, size in zip(names[:3], ("dim", kv, kv), strict=True)}
+    yield from split(qkv, "dim", parts, bias=bias, repeat=repeat, when=when)
+    yield linear(f"{ours}.{names[3]}", "dim", "dim", out, bias=bias, role="attn", repeat=repeat, when=when)
+
+
+def head_norms(
+    ours: str, size: str, theirs: str = "", keys: tuple[str, str] = ("q_norm", "k_norm"), names: tuple[str, ...] = NORMS, *,
+    suffix: str = ".weight", repeat: Mapping[str, str] = I, when: When | None = None,
+) -> Iterator[TensorSpec]:  # fmt: skip
+    """Norms of queries and keys; `suffix` is that of the original layout."""
+    for name, key in zip(names, keys, strict=True):
+        there = f"{theirs}{key}" if theirs else ""
+        yield norm(f"{ours}.{name}", size, there, suffix=suffix, repeat=repeat, when=when)
+
+
+def feed_forward(
+    ours: str, theirs: str = "", keys: tuple[str, str] = ("0", "2"), *, hidden: str = "4*dim", bias: Bias = "required",
+    repeat: Mapping[str, str] = I, when: When | None = None,
+) -> Iterator[TensorSpec]:  # fmt: skip
+    """Two linear layers over `hidden` as diffusers names them."""
+    for own, key, shape in (("net.0.proj", keys[0], (hidden, "dim")), ("net.2", keys[1], ("dim", hidden))):
+        there = f"{theirs}.{key}" if theirs else ""
+        yield linear(f"{ours}.{own}", *shape, there, bias=bias, role="dense_ffn", repeat=repeat, when=when)
+
+
+def gated(
+    ours: str, names: tuple[str, str, str], theirs: str = "", keys: tuple[str, str, str] = ("w1", "w2", "w3"), *,
+    hidden: str = "ff", repeat: Mapping[str, str] = I, when: When | None = None,
+) -> Iterator[TensorSpec]:  # fmt: skip
+    """Three linear layers without biases: gate, down and up, over `hidden`."""
+    for name, key, quant in zip(names, keys, _GATED, strict=True):
+        out, width = ("dim", hidden) if quant == "ffn_down" else (hidden, "dim")
+        there = f"{theirs}.{key}" if theirs else ""
+        yield linear(f"{ours}.{name}", out, width, there, bias="never", role="dense_ffn", repeat=repeat, when=when, quant=quant)  # fmt: skip
 
 
 def embedder(
@@ -110,35 +149,3 @@ def parameter(
 ) -> TensorSpec:  # fmt: skip
     """A parameter `[*shape]` of its own, not of a layer: kept in high precision."""
     return TensorSpec(name, name, shape, "parameter", "never", on_absent, suffix="", original=original, original_suffix="", repeat=repeat, when=when)  # fmt: skip
-
-
-def kernel(name: str, axes: int) -> Callable[[Any], tuple[int, ...] | None]:
-    """The window of a convolution over so many axes, from the shape of its weight `[out, in, *window]`."""
-
-    def derive(s: Any) -> tuple[int, ...] | None:
-        shape = s.shape(name) or ()
-        return shape[2:] if len(shape) == 2 + axes else None
-
-    return derive
-
-
-def ratio(name: str, *, inverse: bool = False) -> Callable[[Any], float | None]:
-    """How many times as many outputs a matrix has as inputs, or the other way."""
-
-    def derive(s: Any) -> float | None:
-        out, width = s.size(name, 0), s.size(name, 1)
-        if not out or not width:
-            return None
-        return float(width / out if inverse else out / width)
-
-    return derive
-
-
-def times(a: int | None, b: int | None) -> int | None:
-    """Their product, None where one is unknown."""
-    return None if a is None or b is None else a * b
-
-
-def over(a: int | None, b: int | None) -> int | None:
-    """`a` over `b` where that is whole, else None."""
-    return None if not a or not b or a % b else a // b

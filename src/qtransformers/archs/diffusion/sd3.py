@@ -6,24 +6,37 @@ https://arxiv.org/abs/2403.03206; the first blocks of 3.5 Medium have a second a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import isqrt
 from typing import Any
 
-from qtransformers.archs.diffusion.parts import conv, heads, linear, norm, over, parameter, setting, split
+from qtransformers.archs.diffusion.hparams import counted, dim, heads, over, pixels, root, setting, sized
+from qtransformers.archs.diffusion.parts import (
+    ADDED,
+    NORMS,
+    QKVO,
+    SWAPPED,
+    both,
+    conv,
+    embedder,
+    head_norms,
+    linear,
+    on,
+    parameter,
+    split,
+)
 from qtransformers.archs.diffusion.shapes import Shapes
 from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
-from qtransformers.archs.spec import Problem, TensorSpec
+from qtransformers.archs.spec import Problem, TensorSpec, When
 
 BLOCKS = {"i": "num_layers"}
+B = "transformer_blocks.{i}"
 
 
 def _side(s: Shapes) -> int | None:
-    n = s.size("pos_embed.pos_embed", -2)
-    return isqrt(n) if n and isqrt(n) ** 2 == n else None
+    return root(s.size("pos_embed.pos_embed", -2))
 
 
 def _head_dim(s: Shapes) -> int | None:
-    return s.size("transformer_blocks.{i}.attn.norm_q", 0)
+    return s.size(f"{B}.attn.norm_q", 0)
 
 
 def _heads(s: Shapes) -> int | None:
@@ -36,10 +49,6 @@ def _check(c: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(f"dual_attention_layers has {outside[0]}; expected numbers below num_layers {c['num_layers']}")
 
 
-def _normed(c: Mapping[str, Any], layer: int) -> bool:
-    return c["qk_norm"] is not None
-
-
 def _dual(c: Mapping[str, Any], layer: int) -> bool:
     return layer in c["dual_attention_layers"]
 
@@ -48,43 +57,35 @@ def _last(c: Mapping[str, Any], layer: int) -> bool:
     return layer == int(c["num_layers"]) - 1
 
 
-def _attention(ours: str, theirs: str, names: tuple[str, ...], **row: Any) -> Iterator[TensorSpec]:
+def _unless(when: When) -> When:
+    return lambda c, layer: not when(c, layer)
+
+
+def _attention(ours: str, theirs: str, names: tuple[str, ...], norms: tuple[str, ...], when: When | None = None) -> Iterator[TensorSpec]:  # fmt: skip
     """Queries, keys and values, then norms, of one stream."""
-    *qkv, norm_q, norm_k = (f"transformer_blocks.{{i}}.{ours}.{name}" for name in names)
-    when = row.pop("when", None)
-    normed = (lambda c, i: _normed(c, i) and when(c, i)) if when else _normed
-    there = f"joint_blocks.{{i}}.{theirs}"
-    yield from split(f"{there}.qkv", "dim", dict.fromkeys(qkv, "dim"), repeat=BLOCKS, when=when)
-    yield norm(norm_q, "attention_head_dim", f"{there}.ln_q", repeat=BLOCKS, when=normed)
-    yield norm(norm_k, "attention_head_dim", f"{there}.ln_k", repeat=BLOCKS, when=normed)
+    there, parts = f"joint_blocks.{{i}}.{theirs}", dict.fromkeys((f"{B}.{ours}.{name}" for name in names[:3]), "dim")
+    yield from split(f"{there}.qkv", "dim", parts, repeat=BLOCKS, when=when)
+    yield from head_norms(f"{B}.{ours}", "attention_head_dim", f"{there}.", ("ln_q", "ln_k"), norms, repeat=BLOCKS, when=both(on("qk_norm"), when))  # fmt: skip
 
 
-def _block(name: str, out: str, width: str, original: str, role: str, when: Any = None) -> TensorSpec:
-    return linear(f"transformer_blocks.{{i}}.{name}", out, width, f"joint_blocks.{{i}}.{original}", role=role, repeat=BLOCKS, when=when)  # fmt: skip
+def _block(name: str, out: str, width: str, original: str, role: str, when: When | None = None) -> TensorSpec:
+    return linear(f"{B}.{name}", out, width, f"joint_blocks.{{i}}.{original}", role=role, repeat=BLOCKS, when=when)
 
 
-def _unless(when: Any) -> Any:
-    return lambda c, i: not when(c, i)
-
-
-IMAGE = ("to_q", "to_k", "to_v", "norm_q", "norm_k")
-TEXT = ("add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k")
 ADALN = "adaLN_modulation.1"
 TENSORS = (
     parameter("pos_embed.pos_embed", "1", "pos_embed_max_size*pos_embed_max_size", "dim", original="pos_embed"),
     conv("pos_embed.proj", "dim", "in_channels", ("patch_size", "patch_size"), "x_embedder.proj"),
     linear("context_embedder", "caption_projection_dim", "joint_attention_dim", "context_embedder", role="embed_in"),
-    linear("time_text_embed.timestep_embedder.linear_1", "dim", "256", "t_embedder.mlp.0", role="modulation"),
-    linear("time_text_embed.timestep_embedder.linear_2", "dim", "dim", "t_embedder.mlp.2", role="modulation"),
-    linear("time_text_embed.text_embedder.linear_1", "dim", "pooled_projection_dim", "y_embedder.mlp.0", role="modulation"),
-    linear("time_text_embed.text_embedder.linear_2", "dim", "dim", "y_embedder.mlp.2", role="modulation"),
+    *embedder("time_text_embed.timestep_embedder", "256", "dim", "t_embedder.mlp"),
+    *embedder("time_text_embed.text_embedder", "pooled_projection_dim", "dim", "y_embedder.mlp"),
     _block("norm1.linear", "6*dim", "dim", f"x_block.{ADALN}", "modulation", _unless(_dual)),
     _block("norm1.linear", "9*dim", "dim", f"x_block.{ADALN}", "modulation", _dual),
     _block("norm1_context.linear", "6*dim", "dim", f"context_block.{ADALN}", "modulation", _unless(_last)),
-    _block("norm1_context.linear", "2*dim", "dim", f"context_block.{ADALN}[dim:2*dim,0:dim]", "modulation", _last),
-    *_attention("attn", "x_block.attn", IMAGE),
-    *_attention("attn", "context_block.attn", TEXT),
-    *_attention("attn2", "x_block.attn2", IMAGE, when=_dual),
+    _block("norm1_context.linear", "2*dim", "dim", f"context_block.{ADALN}{SWAPPED}", "modulation", _last),
+    *_attention("attn", "x_block.attn", QKVO, NORMS),
+    *_attention("attn", "context_block.attn", ADDED, ("norm_added_q", "norm_added_k")),
+    *_attention("attn2", "x_block.attn2", QKVO, NORMS, _dual),
     _block("attn.to_out.0", "dim", "dim", "x_block.attn.proj", "attn"),
     _block("attn.to_add_out", "dim", "dim", "context_block.attn.proj", "attn", _unless(_last)),
     _block("attn2.to_out.0", "dim", "dim", "x_block.attn2.proj", "attn", _dual),
@@ -92,7 +93,7 @@ TENSORS = (
     _block("ff.net.2", "dim", "4*dim", "x_block.mlp.fc2", "dense_ffn"),
     _block("ff_context.net.0.proj", "4*dim", "dim", "context_block.mlp.fc1", "dense_ffn", _unless(_last)),
     _block("ff_context.net.2", "dim", "4*dim", "context_block.mlp.fc2", "dense_ffn", _unless(_last)),
-    linear("norm_out.linear", "2*dim", "dim", f"final_layer.{ADALN}[dim:2*dim,0:dim]", role="modulation"),
+    linear("norm_out.linear", "2*dim", "dim", f"final_layer.{ADALN}{SWAPPED}", role="modulation"),
     linear("proj_out", "pixels", "dim", "final_layer.linear", role="output"),
 )  # fmt: skip
 
@@ -103,20 +104,20 @@ SPEC = DiffusionSpec(
     class_name="SD3Transformer2DModel",
     hparams=(
         setting("sample_size", 128),
-        setting("patch_size", derive=lambda s: s.size("pos_embed.proj", -1), maximum=64),
-        setting("in_channels", derive=lambda s: s.size("pos_embed.proj", 1)),
-        setting("num_layers", derive=lambda s: s.count("transformer_blocks.{i}.attn.to_out.0"), maximum=1024),
+        sized("patch_size", "pos_embed.proj", -1, maximum=64),
+        sized("in_channels", "pos_embed.proj", 1),
+        counted("num_layers", f"{B}.attn.to_out.0"),
         setting("attention_head_dim", 64, derive=_head_dim),
         setting("num_attention_heads", derive=_heads),
-        setting("joint_attention_dim", derive=lambda s: s.size("context_embedder", 1)),
-        setting("caption_projection_dim", derive=lambda s: s.size("context_embedder", 0)),
-        setting("pooled_projection_dim", derive=lambda s: s.size("time_text_embed.text_embedder.linear_1", 1)),
+        sized("joint_attention_dim", "context_embedder", 1),
+        sized("caption_projection_dim", "context_embedder", 0),
+        sized("pooled_projection_dim", "time_text_embed.text_embedder.linear_1", 1),
         setting("out_channels", derive=lambda s: over(s.size("proj_out", 0), (s.size("pos_embed.proj", -1) or 0) ** 2)),
         setting("pos_embed_max_size", derive=_side, maximum=2**12),
-        setting("dual_attention_layers", kind=tuple, minimum=0, maximum=1024, derive=lambda s: s.layers("transformer_blocks.{i}.attn2.to_out.0")),
+        setting("dual_attention_layers", kind=tuple, minimum=0, maximum=1024, derive=lambda s: s.layers(f"{B}.attn2.to_out.0")),
         setting("qk_norm", kind=str, nullable=True, choices=("rms_norm",), derive=lambda s: "rms_norm" if _head_dim(s) else None),
     ),
-    sizes=lambda c: {"dim": c["num_attention_heads"] * c["attention_head_dim"], "pixels": c["patch_size"] ** 2 * c["out_channels"]},
+    sizes=lambda c: {"dim": dim(c), "pixels": pixels(c)},
     check=_check,
     tensors=TENSORS,
     marks={

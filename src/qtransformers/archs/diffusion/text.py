@@ -8,21 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from qtransformers.archs.diffusion.parts import embedding, linear, norm, over, setting
+from qtransformers.archs.diffusion.hparams import over, setting, sized, told_by
+from qtransformers.archs.diffusion.parts import embedding, linear, norm, off, on
 from qtransformers.archs.diffusion.spec import DiffusionSpec, Layout, Marks
 from qtransformers.archs.spec import Problem, TensorSpec
 
 LAYERS = {"i": "num_layers"}
 BLOCK, ENC = "encoder.block.{i}.layer", "enc.blk.{i}"
 QUERY, BIAS = f"{BLOCK}.0.SelfAttention.q", f"{BLOCK}.0.SelfAttention.relative_attention_bias"
-
-
-def _gated(c: Mapping[str, Any], layer: int) -> bool:
-    return bool(c["gated"])
-
-
-def _plain(c: Mapping[str, Any], layer: int) -> bool:
-    return not _gated(c, layer)
 
 
 T5 = DiffusionSpec(
@@ -32,13 +25,13 @@ T5 = DiffusionSpec(
     class_name="T5EncoderModel",
     hparams=(
         setting("num_layers", derive=lambda s: s.count(QUERY)),
-        setting("vocab_size", derive=lambda s: s.size("shared", 0)),
-        setting("d_model", derive=lambda s: s.size("shared", 1)),
-        setting("num_heads", derive=lambda s: s.size(BIAS, 1)),
-        setting("relative_attention_num_buckets", derive=lambda s: s.size(BIAS, 0)),
+        sized("vocab_size", "shared", 0),
+        sized("d_model", "shared", 1),
+        sized("num_heads", BIAS, 1),
+        sized("relative_attention_num_buckets", BIAS, 0),
         setting("d_kv", derive=lambda s: over(s.size(QUERY, 0), s.size(BIAS, 1))),
-        setting("d_ff", derive=lambda s: s.size(f"{BLOCK}.1.DenseReluDense.wo", 1)),
-        setting("gated", kind=bool, derive=lambda s: s.has(f"{BLOCK}.1.DenseReluDense.wi_0")),
+        sized("d_ff", f"{BLOCK}.1.DenseReluDense.wo", 1),
+        told_by("gated", f"{BLOCK}.1.DenseReluDense.wi_0"),
         setting("feed_forward_proj", lambda c: "gated-gelu" if c["gated"] else "relu", kind=str),
         setting("biases_each_layer", kind=bool, derive=lambda s: s.count(BIAS) > 1),  # UMT5
         setting("relative_attention_max_distance", 128),
@@ -49,9 +42,9 @@ T5 = DiffusionSpec(
         linear(f"{BLOCK}.0.SelfAttention.o", "d_model", "num_heads*d_kv", f"{ENC}.attn_o", bias="never", role="attn", repeat=LAYERS),
         embedding(BIAS, "relative_attention_num_buckets", "num_heads", f"{ENC}.attn_rel_b", repeat=LAYERS, when=lambda c, i: i == 0 or c["biases_each_layer"]),
         norm(f"{BLOCK}.0.layer_norm", "d_model", f"{ENC}.attn_norm", repeat=LAYERS),
-        linear(f"{BLOCK}.1.DenseReluDense.wi_0", "d_ff", "d_model", f"{ENC}.ffn_gate", bias="never", role="dense_ffn", repeat=LAYERS, when=_gated),
-        linear(f"{BLOCK}.1.DenseReluDense.wi_1", "d_ff", "d_model", f"{ENC}.ffn_up", bias="never", role="dense_ffn", repeat=LAYERS, when=_gated),
-        linear(f"{BLOCK}.1.DenseReluDense.wi", "d_ff", "d_model", f"{ENC}.ffn_up", bias="never", role="dense_ffn", repeat=LAYERS, when=_plain),
+        linear(f"{BLOCK}.1.DenseReluDense.wi_0", "d_ff", "d_model", f"{ENC}.ffn_gate", bias="never", role="dense_ffn", repeat=LAYERS, when=on("gated")),
+        linear(f"{BLOCK}.1.DenseReluDense.wi_1", "d_ff", "d_model", f"{ENC}.ffn_up", bias="never", role="dense_ffn", repeat=LAYERS, when=on("gated")),
+        linear(f"{BLOCK}.1.DenseReluDense.wi", "d_ff", "d_model", f"{ENC}.ffn_up", bias="never", role="dense_ffn", repeat=LAYERS, when=off("gated")),
         linear(f"{BLOCK}.1.DenseReluDense.wo", "d_model", "d_ff", f"{ENC}.ffn_down", bias="never", role="dense_ffn", repeat=LAYERS),
         norm(f"{BLOCK}.1.layer_norm", "d_model", f"{ENC}.ffn_norm", repeat=LAYERS),
         norm("encoder.final_layer_norm", "d_model", "enc.output_norm"),
@@ -77,18 +70,11 @@ def _clip(id: str, title: str, class_name: str, prefix: str, projection: bool) -
     repeat = {"i": "num_hidden_layers"}
     older = "" if projection else "text_model."  # than transformers 5
 
-    def square(name: str) -> TensorSpec:
-        return linear(
-            f"{layer}.self_attn.{name}",
-            "hidden_size",
-            "hidden_size",
-            f"{older}{layer}.self_attn.{name}",
-            role="attn",
-            repeat=repeat,
-        )
-
     def in_layer(make: Callable[..., TensorSpec], name: str, *shape: str, **more: Any) -> TensorSpec:
         return make(f"{layer}.{name}", *shape, f"{older}{layer}.{name}", repeat=repeat, **more)
+
+    def square(name: str) -> TensorSpec:
+        return in_layer(linear, f"self_attn.{name}", "hidden_size", "hidden_size", role="attn")
 
     def once(make: Callable[..., TensorSpec], name: str, *shape: str, **more: Any) -> TensorSpec:
         return make(prefix + name, *shape, older + prefix + name, **more)
@@ -105,11 +91,11 @@ def _clip(id: str, title: str, class_name: str, prefix: str, projection: bool) -
         class_name=class_name,
         hparams=(
             setting("num_hidden_layers", derive=lambda s: s.count(f"{layer}.mlp.fc1")),
-            setting("vocab_size", derive=lambda s: s.size(f"{prefix}embeddings.token_embedding", 0)),
-            setting("hidden_size", derive=lambda s: s.size(f"{prefix}embeddings.token_embedding", 1)),
-            setting("max_position_embeddings", derive=lambda s: s.size(f"{prefix}embeddings.position_embedding", 0)),
-            setting("intermediate_size", derive=lambda s: s.size(f"{layer}.mlp.fc1", 0)),
-            *((setting("projection_dim", derive=lambda s: s.size("text_projection", 0)),) if projection else ()),
+            sized("vocab_size", f"{prefix}embeddings.token_embedding", 0),
+            sized("hidden_size", f"{prefix}embeddings.token_embedding", 1),
+            sized("max_position_embeddings", f"{prefix}embeddings.position_embedding", 0),
+            sized("intermediate_size", f"{layer}.mlp.fc1", 0),
+            *((sized("projection_dim", "text_projection", 0),) if projection else ()),
             setting("num_attention_heads", required=True),
             setting("hidden_act", kind=str, required=True),
         ),

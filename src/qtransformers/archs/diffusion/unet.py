@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from qtransformers.archs.diffusion.parts import conv, embedder, linear, norm, setting
+from qtransformers.archs.diffusion.hparams import as_many, setting, sized
+from qtransformers.archs.diffusion.parts import conv, embedder, linear, norm
 from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
 from qtransformers.archs.spec import HParam, Problem, TensorSpec
 
@@ -96,7 +97,7 @@ def _hparams(sample_size: int, hint: str) -> tuple[HParam, ...]:
         setting("transformer_layers_per_block", kind=tuple, derive=_of_blocks(_depth), maximum=256, alike="block_out_channels"),
         setting("attention_head_dim", kind=tuple, required=True, hint=hint, alike="block_out_channels"),
         setting("use_linear_projection", kind=bool, derive=_flat),
-        setting("time_cond_proj_dim", nullable=True, derive=lambda s: s.size("time_embedding.cond_proj.weight", 1)),
+        sized("time_cond_proj_dim", "time_embedding.cond_proj.weight", 1, nullable=True),
         setting("addition_embed_type", kind=str, nullable=True, derive=lambda s: "text_time" if ADDED(s) else None, choices=("text_time",)),
         setting("projection_class_embeddings_input_dim", nullable=True, derive=ADDED),
         setting("addition_time_embed_dim", lambda c: 256 if c.get("addition_embed_type") else None, nullable=True),
@@ -107,8 +108,7 @@ def _check(c: Mapping[str, Any]) -> Iterator[Problem]:
     channels, n = c["block_out_channels"], len(c["block_out_channels"])
     per_block = ("down_block_types", "up_block_types", "transformer_layers_per_block", "attention_head_dim")
     for name in per_block:
-        if len(c[name]) != n:
-            yield Problem(f"{name} is {list(c[name])}; expected {n} values, one for each of block_out_channels")
+        yield from as_many(c, name, n, "one for each of block_out_channels")
     if not all(name in names for key, names in (("down_block_types", DOWN.values()), ("up_block_types", UP.values())) for name in c[key]):  # fmt: skip
         yield Problem(f"down_block_types are {list(c['down_block_types'])}, up_block_types {list(c['up_block_types'])}; expected {', '.join((*DOWN.values(), *UP.values()))}", "unsupported")  # fmt: skip
     if len(c["attention_head_dim"]) == n and any(channels[i] % c["attention_head_dim"][i] for i in range(n)):

@@ -8,12 +8,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qtransformers.archs.diffusion.parts import adds_up, axes, heads, linear, norm, over, parameter, setting, split
-from qtransformers.archs.diffusion.shapes import Shapes
+from qtransformers.archs.diffusion.hparams import (
+    adds_up,
+    as_many,
+    axes,
+    counted,
+    head_count,
+    heads,
+    over,
+    setting,
+    sized,
+    told_by,
+)
+from qtransformers.archs.diffusion.parts import (
+    both,
+    gated,
+    head_norms,
+    joined_attention,
+    linear,
+    norm,
+    on,
+    parameter,
+)
 from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
 from qtransformers.archs.spec import Problem, TensorSpec, When
 
 CONDITION = 256  # widest condition of a block
+NORM = "layers.{i}.attention.norm_q"
 PATCH = "2-1"  # of the one size of patches that is published: 2 x 2 of one frame
 
 
@@ -27,33 +48,23 @@ def _sizes(c: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def _head_dim(s: Shapes) -> int | None:
-    return s.size("layers.{i}.attention.norm_q", 0)
-
-
 def _check(c: Mapping[str, Any]) -> Iterator[Problem]:
     head_dim = c["dim"] // c["n_heads"]
     yield from heads({**c, "head_dim": head_dim}, c["dim"], named="n_heads", head_dim="head_dim")
     yield from adds_up(c, "axes_dims", head_dim)
-    if len(c["axes_lens"]) != len(c["axes_dims"]):
-        yield Problem(f"axes_lens has {len(c['axes_lens'])} numbers; expected as many as axes_dims, {len(c['axes_dims'])}")  # fmt: skip
+    yield from as_many(c, "axes_lens", len(c["axes_dims"]), "as axes_dims has")
     if c["all_patch_size"] != (2,) or c["all_f_patch_size"] != (1,):
         yield Problem(f"all_patch_size is {list(c['all_patch_size'])} and all_f_patch_size {list(c['all_f_patch_size'])}; expected [2] and [1]", "unsupported")  # fmt: skip
 
 
 def _blocks(name: str, count: str, modulated: bool = True, when: When | None = None) -> Iterator[TensorSpec]:
     block, repeat = f"{name}.{{i}}", {"i": count}
-
-    def normed(c: Mapping[str, Any], layer: int) -> bool:
-        return bool(c["qk_norm"]) and (when is None or when(c, layer))
-
-    qkv = {f"{block}.attention.to_{n}": "dim" for n in "qkv"}
-    yield from split(f"{block}.attention.qkv", "dim", qkv, bias="never", repeat=repeat, when=when)
-    yield linear(f"{block}.attention.to_out.0", "dim", "dim", f"{block}.attention.out", bias="never", role="attn", repeat=repeat, when=when)  # fmt: skip
-    yield norm(f"{block}.attention.norm_q", "head_dim", f"{block}.attention.q_norm", repeat=repeat, when=normed)
-    yield norm(f"{block}.attention.norm_k", "head_dim", f"{block}.attention.k_norm", repeat=repeat, when=normed)
-    for key, out, width in (("w1", "ff", "dim"), ("w2", "dim", "ff"), ("w3", "ff", "dim")):
-        yield linear(f"{block}.feed_forward.{key}", out, width, f"{block}.feed_forward.{key}", bias="never", role="dense_ffn", repeat=repeat, when=when)  # fmt: skip
+    attention = f"{block}.attention"
+    yield from joined_attention(
+        attention, f"{attention}.qkv", f"{attention}.out", bias="never", repeat=repeat, when=when
+    )
+    yield from head_norms(attention, "head_dim", f"{attention}.", repeat=repeat, when=both(on("qk_norm"), when))
+    yield from gated(f"{block}.feed_forward", ("w1", "w2", "w3"), f"{block}.feed_forward", repeat=repeat, when=when)
     if modulated:
         yield linear(f"{block}.adaLN_modulation.0", "4*dim", "condition", f"{block}.adaLN_modulation.0", role="modulation", repeat=repeat)  # fmt: skip
     for key in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"):
@@ -93,15 +104,15 @@ SPEC = DiffusionSpec(
         setting("all_patch_size", (2,), kind=tuple, maximum=64),
         setting("all_f_patch_size", (1,), kind=tuple, maximum=64),
         setting("in_channels", derive=lambda s: over(s.size(f"all_x_embedder.{PATCH}", 1), 4)),
-        setting("dim", derive=lambda s: s.size(f"all_x_embedder.{PATCH}", 0)),
-        setting("n_layers", derive=lambda s: s.count("layers.{i}.attention.to_out.0"), maximum=1024),
-        setting("n_refiner_layers", derive=lambda s: s.count("noise_refiner.{i}.attention.to_out.0"), maximum=1024),
-        setting("qk_norm", kind=bool, derive=lambda s: _head_dim(s) is not None),
-        setting("n_heads", derive=lambda s: over(s.size(f"all_x_embedder.{PATCH}", 0), _head_dim(s))),
+        sized("dim", f"all_x_embedder.{PATCH}", 0),
+        counted("n_layers", "layers.{i}.attention.to_out.0"),
+        counted("n_refiner_layers", "noise_refiner.{i}.attention.to_out.0"),
+        told_by("qk_norm", NORM),
+        head_count("n_heads", f"all_x_embedder.{PATCH}", NORM),
         setting("n_kv_heads", lambda c: c["n_heads"]),
         setting("norm_eps", 1e-5, kind=float, minimum=0, maximum=1),
-        setting("cap_feat_dim", derive=lambda s: s.size("cap_embedder.0", 0)),
-        setting("siglip_feat_dim", nullable=True, derive=lambda s: s.size("siglip_embedder.0", 0)),
+        sized("cap_feat_dim", "cap_embedder.0", 0),
+        sized("siglip_feat_dim", "siglip_embedder.0", 0, nullable=True),
         setting("rope_theta", 256.0, kind=float, maximum=1e9),
         setting("t_scale", 1000.0, kind=float),
         axes("axes_dims", 32, 48, 48, size=lambda c: c["dim"] // c["n_heads"]),

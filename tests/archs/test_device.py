@@ -1,5 +1,6 @@
 """Every architecture on torch tensors: the logits that the CPU's kernels give."""
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -8,11 +9,17 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("triton")
+import torch
+from torch.overrides import TorchFunctionMode
+
 import interpreter  # noqa: F401
 from archs.cases import CASES
 from archs.models import Ours, error, gguf, prompt, reference
+from cards import cards
 from qtransformers import Model, machine
 from qtransformers.cache import Batch
+from qtransformers.errors import InsufficientMemoryError
+from qtransformers.generate.device import forward_of
 from qtransformers.kernels import cpu
 from qtransformers.kernels.triton.device import torch_device
 from qtransformers.kernels.triton.weights import Weight
@@ -58,6 +65,66 @@ def test_experts_and_a_layer_on_the_cpu(tmp_path):
         1
     ].attn_norm.device == torch_device("cuda:0")
     assert error(logits(hybrid, ids), ours.logits(ids)) < TOLERANCE
+
+
+def test_layers_of_two_cards_and_the_cpu(tmp_path, monkeypatch):
+    """Each layer is computed where it is, over its own pages; activations cross, weights and pages do not."""
+    name, case = "qwen2moe", CASES["qwen2moe"]
+    ours = Ours.load(gguf(reference(case, name), tmp_path, name, case), case)
+    ids = prompt(LENGTH)
+    expected = ours.logits(ids)
+    at = {part: ("cuda:0", "cuda:1", "cpu")[part[1] or 0] for part in parts_of(ours.loaded.plan)}
+    at["experts", 0] = "cpu"
+    first, second = torch.device("cuda:0"), torch.device("cuda:1")
+    with cards(monkeypatch) as seen:
+        model = on_a_card(ours.loaded, at)
+        assert model.plan.devices == ("cuda:0", "cuda:1") and model.plan.cache_devices == ("cuda:0", "cuda:1", "cpu")
+        assert model.weights.layers[1].attn_q.data.device == second
+        forward, cache = forward_of(model), model.new_cache(256)
+        assert [getattr(pages, "device", None) for pages in cache.pages[:2]] == [first, second]
+        pages, found = cache.take(1), []
+        sent = dict(seen.crossed)
+        for start, part in ((0, ids[:FIRST]), (FIRST, ids[FIRST:])):
+            found.append(np.asarray(forward(Batch.single(part, start, pages, outputs=None), cache)))
+    assert error(np.concatenate(found), expected) < TOLERANCE
+    assert seen.launched[first] > 20 and seen.launched[second] > 10
+    assert sent[None, second] and seen.crossed[first, second] >= 10 and seen.crossed[second, first] >= 10
+
+
+class Full(TorchFunctionMode):
+    """A device that is full when it is asked for memory the n-th time."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.left = n
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.empty, torch.empty_like):
+            self.left -= 1
+            if self.left == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.\nMore of it.")
+        return func(*args, **(kwargs or {}))
+
+
+def test_memory_that_runs_out_in_a_forward_is_told_and_given_back(tmp_path):
+    name, case = "llama-llama3", CASES["llama-llama3"]
+    ours = Ours.load(gguf(reference(case, name), tmp_path, name, case), case)
+    model = on_a_card(ours.loaded)
+    forward, cache = forward_of(model), model.new_cache(256)
+    batch = Batch.single(prompt(1), 0, cache.take(1), outputs=None)
+    forward(batch, cache)  # codebooks and frequencies come to stay
+    gc.collect()
+    before = tensors()
+    for n in (1, 5, 19):
+        with pytest.raises(InsufficientMemoryError, match=r"cuda:0: memory ran out in a forward of 1 tokens.*cuda:0: \d.* of weights.* of temporaries\. .*Tried to allocate 2.00 MiB\. Lower") as told, Full(n):  # fmt: skip
+            forward(batch, cache)
+        assert told.value.__context__ is None and tensors() == before, n
+    assert error(np.asarray(forward(batch, cache)), ours.logits(prompt(1))) < TOLERANCE
+
+
+def tensors():
+    """How many there are."""
+    return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
 
 
 def test_answers(tmp_path, monkeypatch):

@@ -257,6 +257,10 @@ def test_what_a_captured_step_reads_is_kept(monkeypatch):
     assert {c.logits.data_ptr() for c in device._captured.values()} == {
         captured.logits.data_ptr()
     }  # of all, or each would take it
+    assert len(device._captured) == 2
+    other = PagedCache.allocate(1, 1, 16, 16, 512, "f16")
+    assert np.asarray(device(Batch.single([5], 300, [3, 4]), other)).tolist() == [[5] * 9]
+    assert len(device._captured) == 1, "graphs write to the pages of the cache they were captured with"
 
 
 @pytest.mark.gpu

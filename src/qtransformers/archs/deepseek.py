@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from qtransformers.archs import llama
@@ -85,8 +86,8 @@ def experts(x: Any, w: Any, h: Any) -> Any:
         linear(x, w.ffn_gate_inp), h.n_experts_used, gate="sigmoid" if v3 else "softmax", bias=w.exp_probs_b,
         n_groups=h.n_groups, n_groups_used=h.n_groups_used, group_top=2 if v3 else 1, normalize=h.norm_weights, scale=h.weights_scale or 1.0,
     )  # fmt: skip
-    y = moe(x, ids, weights, w.ffn_gate_exps, w.ffn_up_exps, w.ffn_down_exps)
-    return y + shared_expert(x, w) if h.n_shared else y
+    beside = partial(shared_expert, x, w) if h.n_shared else None
+    return moe(x, ids, weights, w.ffn_gate_exps, w.ffn_up_exps, w.ffn_down_exps, beside=beside)
 
 
 def is_latent(h: Any) -> bool:

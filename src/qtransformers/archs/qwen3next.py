@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,7 @@ def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
             else:
                 x += self_attention(y, layer, h, turn, batch, cache, n_before)
             y = rms_norm(x, layer.post_attention_norm, h.rms_eps)
-            x += routed(y, layer, h)
-            x += gated_shared_expert(y, layer)
+            x += routed(y, layer, h, partial(gated_shared_expert, y, layer))
     x = rms_norm(x[batch.output_rows], w.output_norm, h.rms_eps)
     return linear(x, w.output)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from qtransformers.archs import qwen
@@ -32,17 +34,15 @@ def forward(w: Any, h: Any, batch: Batch, cache: PagedCache) -> Any:
     for i, layer in layers(w, x):
         x += qwen.self_attention(rms_norm(x, layer.attn_norm, h.rms_eps), layer, h, turn, batch, cache, i)
         y = rms_norm(x, layer.ffn_norm, h.rms_eps)
-        x += routed(y, layer, h)
-        if "n_ff_shared" in h:
-            x += gated_shared_expert(y, layer)
+        x += routed(y, layer, h, partial(gated_shared_expert, y, layer) if "n_ff_shared" in h else None)
     x = rms_norm(x[batch.output_rows], w.output_norm, h.rms_eps)
     return linear(x, w.output)
 
 
-def routed(x: Any, w: Any, h: Any) -> Any:
-    """Each token through the experts its router likes best."""
+def routed(x: Any, w: Any, h: Any, beside: Callable[[], Any] | None = None) -> Any:
+    """Each token through the experts its router likes best, and what `beside()` adds."""
     ids, weights = route(linear(x, w.ffn_gate_inp), h.n_experts_used, normalize=h.norm_weights)
-    return moe(x, ids, weights, w.ffn_gate_exps, w.ffn_up_exps, w.ffn_down_exps)
+    return moe(x, ids, weights, w.ffn_gate_exps, w.ffn_up_exps, w.ffn_down_exps, beside=beside)
 
 
 def gated_shared_expert(x: Any, w: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from qtransformers.cache import Batch, PagedCache
 from qtransformers.cache.batch import room
+from qtransformers.errors import InsufficientMemoryError
 from qtransformers.machine import usable_cores
 from qtransformers.nn.adapted import adapted
 from qtransformers.settings import Settings
@@ -32,13 +35,14 @@ MOST_ROWS = 32  # of a captured step: larger ones compute longer than they take 
 class DeviceForward:
     """`forward(weights, hparams, batch, cache)` for batches of NumPy arrays: `Rows`, good until the next call.
 
-    Steps of answers are captured, filled up to powers of two; with `exact` as they are, because the CPU takes part.
-    Ids from `n_tokens` on, and `unused`, are padding of the vocabulary.
+    Steps of answers are captured, filled up to powers of two; with `exact` as they are, because the CPU takes part. Captures
+    are of the cache that was used last. Ids from `n_tokens` on, and `unused`, are padding of the vocabulary.
+    InsufficientMemoryError where the device is full, with what `planned` says; captures are freed then.
     """
 
     def __init__(
         self, forward: Callable[..., Any], weights: Any, hparams: Any, device: str, *,
-        n_tokens: int, unused: Iterable[int] = (), exact: bool = False, captures: bool = True,
+        n_tokens: int, unused: Iterable[int] = (), exact: bool = False, captures: bool = True, planned: str = "",
     ) -> None:  # fmt: skip
         import torch
 
@@ -54,16 +58,40 @@ class DeviceForward:
             self._unused = self._unused.to(self._device)
         self._exact = exact
         self._captures = captures and self._device.type == "cuda"
-        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
+        self._name, self._planned = device, planned
+        self._capturing: tuple[Any, Any] = _capturing(self._device) if self._captures else (None, None)
         self._captured: dict[tuple[int, ...], _Captured] = {}
+        self._cache: Callable[[], PagedCache | None] = lambda: None  # to which the captures write
         self._logits: torch.Tensor | None = None  # of captured steps, which share the memory
 
     def __call__(self, batch: Batch, cache: PagedCache, adapters: Sequence[Any] = ()) -> Rows:
         """Logits of a batch's output rows; `adapters` are (first row, end, updates, scale)."""
-        from qtransformers.kernels.triton.device import current
+        from qtransformers.kernels.triton.device import current, is_out_of_memory
 
-        with current(self._device), cache.states.placed(batch) as placed:
-            return self._computed(placed, cache, adapters)
+        try:
+            with current(self._device), cache.states.placed(batch) as placed:
+                return self._computed(placed, cache, adapters)
+        except RuntimeError as e:
+            if not is_out_of_memory(e):
+                raise
+            said = str(e).splitlines()[0]
+        self._forget()  # here nothing holds what the forward had made
+        raise self._out_of_memory(len(batch.tokens), said)
+
+    def _forget(self) -> None:
+        """Free what captures hold, and what torch keeps for later."""
+        from qtransformers.kernels.triton.device import give_back
+
+        self._captured.clear()
+        self._logits = None
+        gc.collect()
+        give_back()
+
+    def _out_of_memory(self, n: int, said: str) -> InsufficientMemoryError:
+        return InsufficientMemoryError(
+            f"{self._name}: memory ran out in a forward of {n} tokens, and what that had made was freed. {self._planned}"
+            f"Others may have taken what was free: {said} Lower prefill_chunk, parallel or context_length, or keep some layers on the CPU."
+        )
 
     def _computed(self, batch: Batch, cache: PagedCache, adapters: Sequence[Any]) -> Rows:
         n = len(batch.tokens)
@@ -71,6 +99,9 @@ class DeviceForward:
         if not (self._captures and step) or adapters:
             weights = adapted(self._weights, adapters, batch.output_rows) if adapters else self._weights
             return self._rows(self._forward(weights, self._hparams, batch.on(self._device), cache))
+        if self._cache() is not cache:
+            self._captured.clear()
+            self._cache = weakref.ref(cache)
         key = self._key(batch)
         captured = self._captured.get(key)
         if captured is None:
@@ -109,7 +140,7 @@ class DeviceForward:
         there = Batch.over(flat, shapes, most)
         host.output_rows[:] = np.arange(tokens)
         known = {x.data_ptr(): here for x, here in zip(there.arrays, host.arrays, strict=True)}
-        recording = Recording(self._device, self._pool, known)
+        recording = Recording(self._device, *self._capturing, known)
         ids = torch.empty(tokens, dtype=torch.int32, pin_memory=pin)
 
         def run() -> torch.Tensor:
@@ -152,6 +183,14 @@ class _Captured:
         import torch
 
         torch.cuda.current_stream(self.device).synchronize()
+
+
+def _capturing(device: torch.device) -> tuple[Any, Any]:
+    """A stream and a pool of memory for all captures of a model."""
+    import torch
+
+    make: Any = torch.cuda.Stream  # it is untyped
+    return make(device), torch.cuda.graph_pool_handle()
 
 
 def fill(host: Batch, batch: Batch) -> None:
@@ -250,7 +289,7 @@ def forward_of(loaded: Loaded) -> Callable[..., Any]:
     return DeviceForward(
         loaded.spec.forward, loaded.weights, loaded.hparams, plan.main_device,
         n_tokens=min(loaded.tokenizer.n_tokens, loaded.hparams.vocab_size), unused=loaded.tokenizer.unused_ids,
-        exact=not plan.only_on(plan.main_device), captures=len(plan.devices) == 1 and loaded.layers is None,
+        exact=not plan.only_on(plan.main_device), captures=len(plan.devices) == 1 and loaded.layers is None, planned=f"{plan.on_devices()}. ",
     )  # fmt: skip
 
 

@@ -161,7 +161,7 @@ def _need(plan: LoadPlan, budget: Budget, device: str) -> Need:
         return Need(device, weights, cache, states, plan.activations_bytes, plan.program_bytes, system, budget.ram)
     used = weights or cache or states
     return Need(
-        device, weights, cache, states, plan.activations_bytes if used else 0, 0, CONTEXT_BYTES if used else 0,
+        device, weights, cache, states, plan.device_bytes if used else 0, 0, CONTEXT_BYTES if used else 0,
         budget.devices[device], staging().pinned if weights else 0,
     )  # fmt: skip
 

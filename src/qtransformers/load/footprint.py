@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtransformers.cache import PAGE_TOKENS, bytes_per_token
+from qtransformers.kernels.staging import WORKSPACES, float_bytes, product_bytes
 from qtransformers.types import QuantType
 
 PROGRAM_BYTES = 48 << 20  # the interpreter with NumPy, the extension and this library; benchmarks/memory.py
@@ -87,6 +88,29 @@ def temporaries(
     gate = 2 * 4 * rows * GATE_ROWS
     end = 4 * (logits_rows + SAMPLER_ROWS) * vocab
     return min(kept, live + KEPT_BYTES) + shared + threads * (tile + gate) + end
+
+
+def device_temporaries(
+    width: int, vocab: int, products: Iterable[Product], rows: int, logits_rows: int, accuracy: str
+) -> int:
+    """Peak of what a forward pass of `rows` tokens takes on a GPU beside weights and cache.
+
+    Arrays of the largest sublayer, and as many that wait for their next use as on the CPU; what its largest product takes; logits twice, as
+    captured steps keep them; workspaces of the vendor's library.
+    """
+    groups: dict[tuple[str, int | None], list[Product]] = {}
+    for p in products:
+        groups.setdefault((p.role, p.layer), []).append(p)
+    live = 0
+    for (role, _), members in groups.items():
+        arrays = sum(4 * rows * n * times for n, times in _arrays(role, members, width).items())
+        if role == "experts":  # what each of a token's experts makes of it: gate, up and both joined, and its output
+            arrays += 4 * rows * sum(p.used * p.out for p in (members[0], *members))
+            most = rows * max(p.used * p.columns for p in members) * float_bytes(accuracy)
+        else:
+            most = max(product_bytes(p.out, p.columns, rows, accuracy) for p in members)
+        live = max(live, arrays + most)
+    return live + KEPT_BYTES + 2 * 4 * (logits_rows + SAMPLER_ROWS) * vocab + WORKSPACES
 
 
 def _arrays(role: str, members: list[Product], width: int) -> Counter[int]:

@@ -46,13 +46,8 @@ def place(
 
 
 def _out_of_memory(plan: LoadPlan, said: str) -> InsufficientMemoryError:
-    parts = (
-        f"{device}: {plan.weights_on(device) / 2**30:.2f} GiB of weights, {plan.cache_on(device) / 2**30:.2f} GiB of keys and values, "
-        f"{plan.activations_bytes / 2**30:.2f} GiB of temporaries"
-        for device in plan.devices
-    )
     return InsufficientMemoryError(
-        f"{plan.file}: memory ran out while weights were placed, and all of it was freed. Planned were {'; '.join(parts)}. "
+        f"{plan.file}: memory ran out while weights were placed, and all of it was freed. {plan.on_devices()}. "
         f"Others may have taken what was free: {said.splitlines()[0]} Lower context_length, or keep some layers on the CPU."
     )
 

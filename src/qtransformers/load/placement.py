@@ -198,7 +198,7 @@ def automatic(plan: LoadPlan, budget: Budget, fixed: Mapping[Part, str]) -> dict
     weights = _weights(plan)
     parts = parts_of(plan)
     bytes_of = {(role, i): plan.kept(i) if role == CACHE and i is not None else weights[role, i] for role, i in parts}
-    room = {device: (budget.of_device(device) or 0) - plan.activations_bytes for device in budget.devices}
+    room = {device: (budget.of_device(device) or 0) - plan.device_bytes for device in budget.devices}
     for part, device in fixed.items():
         if device in room:
             room[device] -= bytes_of[part]

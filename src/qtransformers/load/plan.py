@@ -16,7 +16,7 @@ from qtransformers.errors import ConfigError
 from qtransformers.kernels.table import ACCURACY, FEW_ROWS, check_accuracy, why_not
 from qtransformers.load.files import memory_text
 from qtransformers.load.findings import LAYER, Findings, ranges, template
-from qtransformers.load.footprint import CacheShape, Product, program_bytes, temporaries
+from qtransformers.load.footprint import CacheShape, Product, device_temporaries, program_bytes, temporaries
 from qtransformers.machine import usable_cores
 from qtransformers.tensor import QTensor
 from qtransformers.types import QuantType
@@ -71,6 +71,7 @@ class LoadPlan:
     cache_tokens: int  # of all requests together
     cache_bytes: int  # with every page in use
     activations_bytes: int  # peak of one forward pass
+    device_bytes: int = 0  # the same on a GPU
     program_bytes: int = 0  # interpreter, library, tokenizer
     cache_shape: CacheShape = NO_CACHE
     states_bytes: int = 0  # of recurrent layers, with as many sequences as may be computed at once
@@ -123,6 +124,14 @@ class LoadPlan:
     def states_on(self, device: str) -> int:
         """Bytes of recurrent states in the memory of a device."""
         return self._share(self.states_bytes, device, recurrent=True)
+
+    def on_devices(self) -> str:
+        """What is planned for each GPU, as a sentence."""
+        return "Planned were " + "; ".join(
+            f"{device}: {self.weights_on(device) / 2**30:.2f} GiB of weights, {(self.cache_on(device) + self.states_on(device)) / 2**30:.2f} GiB of keys and values, "
+            f"{self.device_bytes / 2**30:.2f} GiB of temporaries"
+            for device in self.devices
+        )
 
     def kept(self, layer: int) -> int:
         """Bytes of a layer's keys and values, or of its state."""
@@ -200,6 +209,14 @@ def make_plan(
     own = replace(CacheShape.of(hparams), n_layers=hparams["n_layers"] - len(recurrent))
     cache_shape = own if generates else NO_CACHE
     in_batch = 0 if generates else replace(own, n_layers=1).bytes(rows, "f32")
+    counted = (
+        hparams["n_embd"],
+        hparams["vocab_size"] if generates else 0,
+        tuple(products(planned, hparams.get("n_experts_used", 1))),
+        rows,
+        max(logits_rows, parallel, FEW_ROWS[accuracy]) if generates else logits_rows,
+        accuracy,
+    )
     plan = LoadPlan(
         file=file,
         architecture=spec.id,
@@ -210,16 +227,8 @@ def make_plan(
         weights_bytes=sum(t.nbytes for t in planned),
         cache_tokens=tokens,
         cache_bytes=cache_shape.bytes(tokens, cache),
-        activations_bytes=in_batch
-        + temporaries(
-            hparams["n_embd"],
-            hparams["vocab_size"] if generates else 0,
-            products(planned, hparams.get("n_experts_used", 1)),
-            rows,
-            max(logits_rows, parallel, FEW_ROWS[accuracy]) if generates else logits_rows,
-            accuracy,
-            threads or usable_cores(),
-        ),
+        activations_bytes=in_batch + temporaries(*counted, threads or usable_cores()),
+        device_bytes=device_temporaries(*counted),
         program_bytes=program_bytes(*vocabulary or (hparams["vocab_size"],)),
         cache_shape=cache_shape,
         states_bytes=parallel * state_bytes(spec.states(hparams)),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from qtransformers.kernels import kernels_for
 from qtransformers.nn.adapted import StandIn
@@ -42,12 +45,19 @@ def moe(
     gate_bias: Any = None,
     up_bias: Any = None,
     down_bias: Any = None,
+    beside: Callable[[], Any] | None = None,
 ) -> Any:
     """Each token of `x [T, n_embd]` through its experts `ids [T, k]`, their outputs summed with `weights [T, k]`: `[T, n_embd]`.
 
     Experts are stored as `[n_experts, n_ff, n_embd]` (down: `[n_experts, n_embd, n_ff]`), their biases `[n_experts, n_ff]`
-    (down: `[n_experts, n_embd]`). `act` joins gate and up: `silu`, `gelu` (tanh), or `gpt_oss`. ConfigError where shapes differ.
+    (down: `[n_experts, n_embd]`). `act` joins gate and up: `silu`, `gelu` (tanh), or `gpt_oss`. What `beside()` gives, as
+    shared experts do, is added; where the experts are on another device than x, it is computed meanwhile. ConfigError where shapes differ.
     """
     if isinstance(w_gate, StandIn):
-        return w_gate.moe(x, ids, weights, w_up, w_down, act, (gate_bias, up_bias, down_bias))
-    return kernels_for(x).moe(x, ids, weights, w_gate, w_up, w_down, act, gate_bias, up_bias, down_bias)
+        y = w_gate.moe(x, ids, weights, w_up, w_down, act, (gate_bias, up_bias, down_bias))
+    else:
+        run, given = kernels_for(x).moe, (x, ids, weights, w_gate, w_up, w_down, act, gate_bias, up_bias, down_bias)
+        if beside is not None and not isinstance(x, np.ndarray):
+            return run(*given, beside=beside)
+        y = run(*given)
+    return y if beside is None else y + beside()

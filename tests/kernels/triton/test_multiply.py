@@ -7,7 +7,7 @@ import pytest
 
 from blocks import random_blocks
 from qtransformers.errors import ConfigError
-from qtransformers.kernels import reference
+from qtransformers.kernels import reference, staging
 from qtransformers.tensor import QTensor
 from qtransformers.types import BY_NAME
 
@@ -65,10 +65,10 @@ def test_every_number_of_tokens(name, accuracy, tokens):
 @pytest.mark.parametrize("accuracy", BOUNDS)
 def test_slabs_of_rows(accuracy, monkeypatch):
     monkeypatch.setattr(multiply, "TILE_TOKENS", dict.fromkeys(BOUNDS, 0))
-    monkeypatch.setattr(multiply, "SLAB_BYTES", 3 * 64 * 4)
+    monkeypatch.setattr(staging, "SLAB_BYTES", 3 * 64 * 4)
     tensor, x, bias = weight("Q5_0", 7, 64), floats(9, 64), floats(7)
     w = bind(tensor, accuracy, "cpu")
-    assert multiply.slab_rows(w) == (6 if accuracy == "fast" else 3)
+    assert staging.slab_rows(7, 64, accuracy) == (6 if accuracy == "fast" else 3)
     y = multiply.linear(array(x), w, array(bias))
     assert_close(y, reference.linear(x, tensor, bias), x, tensor, accuracy)
 
@@ -207,11 +207,3 @@ def test_what_does_not_fit_is_refused():
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             call()
-
-
-@pytest.mark.parametrize("accuracy", BOUNDS)
-def test_scratch_is_bounded(accuracy):
-    w = bind(weight("Q8_0", 4, 64), accuracy, "cpu")
-    sizes = [multiply.scratch_bytes(w, tokens) for tokens in (1, 8, 4096)]
-    assert sizes == sorted(sizes)
-    assert sizes[-1] <= multiply.SLAB_BYTES + 4096 * 64 * 4

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from qtransformers.errors import InsufficientMemoryError
 
+# What other errors say where a device is full: of the driver, and of cuBLAS, which wants memory of its own
+FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA_ERROR_OUT_OF_MEMORY")
+
 
 @triton.jit
 def _probe(x):
@@ -46,6 +49,11 @@ def unseen(devices: Sequence[str]) -> str | None:
 def current(device: torch.device) -> AbstractContextManager[Any]:
     """The device that kernels are launched on while a block runs: Triton does not look where tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device was full: torch's own error, or that of a library it calls."""
+    return isinstance(error, torch.OutOfMemoryError) or any(name in str(error) for name in FULL)
 
 
 def give_back() -> None:

@@ -21,16 +21,18 @@ RECORDING: ContextVar[Recording | None] = ContextVar("RECORDING", default=None)
 class Recording:
     """The steps of a forward on one device: graphs, and the CPU's operations between them.
 
+    It is captured on `stream`: each stream has a workspace of the vendor's library, so all recordings of a model share one.
     `known` are arrays in main memory that hold what tensors hold, by the tensors' addresses.
     """
 
-    def __init__(self, device: torch.device, pool: Any, known: Mapping[int, Any]) -> None:
+    def __init__(self, device: torch.device, stream: Any, pool: Any, known: Mapping[int, Any]) -> None:
         self._device = device
+        self._stream = stream
         self._pool = pool
         self._known = dict(known)
-        self._stream = torch.cuda.Stream(device)
         self._steps: list[Callable[[], Any]] = []
         self._graph: Any = None  # under way
+        self.n_graphs = 0  # that a replay launches
         # Of the CPU's operations, in order: pinned memory of what they take and give, and whether that is a list.
         self._rehearsed: list[tuple[list[Any], list[Tensor], bool]] = []
         self._n = 0  # of them captured
@@ -65,39 +67,49 @@ class Recording:
         for step in self._steps:
             step()
 
-    @property
-    def n_graphs(self) -> int:
-        """Graphs that a replay launches."""
-        return len(self._steps) - self._n
+    def host(
+        self, operation: Callable[..., Any], args: Sequence[Any], run: Callable[[], tuple[Any, Any]],
+        beside: Callable[[], Any] | None = None,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        """An operation of the CPU on tensors among `args`, and what `beside()` gives: tensors of the device; `run` does both at once.
 
-    def host(self, operation: Callable[..., Any], args: Sequence[Any], run: Callable[[], Any]) -> Any:
-        """An operation of the CPU on tensors among `args`; `run` does it at once. Its results are tensors of the device."""
+        In a replay, `beside` is a graph of its own, launched before the CPU begins.
+        """
         if self._graph is None:
-            result = run()
-            pinned = [_mapped(a, self._room_for) for a in args]
-            self._rehearsed.append((pinned, [_pinned_like(x) for x in _listed(result)], isinstance(result, list)))
-            return result
+            n = len(self._rehearsed)
+            self._rehearsed.append(([], [], False))  # `beside` may have such operations, which come after
+            result, more = run()
+            pinned = [mapped(a, self._room_for) for a in args]
+            self._rehearsed[n] = pinned, [pinned_like(x) for x in _listed(result)], isinstance(result, list)
+            return result, more
         pinned, back, several = self._rehearsed[self._n]
         self._n += 1
         for target, x in zip(_tensors(pinned), _tensors(args), strict=True):
             if x.data_ptr() not in self._known:
                 target.copy_(x, non_blocking=True)
         self._end()
-        arrays = [_mapped(a, torch.Tensor.numpy) for a in pinned]
+        arrays = [mapped(a, torch.Tensor.numpy) for a in pinned]
+        arrived: list[Callable[[], None]] = []
+        self._steps.append(lambda: arrived.append(mark(self._device)))
+        more = None
+        if beside is not None:
+            self._begin()
+            more = beside()
+            self._end()
 
         def compute() -> None:
-            torch.cuda.current_stream(self._device).synchronize()
+            arrived.pop()()
             for target, values in zip(back, _listed(operation(*arrays)), strict=True):
                 target.numpy()[...] = values
 
         self._steps.append(compute)
         self._begin()
         there = [torch.empty_like(x, device=self._device).copy_(x, non_blocking=True) for x in back]
-        return there if several else there[0]
+        return there if several else there[0], more
 
     def _room_for(self, x: Tensor) -> Tensor:
         known = self._known.get(x.data_ptr())
-        return _pinned_like(x) if known is None else torch.from_numpy(known)
+        return pinned_like(x) if known is None else torch.from_numpy(known)
 
     def _begin(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
@@ -107,23 +119,34 @@ class Recording:
         graph, self._graph = self._graph, None
         graph.capture_end()
         self._steps.append(graph.replay)
+        self.n_graphs += 1
 
 
-def _mapped(x: Any, f: Callable[[Tensor], Any]) -> Any:
+def mark(device: torch.device) -> Callable[[], None]:
+    """Waits until all that is launched on a device's current stream by now is done."""
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event.synchronize
+
+
+def mapped(x: Any, f: Callable[[Tensor], Any]) -> Any:
     """What `f` makes of a tensor, or of those in a list; anything else as it is."""
     if isinstance(x, Tensor):
         return f(x)
-    return type(x)(_mapped(part, f) for part in x) if isinstance(x, (list, tuple)) else x
+    return type(x)(mapped(part, f) for part in x) if isinstance(x, (list, tuple)) else x
 
 
 def _tensors(x: Any) -> list[Tensor]:
     """Those in a list, in order."""
     found: list[Tensor] = []
-    _mapped(x, found.append)
+    mapped(x, found.append)
     return found
 
 
-def _pinned_like(x: Tensor) -> Tensor:
+def pinned_like(x: Tensor) -> Tensor:
+    """Main memory for a copy of a tensor, pinned where that comes from a GPU."""
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
 
 

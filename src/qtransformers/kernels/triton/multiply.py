@@ -11,6 +11,7 @@ import triton.language as tl
 
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.reference import ACTIVATIONS
+from qtransformers.kernels.staging import TILE_TOKENS, slab_rows
 from qtransformers.kernels.table import ACCURACIES
 from qtransformers.kernels.triton.blocks import LAYOUTS
 from qtransformers.kernels.triton.dequantise import dequantise
@@ -25,16 +26,13 @@ from qtransformers.kernels.triton.products import (
     packed,
     places,
     tile_product,
-    tile_shape,
 )
 from qtransformers.kernels.triton.weights import Experts, Weight
 from qtransformers.kernels.triton.words import times_less
 
 Tensor = torch.Tensor
 TERMS = {torch.float16: 2, torch.bfloat16: 3}  # halves that add up to a float
-SLAB_BYTES = 1 << 27  # of weights decoded at once for a product of many tokens
 FEW_COLUMNS = 2  # of x, tokens by planes: more are multiplied faster by tiles, whose work they share
-TILE_TOKENS = {"fast": 256, "high": 32, "exact": 32}  # up to which tiles are decoded in registers
 
 
 def linear(x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
@@ -134,10 +132,10 @@ def per_head(x: Tensor, w: Experts) -> Tensor:
 
 
 def slab_product(x: Tensor, w: Weight) -> Tensor:
-    """x `[T, in]` times w by the vendor's library, slabs of rows decoded into a scratch of `scratch_bytes`."""
+    """x `[T, in]` times w by the vendor's library, slabs of rows decoded into a scratch (`staging.product_bytes`)."""
     dtype = torch.bfloat16 if w.accuracy == "fast" else torch.float32
     n_rows, columns = w.shape
-    slab = slab_rows(w)
+    slab = slab_rows(n_rows, columns, w.accuracy)
     given = x.to(dtype)
     scratch = torch.empty(slab, columns, dtype=dtype, device=x.device)
     y = None if slab == n_rows else torch.empty(len(x), n_rows, dtype=torch.float32, device=x.device)
@@ -149,28 +147,6 @@ def slab_product(x: Tensor, w: Weight) -> Tensor:
             return part
         y[:, first : first + count] = part
     return torch.zeros(len(x), 0, device=x.device) if y is None else y
-
-
-def slab_rows(w: Weight) -> int:
-    """Rows of w decoded at once for a product of many tokens."""
-    each = w.shape[-1] * (2 if w.accuracy == "fast" else 4)
-    return min(w.shape[-2], max(1, SLAB_BYTES // max(each, 1)))
-
-
-def scratch_bytes(w: Weight, tokens: int) -> int:
-    """Bytes that a product of so many tokens takes beside x and y."""
-    columns = w.shape[-1]
-    if w.floats is not None:
-        return 8 * tokens * columns + 3 * 4 * tokens * w.shape[-2]
-    if _few(tokens, w):
-        planes = ACCURACIES[w.accuracy]
-        return 2 * tokens * (columns * 4 if planes == 0 else planes * (columns + columns * 3 // 8))
-    each = 2 if w.accuracy == "fast" else 4
-    if tokens > TILE_TOKENS[w.accuracy]:
-        return (tokens + slab_rows(w)) * columns * each
-    shape = tile_shape(w, tokens)
-    multiple = shape.parts * shape.blocks * w.type.block_size
-    return tokens * (triton.cdiv(columns, multiple) * multiple * each + shape.parts * w.shape[-2] * 4)
 
 
 def _multiplied(x: Tensor, w: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from qtransformers.cache.pages import check_codec
 from qtransformers.checks import flag, shown, text, whole
@@ -15,6 +15,7 @@ from qtransformers.generate.requests import Hook, Speculate
 from qtransformers.kernels.table import ACCURACY, check_accuracy
 from qtransformers.load.placement import check_placement
 from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK
+from qtransformers.load.prepare import PrepareOptions
 from qtransformers.load.rope import check_rope_base, check_rope_scaling
 from qtransformers.sampling import Sampling, SamplingOptions
 from qtransformers.settings import MAX_THREADS
@@ -50,9 +51,8 @@ class ModelConfig:
     pre: str | None = None  # instead of the file's tokenizer.ggml.pre
     mlock: bool = False  # keep the weights in main memory until the model is closed
     preload: bool = False  # wait until all weights are in main memory
-    stages: str | None = (
-        None  # HOST:PORT/N: be the first of N processes that share the layers, and let the others join there
-    )
+    # HOST:PORT/N: be the first of N processes that share the layers, and let the others join there
+    stages: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("gguf_path", "model_path", "draft"):
@@ -84,21 +84,11 @@ class ModelConfig:
             text("stages", self.stages)
 
 
-class LoadOptions(TypedDict, total=False):
+class LoadOptions(PrepareOptions, total=False):
     """The fields of `ModelConfig` that every way of loading takes."""
 
-    context_length: int | None
-    cache: str
     placement: str
-    accuracy: str
-    prefill_chunk: int
-    logits_rows: int
-    cache_tokens: int | None
-    parallel: int
-    rope_base: float | None
-    rope_scaling: str | None
     deterministic: bool
-    threads: int | None
     draft: str | Path | None
     prompt_format: str | Path | None
     pre: str | None

@@ -17,8 +17,9 @@ from qtransformers.convert import convert, plan_conversion, write
 from qtransformers.diffusers import load_transformer
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
 from qtransformers.gguf import GGUFFile
-from qtransformers.load.hub import Hub, parse_reference
+from qtransformers.load.hub import Hub
 from qtransformers.load.originals import fetch_checkpoint
+from qtransformers.load.references import parse_reference
 from tiny_diffusion.cases import CASES
 from tiny_diffusion.checkpoints import checkpoint, tensors
 from tiny_diffusion.files import error, run

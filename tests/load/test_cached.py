@@ -7,7 +7,8 @@ import pytest
 from hub_server import COMMIT, HubServer
 from qtransformers.errors import ConfigError, ModelNotFoundError
 from qtransformers.load.cached import models, plan_removal, unfinished
-from qtransformers.load.hub import Hub, fetch_gguf, parse_reference
+from qtransformers.load.hub import Hub, fetch_gguf
+from qtransformers.load.references import parse_reference
 
 
 @pytest.fixture

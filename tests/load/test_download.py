@@ -11,7 +11,8 @@ import pytest
 from hub_server import COMMIT, HubServer
 from qtransformers.errors import LoadError, ModelNotFoundError, NetworkError, QTransformersError, UnsupportedError
 from qtransformers.load import download
-from qtransformers.load.hub import Hub, fetch_gguf, parse_reference, resolve_model
+from qtransformers.load.hub import Hub, fetch_gguf, resolve_model
+from qtransformers.load.references import parse_reference
 from qtransformers.load.survey import judge
 
 SIZE = 3_000_000

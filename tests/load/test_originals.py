@@ -4,8 +4,9 @@ import pytest
 
 from hub_server import HubServer
 from qtransformers.errors import ModelNotFoundError, NetworkError
-from qtransformers.load.hub import Hub, parse_reference
+from qtransformers.load.hub import Hub
 from qtransformers.load.originals import fetch_checkpoint
+from qtransformers.load.references import parse_reference
 
 REF = parse_reference("house/demo")
 

@@ -101,8 +101,9 @@ def _at_hand(model: str, color: str, scratch: Path | None) -> tuple[Path, str]:
     from qtransformers.convert.diffusion import title_of
     from qtransformers.load.config import read_json
     from qtransformers.load.files import size_text
-    from qtransformers.load.hub import local_model, missing, the_hub, the_reference
+    from qtransformers.load.hub import local_model, missing, the_hub
     from qtransformers.load.originals import checkpoint_of, fetch_checkpoint, fetch_headers
+    from qtransformers.load.references import the_reference
 
     path = local_model(model)
     if path is not None:

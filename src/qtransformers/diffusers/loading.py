@@ -22,7 +22,8 @@ from qtransformers.gguf import GGUFFile
 from qtransformers.kernels.table import ACCURACY, check_accuracy
 from qtransformers.load.config import read_json
 from qtransformers.load.diffusion import DiffusionPlan, Part, plan_diffusion
-from qtransformers.load.hub import Hub, fetch_files, parse_reference, the_hub
+from qtransformers.load.hub import Hub, fetch_files, the_hub
+from qtransformers.load.references import parse_reference
 from qtransformers.quants import dequantize
 from qtransformers.settings import Settings
 from qtransformers.tensor import QTensor

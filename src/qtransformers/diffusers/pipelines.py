@@ -23,7 +23,8 @@ from qtransformers.gguf import GGUFFile
 from qtransformers.kernels.table import ACCURACY
 from qtransformers.load.config import read_json
 from qtransformers.load.diffusion import annotated, detect
-from qtransformers.load.hub import Hub, fetch_files, parse_reference, the_hub
+from qtransformers.load.hub import Hub, fetch_files, the_hub
+from qtransformers.load.references import parse_reference
 from qtransformers.settings import Settings
 
 Offload = Literal["none", "model", "group", "sequential"]

@@ -6,53 +6,40 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qtransformers import machine
-from qtransformers.archs import SPECS, spec_of
-from qtransformers.archs.hparams import Hyperparameters, read_hparams
-from qtransformers.archs.spec import HARMLESS, IGNORED_KEYS, NEWER, ArchSpec, Problem
+from qtransformers.archs.hparams import Hyperparameters
+from qtransformers.archs.spec import ArchSpec
 from qtransformers.cache import PagedCache
-from qtransformers.errors import ConfigError, LoadError, UnsupportedError
-from qtransformers.gguf import GGUFFile
-from qtransformers.gguf.reader import Metadata
+from qtransformers.errors import ConfigError, UnsupportedError
 from qtransformers.kernels.table import ACCURACY
 from qtransformers.load.chat.templates import ChatTemplates, templates_from_files, templates_from_gguf
 from qtransformers.load.config import (
     GenerationDefaults,
-    disagreements,
     generation_from_gguf,
     generation_from_json,
     merged,
     raise_problems,
     read_json,
-    spoken,
-    tensor_disagreements,
-    text_config,
 )
 from qtransformers.load.files import other_tokenizer_files, tokenizer_file
 from qtransformers.load.hub import Hub
-from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK, LoadPlan, make_plan
-from qtransformers.load.rope import override_rope
+from qtransformers.load.plan import LoadPlan
+from qtransformers.load.prepare import Prepared, PrepareOptions, no_weights, prepare
 from qtransformers.load.source import Sources, resolve
 from qtransformers.load.stages import Part, bytes_of, keep_part, part_of
 from qtransformers.machine import memory
 from qtransformers.settings import Settings
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from qtransformers.load.fit import Budget
     from qtransformers.load.tokenizer import Tokenizer
 
-__all__ = ["Loaded", "Prepared", "load", "load_tokenizer", "prepare", "resolve"]
 
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A load decided and checked, with nothing allocated yet."""
-
-    spec: ArchSpec
-    hparams: Hyperparameters
-    plan: LoadPlan
+__all__ = ["Loaded", "load", "load_tokenizer", "prepare", "resolve"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,48 +82,28 @@ def load(
     gguf_path: str | Path | None = None,
     model_path: str | Path | None = None,
     *,
-    context_length: int | None = None,
-    cache: str = "f16",
     placement: str = "cpu",
-    accuracy: str = ACCURACY,
-    prefill_chunk: int = PREFILL_CHUNK,
-    logits_rows: int = LOGITS_ROWS,
-    cache_tokens: int | None = None,
-    parallel: int = PARALLEL,
-    rope_base: float | None = None,
-    rope_scaling: str | None = None,
-    threads: int | None = None,
     pre: str | None = None,
     mlock: bool = False,
     preload: bool = False,
     part: Part | None = None,
     settings: Settings | None = None,
     hub: Hub | None = None,
+    **options: Unpack[PrepareOptions],
 ) -> Loaded:
     """Load a model: structure and weights from `gguf_path`, tokenizer, templates and defaults from `model_path` if given.
 
-    `placement` says which device holds what: only the CPU unless it says more. `accuracy` is that of products with quantised weights (kernels.cpu.bind); `pre` overrides the GGUF's pre-tokenizer. Weights are read
-    ahead in the background; `preload` waits until they are in memory, `mlock` keeps them there. `part` loads the layers of
-    one stage of a pipeline and nothing else. Raises LoadError or UnsupportedError with everything that is wrong,
+    `placement` says which device holds what: only the CPU unless it says more. `accuracy` is that of products with
+    quantised weights (kernels.cpu.bind); `pre` overrides the GGUF's pre-tokenizer. Weights are read ahead in the
+    background; `preload` waits until they are in memory, `mlock` keeps them there. `part` loads the layers of one stage
+    of a pipeline and nothing else. Raises LoadError or UnsupportedError with everything that is wrong,
     and what `resolve` raises.
     """
     sources = resolve(gguf_path, model_path, settings, hub)
     gguf = sources.gguf
     if gguf is None:
-        raise _no_weights(sources)
-    prepared = prepare(
-        sources,
-        context_length=context_length,
-        cache=cache,
-        prefill_chunk=prefill_chunk,
-        logits_rows=logits_rows,
-        cache_tokens=cache_tokens,
-        parallel=parallel,
-        rope_base=rope_base,
-        rope_scaling=rope_scaling,
-        accuracy=accuracy,
-        threads=threads,
-    )
+        raise no_weights(sources)
+    prepared = prepare(sources, **options)
     from qtransformers.load.fit import Budget, fit, too_large
     from qtransformers.load.warm import in_background, lock
     from qtransformers.load.warm import preload as read_all
@@ -159,7 +126,7 @@ def load(
     tokenizer = load_tokenizer(sources, pre=pre, rows=prepared.hparams.vocab_size)
     from qtransformers.load.place import place  # here the extension is needed, planning does without
 
-    weights = place(prepared.spec, plan, gguf.tensors, prepared.hparams.n_layers, accuracy)
+    weights = place(prepared.spec, plan, gguf.tensors, prepared.hparams.n_layers, options.get("accuracy", ACCURACY))
     if part is not None and layers is not None:
         keep_part(weights, whole_plan, plan, layers, part)
     return Loaded(
@@ -215,126 +182,6 @@ def _nothing() -> None:
     pass
 
 
-def prepare(
-    sources: Sources,
-    *,
-    context_length: int | None = None,
-    cache: str = "f16",
-    prefill_chunk: int = PREFILL_CHUNK,
-    logits_rows: int = LOGITS_ROWS,
-    cache_tokens: int | None = None,
-    parallel: int = PARALLEL,
-    rope_base: float | None = None,
-    rope_scaling: str | None = None,
-    accuracy: str = ACCURACY,
-    threads: int | None = None,
-) -> Prepared:
-    """Hyperparameters and plan, from headers and config.json alone; one error with every problem of either."""
-    found = examine(
-        sources,
-        context_length=context_length,
-        cache=cache,
-        prefill_chunk=prefill_chunk,
-        logits_rows=logits_rows,
-        cache_tokens=cache_tokens,
-        parallel=parallel,
-        rope_base=rope_base,
-        rope_scaling=rope_scaling,
-        accuracy=accuracy,
-        threads=threads,
-    )
-    raise_problems(found.headline, found.problems)
-    assert found.prepared is not None  # without it there is a problem
-    return found.prepared
-
-
-@dataclass(frozen=True, eq=False)
-class Examined:
-    """What headers and config.json tell of a model: a plan, or the problems in the way of one."""
-
-    headline: str
-    problems: list[Problem]
-    prepared: Prepared | None = None
-
-
-def examine(
-    sources: Sources,
-    *,
-    context_length: int | None = None,
-    cache: str = "f16",
-    prefill_chunk: int = PREFILL_CHUNK,
-    logits_rows: int = LOGITS_ROWS,
-    cache_tokens: int | None = None,
-    parallel: int = PARALLEL,
-    rope_base: float | None = None,
-    rope_scaling: str | None = None,
-    accuracy: str = ACCURACY,
-    threads: int | None = None,
-) -> Examined:
-    """As `prepare`, with the problems of a model as a list; LoadError and UnsupportedError where it is none we could judge."""
-    gguf = sources.gguf
-    if gguf is None:
-        raise _no_weights(sources)
-    file = str(gguf.path)
-    architecture = gguf.metadata.get("general.architecture")
-    if architecture not in SPECS:
-        from qtransformers.load.diffusion import detect, is_diffusion  # read only where a file may be one
-
-        if is_diffusion(gguf):
-            raise UnsupportedError(f"{file} is a diffusion transformer, {detect(gguf).spec.title}: it makes pictures, not text. Use `qtransformers image`, or qtransformers.diffusers.")  # fmt: skip
-    if not isinstance(architecture, str):
-        raise LoadError(
-            f"{file}: general.architecture is missing, so nothing says how to run it. Convert the model again."
-        )
-    if not len(gguf.tensors):
-        raise LoadError(
-            f"{file} holds a vocabulary and no weights. Pass the GGUF file of the model itself as gguf_path."
-        )
-    spec = spec_of(architecture, file)
-    rows = {t.attr: gguf.tensors[name].n_rows for t in spec.tensors if (name := f"{t.name}.weight") in gguf.tensors}
-    config_file, config = _config(sources)
-    said, problems = spoken(spec, config, config_file)
-    hparams, more = read_hparams(spec, file, gguf.metadata, rows, said)
-    headline = f"{file} cannot be loaded" + (f" with {config_file}" if config else "")
-    if any(p.grade == "unsupported" for p in more):
-        return Examined(headline, more)  # its tensors and its config are another kind of model's
-    problems += more
-    if config:
-        problems += disagreements(spec, hparams, file, architecture, said, config, config_file)
-    if {p.name for p in spec.hparams} - hparams.keys():
-        return Examined(headline, problems)  # without all sizes nothing can be said about tensors
-    problems += _unread(spec, hparams, architecture, gguf)
-    notes = [p.text for p in problems if p.grade == "warning"]
-    hparams = override_rope(hparams, rope_base, rope_scaling, file)
-    plan, misfits = make_plan(
-        spec,
-        hparams,
-        gguf.tensors,
-        file,
-        context_length=context_length,
-        cache=cache,
-        prefill_chunk=prefill_chunk,
-        logits_rows=logits_rows,
-        cache_tokens=cache_tokens,
-        parallel=parallel,
-        accuracy=accuracy,
-        threads=threads,
-        vocabulary=vocabulary_of(gguf.metadata),
-        notes=notes,
-    )
-    problems += (Problem(f"{file}: {p.text}", p.grade) for p in misfits)
-    if config and not misfits:
-        problems += tensor_disagreements(spec, hparams, gguf.tensors, file, config, config_file)
-    return Examined(headline, problems, Prepared(spec, hparams.replaced(loaded_context=plan.context_length), plan))
-
-
-def vocabulary_of(metadata: Metadata) -> tuple[int, int] | None:
-    """Tokens and merges of a file's own vocabulary, counted without decoding them; None where it has none."""
-    names = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
-    tokens, merges = ((metadata.info(name).length or 0) if name in metadata else 0 for name in names)
-    return (tokens, merges) if tokens else None
-
-
 def load_tokenizer(sources: Sources, *, pre: str | None = None, rows: int | None = None) -> Tokenizer:
     """The tokenizer of model_path, else of the GGUF file; LoadError when both have one and they differ.
 
@@ -359,11 +206,6 @@ def load_tokenizer(sources: Sources, *, pre: str | None = None, rows: int | None
     return tokenizer
 
 
-def _config(sources: Sources) -> tuple[str, Any]:
-    path = sources.files.get("config.json")
-    return (str(path), text_config(read_json(path))) if path else ("", {})
-
-
 def _unread_tokenizer(sources: Sources) -> str:
     others = other_tokenizer_files(sources.files)
     if not others or tokenizer_file(sources.files):
@@ -385,34 +227,3 @@ def _generation(sources: Sources, n_vocab: int) -> GenerationDefaults:
             theirs = generation_from_json(read_json(sources.files[name]), n_vocab, str(sources.files[name]))
             return merged(theirs, own) if own else theirs
     return own or GenerationDefaults()
-
-
-def _unread(spec: ArchSpec, h: Hyperparameters, architecture: str, gguf: GGUFFile) -> list[Problem]:
-    """Settings of the architecture that nothing here reads: unsupported where they are known to change what is computed."""
-    keys = (*(key for p in spec.hparams for key in (p.key, *p.also)), *spec.ignored_keys, *IGNORED_KEYS)
-    known = {f"{architecture}.{key}" for key in keys}
-    prefix = f"{architecture}."
-    found = []
-    for key in gguf.metadata:
-        if not key.startswith(prefix) or key in known:
-            continue
-        value = gguf.metadata[key]
-        said = f"{gguf.path}: {key} = {str(value)[:60]}"
-        harmless = HARMLESS.get(key.removeprefix(prefix))
-        if harmless is None:
-            text = f"{said} is not read by this version; results may differ from the model's"
-            found.append(Problem(text, "warning"))
-        elif not harmless(value, h):
-            text = f"{said} changes what {spec.id} models compute, and this version cannot do it. {NEWER}."
-            found.append(Problem(text, "unsupported"))
-    return found
-
-
-def _no_weights(sources: Sources) -> LoadError:
-    directory = sources.model_dir
-    inside = sorted(p.name for p in directory.glob("*.gguf")) if directory else []
-    found = f" It holds {', '.join(inside[:4])}: pass gguf_path={str(directory)!r} as well." if inside else ""
-    return LoadError(
-        f"{directory} gives tokenizer and config, but weights come from a GGUF file.{found} "
-        "Pass gguf_path=, or make the file: qtransformers convert"
-    )

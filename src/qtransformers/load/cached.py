@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qtransformers.errors import ConfigError, ModelNotFoundError
-from qtransformers.load.hub import Hub, Reference, cache_folder, is_wanted, parse_reference, quants, repository_folder
+from qtransformers.load.hub import Hub, cache_folder, repository_folder
+from qtransformers.load.references import Reference, is_wanted, parse_reference, quants
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ huggingface_hub itself honours HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,23 +16,11 @@ from qtransformers.errors import ModelNotFoundError, NetworkError, QTransformers
 from qtransformers.gguf.headers import HeaderFile
 from qtransformers.load.download import Progress, Remote, locate, store
 from qtransformers.load.files import ALLOWED, ALLOWED_BYTES, full_weights, is_allowed, looked_up, size_text
+from qtransformers.load.references import Reference, choose, the_reference
 from qtransformers.settings import Settings
 
-DEFAULT_QUANT = "Q4_K_M"
 DEMO = Path(__file__).parent.parent / "data" / "demo.gguf"
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_REPO = re.compile(
-    rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s:@]+))?(?::(?P<quant>[A-Za-z0-9][A-Za-z0-9._/-]*))?"
-)
-_PAGE = re.compile(
-    r"(?:https?://)?(?:hf\.co|huggingface\.co)/([^/\s]+/[^/\s?]+)(?:/(?:blob|resolve|tree)/([^/\s]+)(?:/(\S+\.gguf))?)?/?(?:\?\S*)?"
-)
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})")
-_QUANT = re.compile(
-    r"(?:^|[-._/])(?P<quant>(?:UD-)?(?:I?Q|TQ|FP?|BF|MXFP|NVFP)\d+(?:_[A-Z0-9]+)*)(?=$|[-.])", re.IGNORECASE
-)
-_FP = re.compile(r"^fp(?=\d)", re.IGNORECASE)  # many write FP16 for F16
-_COMPANION = re.compile(r"(^|/|[-._])(mmproj|imatrix)([-._]|$)", re.IGNORECASE)  # a listing has nothing but names
+_OFFLINE = "is not in the cache, and the network is switched off (HF_HUB_OFFLINE). Download it while online, or pass a directory"
 
 
 @dataclass(frozen=True)
@@ -45,18 +32,6 @@ class Hub:
     token: str | None = None
     offline: bool = False
     timeout: float = 5.0  # seconds to the first answer
-
-
-@dataclass(frozen=True)
-class Reference:
-    """`user/repo`, optionally with `@revision` and `:QUANT` or `:FILE.gguf`."""
-
-    repo: str
-    revision: str
-    quant: str | None
-
-    def __str__(self) -> str:
-        return self.repo if self.revision == "main" else f"{self.repo}@{self.revision}"
 
 
 @dataclass(frozen=True)
@@ -77,16 +52,6 @@ class Fetched:
     note: str = ""
 
 
-def parse_reference(text: str) -> Reference | None:
-    """The repository a text names; None when it can only be a path."""
-    if page := _PAGE.fullmatch(text):  # as pasted from a browser
-        text = page[1] + (f"@{page[2]}" if page[2] else "") + (f":{page[3]}" if page[3] else "")
-    match = _REPO.fullmatch(text)
-    if not match or ".." in text or (not match["quant"] and text.lower().endswith((".gguf", ".safetensors", ".json"))):
-        return None
-    return Reference(match["repo"], match["revision"] or "main", match["quant"])
-
-
 def fetch_auxiliary(ref: Reference, hub: Hub) -> Fetched:
     """Bring the allow-listed files of a repository into the cache, and nothing else.
 
@@ -100,11 +65,6 @@ def fetch_auxiliary(ref: Reference, hub: Hub) -> Fetched:
             raise
         return Fetched(directory, 0, {}, f"{ref}: using the copy in the cache, {directory} ({_reason(e)})")
     wanted = {name: n for name, n in listing.sizes.items() if is_allowed(name)}
-    for name, n in wanted.items():
-        if n > ALLOWED_BYTES:
-            raise NetworkError(
-                f"{ref}: {name} has {size_text(n)}; expected at most {size_text(ALLOWED_BYTES)} of such a file. Download it by hand if it is right."
-            )
     if not wanted:
         raise ModelNotFoundError(
             f"{ref} on the Hub has none of the files of a model's tokenizer or config ({', '.join(ALLOWED[:4])}, ...). "
@@ -126,11 +86,6 @@ def fetch_files(ref: Reference, names: Sequence[str], hub: Hub) -> dict[str, Pat
             raise
         return {name: directory / name for name in names if (directory / name).is_file()}
     wanted = {name: listing.sizes[name] for name in names if name in listing.sizes}
-    for name, n in wanted.items():
-        if n > ALLOWED_BYTES:
-            raise NetworkError(
-                f"{ref}: {name} has {size_text(n)}; expected at most {size_text(ALLOWED_BYTES)} of such a file."
-            )
     return _download(ref, listing, wanted, hub)[0] if wanted else {}
 
 
@@ -164,16 +119,6 @@ def local_model(reference: str) -> Path | None:
     return path if path.exists() else None
 
 
-def the_reference(text: str) -> Reference:
-    """`user/repo` with what follows it; ModelNotFoundError where a text is neither that nor a path."""
-    ref = parse_reference(text)
-    if ref is None:
-        raise ModelNotFoundError(
-            f"{text}: no such file or folder. Expected a path, `demo`, or a Hub repository such as user/repo:{DEFAULT_QUANT}."
-        )
-    return ref
-
-
 def the_hub(settings: Settings | None = None) -> Hub:
     """The Hub as the environment says."""
     return Hub(offline=(settings or Settings.from_env()).offline)
@@ -196,7 +141,7 @@ class Offer:
 def find_offer(ref: Reference, hub: Hub) -> Offer:
     """The quantisation a reference names, by one request for the listing."""
     listing = list_files(ref, hub)
-    return Offer(ref, listing, choose(listing, ref))
+    return Offer(ref, listing, choose(listing.sizes, ref))
 
 
 def read_header(offer: Offer, hub: Hub) -> HeaderFile:
@@ -266,9 +211,8 @@ def cached_gguf(ref: Reference, hub: Hub) -> Path | None:
         return None
 
 
-def _snapshot(directory: Path) -> Listing:
-    names = (p.relative_to(directory).as_posix() for p in directory.rglob("*.gguf") if p.is_file())
-    return Listing(directory.name, dict.fromkeys(names, 0))
+def _snapshot(directory: Path) -> dict[str, int]:
+    return dict.fromkeys((p.relative_to(directory).as_posix() for p in directory.rglob("*.gguf") if p.is_file()), 0)
 
 
 def _of_all(progress: Progress | None, before: int, everything: int, done: int, total: int) -> None:
@@ -292,65 +236,6 @@ def _name_commit(ref: Reference, commit: str, hub: Hub) -> None:
         named.write_text(commit, encoding="utf-8")
 
 
-def choose(listing: Listing, ref: Reference) -> list[str]:
-    """The files of the wanted quant, in order of shards; ModelNotFoundError lists what there is."""
-    models = quants(listing.sizes)
-    if not models:
-        raise ModelNotFoundError(
-            f"{ref} holds no GGUF file. Pass it as model_path, or look for a GGUF repository of the model."
-        )
-    labels = sorted({label for label, _ in models})
-    wanted = ref.quant or DEFAULT_QUANT
-    found = [names for (label, _), names in models.items() if is_wanted(label, names, wanted)]
-    if not found and ref.quant is None and len(models) == 1:
-        found = list(models.values())
-    if len(found) == 1:
-        return _all_shards(found[0], ref)
-    if found:
-        which = ", ".join(names[0] for names in found)
-        raise ModelNotFoundError(f"{ref} holds several models of quant {wanted}: {which}. Say which: {ref}:{found[0][0]}, for instance.")  # fmt: skip
-    raise ModelNotFoundError(f"{ref} has no quant {wanted}. It has {', '.join(labels)}: pass {ref}:{labels[0]}, for instance.")  # fmt: skip
-
-
-def is_wanted(label: str, names: Sequence[str], wanted: str) -> bool:
-    """Whether the model of these files is the one called `wanted`: by its quant, or by the name of a file."""
-    name = wanted.casefold()
-    if name.endswith(".gguf"):
-        return any(name in (n.casefold(), n.casefold().rpartition("/")[2]) for n in names)
-    return _FP.sub("f", name) == label.casefold()
-
-
-def _all_shards(names: list[str], ref: Reference) -> list[str]:
-    shard = _SHARD.fullmatch(names[0].rpartition(".")[0])
-    count = int(shard["count"]) if shard else 1
-    if len(names) != count:
-        raise ModelNotFoundError(f"{ref} holds {len(names)} of {count} shards: {', '.join(names)}. Download the model again, or take another quant.")  # fmt: skip
-    return names
-
-
-def quants(sizes: Mapping[str, int]) -> dict[tuple[str, str], list[str]]:
-    """The models among file names: (quant, stem) -> files in order of shards."""
-    models: dict[tuple[str, str], list[str]] = {}
-    for name in sorted(sizes):
-        stem, dot, suffix = name.rpartition(".")
-        if not dot or suffix.lower() != "gguf" or _COMPANION.search(stem):
-            continue
-        shard = _SHARD.fullmatch(stem)
-        stem = shard["stem"] if shard else stem
-        folder, _, base = stem.rpartition("/")
-        label = _quant_in(base) or _quant_in(folder) or base
-        models.setdefault((label, stem), []).append(name)
-    return models
-
-
-def _quant_in(name: str) -> str:
-    """The quant at the end of a name, or the only one in it; "" where there is none."""
-    found = list(_QUANT.finditer(name))
-    if not found or (len(found) > 1 and found[-1].end() < len(name)):
-        return ""
-    return _FP.sub("F", found[-1]["quant"]).upper()
-
-
 def list_files(ref: Reference, hub: Hub) -> Listing:
     """The files of a repository; asks once, without retries."""
     if hub.offline:
@@ -364,7 +249,12 @@ def list_files(ref: Reference, hub: Hub) -> Listing:
 
 
 def _download(ref: Reference, listing: Listing, wanted: Mapping[str, int], hub: Hub) -> tuple[dict[str, Path], int]:
-    """Where the wanted files lie in the cache, and the bytes that had to be fetched."""
+    """Where the wanted files lie in the cache, and the bytes that had to be fetched; NetworkError for one that is too large."""
+    for name, n in wanted.items():
+        if n > ALLOWED_BYTES:
+            raise NetworkError(
+                f"{ref}: {name} has {size_text(n)}; expected at most {size_text(ALLOWED_BYTES)} of such a file. Download it by hand if it is right."
+            )
     folder = repository_folder(ref.repo, hub)
     snapshot = folder / "snapshots" / listing.commit
     missing = [name for name in wanted if not (snapshot / name).is_file()]
@@ -394,9 +284,6 @@ def cached_directory(ref: Reference, hub: Hub) -> Path | None:
     commit = named.read_text(encoding="utf-8").strip() if named.is_file() else ref.revision
     directory = folder / "snapshots" / commit
     return directory if directory.is_dir() else None
-
-
-_OFFLINE = "is not in the cache, and the network is switched off (HF_HUB_OFFLINE). Download it while online, or pass a directory"
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from qtransformers.errors import LoadError, ModelNotFoundError, NetworkError
 from qtransformers.load.checkpoint import DIFFUSERS, INDEX, MAX_HEADER, SINGLE
 from qtransformers.load.download import Progress
 from qtransformers.load.files import full_weights, is_allowed
-from qtransformers.load.hub import Hub, Offer, Reference, bring, cached_directory, list_files, remote_parts
+from qtransformers.load.hub import Hub, Offer, bring, cached_directory, list_files, remote_parts
+from qtransformers.load.references import Reference
 
 PIPELINE = "model_index.json"  # of diffusers
 PARTS = ("transformer", "unet")  # of a pipeline that hold its diffusion model

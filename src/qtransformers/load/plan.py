@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from typing import TypedDict
 
 from qtransformers.archs.spec import ArchSpec, Problem, Slot
 from qtransformers.cache.pages import check_codec
@@ -33,6 +34,19 @@ _OUTDATED = (
     (re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)\.\d+\.weight"), "holds one expert: files from before April 2024 keep experts apart, and here they must lie together. Take a newer file of this model, or convert it again."),
     (re.compile(r"blk\.\d+\.ssm_in\.weight"), "holds q, k, v and z in one, as the first files of Qwen3-Next do. Take a newer file of this model, or convert it again."),
 )  # fmt: skip
+
+
+class PlanOptions(TypedDict, total=False):
+    """What a plan depends on beside the files; `make_plan` says what holds where one is left out."""
+
+    context_length: int | None
+    cache: str
+    prefill_chunk: int
+    logits_rows: int
+    cache_tokens: int | None
+    parallel: int
+    accuracy: str
+    threads: int | None
 
 
 @dataclass(frozen=True)

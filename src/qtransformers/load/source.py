@@ -19,7 +19,8 @@ from qtransformers.load.files import (  # fmt: skip
     size_text,
     weight_sizes,
 )
-from qtransformers.load.hub import Fetched, Hub, fetch_auxiliary, parse_reference
+from qtransformers.load.hub import Fetched, Hub, fetch_auxiliary
+from qtransformers.load.references import parse_reference
 from qtransformers.settings import Settings
 
 # general.type of files that lie beside models, and what they are

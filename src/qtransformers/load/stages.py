@@ -19,7 +19,7 @@ from qtransformers.load.plan import LoadPlan, PlannedTensor
 from qtransformers.nn.stages import Elsewhere
 
 if TYPE_CHECKING:
-    from qtransformers.load import Prepared
+    from qtransformers.load.prepare import Prepared
 
 BEFORE = ("embed", "position")  # roles of matrices that are read before the first layer
 

@@ -9,20 +9,13 @@ from types import MappingProxyType
 from qtransformers.archs.spec import Problem
 from qtransformers.errors import UnsupportedError
 from qtransformers.gguf.headers import HeaderFile
-from qtransformers.load import examine, prepare, vocabulary_of
+from qtransformers.load import prepare
 from qtransformers.load.fit import Budget, fit, too_large
-from qtransformers.load.hub import (
-    Hub,
-    cached_gguf,
-    find_offer,
-    local_model,
-    quants,
-    read_header,
-    the_hub,
-    the_reference,
-)
+from qtransformers.load.hub import Hub, cached_gguf, find_offer, local_model, read_header, the_hub
 from qtransformers.load.outline import outline
 from qtransformers.load.plan import PREFILL_CHUNK, LoadPlan
+from qtransformers.load.prepare import examine, vocabulary_of
+from qtransformers.load.references import quants, the_reference
 from qtransformers.load.source import Report, Sources, resolve
 from qtransformers.machine import memory
 

@@ -15,10 +15,11 @@ from torch import nn
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, LoadError, MissingExtraError, QTransformersError, UnsupportedError
 from qtransformers.kernels.table import ACCURACY, check_accuracy
-from qtransformers.load import Prepared, prepare, resolve
+from qtransformers.load import prepare, resolve
 from qtransformers.load.devices import Devices
 from qtransformers.load.findings import ranges
 from qtransformers.load.hub import Hub
+from qtransformers.load.prepare import Prepared
 from qtransformers.load.source import Sources
 from qtransformers.machine import gpus
 from qtransformers.settings import Settings

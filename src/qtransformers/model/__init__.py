@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
-from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -16,184 +13,51 @@ from numpy.typing import NDArray
 
 from qtransformers.checks import flag, shown, text, whole
 from qtransformers.checks import path as checked
-from qtransformers.errors import ConfigError, ContextLengthError, UnsupportedError
-from qtransformers.generate import Completion, Engine, Stream, Usage
-from qtransformers.generate.device import forward_of, pool_of
-from qtransformers.generate.drafting import draft_of
+from qtransformers.errors import ConfigError, ContextLengthError
+from qtransformers.generate import Completion, Stream
 from qtransformers.generate.embed import check_pooling, embed, normalized
-from qtransformers.generate.link import Meeting
-from qtransformers.generate.pipeline import Pipeline, lead
-from qtransformers.generate.prepare import MAX_LOGPROBS, Preparer
+from qtransformers.generate.prepare import MAX_LOGPROBS
 from qtransformers.generate.requests import prompt_ids, texts
-from qtransformers.generate.speculative import Speculation
-from qtransformers.kernels.table import ACCURACY, FEW_ROWS
-from qtransformers.load import Loaded, load
-from qtransformers.load.chat.formats import PromptFormat
 from qtransformers.load.chat.formats import prompt_format as named_format
-from qtransformers.load.plan import LOGITS_ROWS, PARALLEL, PREFILL_CHUNK
-from qtransformers.load.stages import Part
 from qtransformers.load.start import doubts, encode_prompt
-from qtransformers.machine import usable_cores
+from qtransformers.model.loading import load_draft, load_model
+from qtransformers.model.opened import OpenModel
 from qtransformers.options import MAX_TOKENS, LoadOptions, ModelConfig, Options, PromptOptions
-from qtransformers.sampling import Logprob, Sampling, logprobs
-from qtransformers.settings import Settings
+from qtransformers.sampling import Logprob, logprobs
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from qtransformers.archs.hparams import Hyperparameters
-    from qtransformers.generate.asynchronous import AsyncStream, Driver
+    from qtransformers.generate.asynchronous import AsyncStream
     from qtransformers.load.adapters import Adapter
-    from qtransformers.load.chat import ChatTemplate
-    from qtransformers.load.plan import LoadPlan
-    from qtransformers.load.tokenizer import Tokenizer
 
 __all__ = ["Model", "ModelConfig"]
 
 
-class Model:
+class Model(OpenModel):
     """A language model or an encoder: weights from a GGUF file, tokenizer and chat template from the file or a Hugging Face directory.
 
     Made by `load` or `from_pretrained`; `close()` or a `with` block frees it. Thread-safe: answers asked for side by side
     are computed together, `parallel` at a time, and share what their prompts have in common.
     """
 
-    def __init__(
-        self, loaded: Loaded, config: ModelConfig, format: PromptFormat | None = None, small: Loaded | None = None
-    ) -> None:
-        h, plan = loaded.hparams, loaded.plan
-        self._pipeline = _pipeline(loaded, config) if config.stages else None
-        cache = self._pipeline.cache if self._pipeline else loaded.new_cache()
-        draft = draft_of(small, loaded, config.prefill_chunk) if small else None
-        speculation = Speculation(FEW_ROWS[config.accuracy], draft, may_draw=not config.deterministic)
-        self._small = small
-        self.config = config
-        self.plan: LoadPlan = plan
-        self.hparams: Hyperparameters = h
-        self.tokenizer: Tokenizer = loaded.tokenizer
-        self.sampling = Sampling.from_generation_config(vars(loaded.generation))
-        self._recommended_by = loaded.generation.origin
-        self.eos_ids = frozenset(loaded.tokenizer.eos_ids) | frozenset(loaded.generation.eos)
-        self.notes = loaded.notes
-        self._format = format
-        self._templates = loaded.chat_templates
-        self._gguf = loaded.sources.gguf
-        self._settle = loaded.settle
-        self._kind = loaded.spec.kind
-        self._spec = loaded.spec
-        self._engine = Engine(
-            self._pipeline or forward_of(loaded),
-            cache,
-            n_tokens=min(loaded.tokenizer.n_tokens, h.vocab_size),
-            context_length=plan.context_length,
-            prefill_chunk=config.prefill_chunk,
-            logits_rows=config.logits_rows,
-            parallel=config.parallel,
-            few_rows=FEW_ROWS[config.accuracy],
-            deterministic=config.deterministic,
-            unused_ids=loaded.tokenizer.unused_ids,
-            speculation=None if cache.states.nbytes else speculation,
-            pool=pool_of(config.threads),
-        )
-        self._prepare = Preparer(loaded, self._engine, self.sampling, self.eos_ids, small is not None)
-        for message in plan.warnings:
-            warnings.warn(message, stacklevel=3)
-
     @classmethod
     def load(
         cls,
         gguf_path: str | Path | None = None,
         model_path: str | Path | None = None,
-        *,
-        context_length: int | None = None,
-        cache: str = "f16",
-        placement: str = "auto",
-        accuracy: str = ACCURACY,
-        prefill_chunk: int = PREFILL_CHUNK,
-        logits_rows: int = LOGITS_ROWS,
-        cache_tokens: int | None = None,
-        parallel: int = PARALLEL,
-        rope_base: float | None = None,
-        rope_scaling: str | None = None,
-        deterministic: bool = False,
-        threads: int | None = None,
-        draft: str | Path | None = None,
-        prompt_format: str | Path | None = None,
-        pre: str | None = None,
-        mlock: bool = False,
-        preload: bool = False,
-        stages: str | None = None,
+        **options: Unpack[LoadOptions],
     ) -> Model:
-        """Load the weights of `gguf_path` (a file, its first shard, or a folder); the fields are `ModelConfig`'s.
+        """Load the weights of `gguf_path` (a file, its first shard, or a folder); `options` are `ModelConfig`'s fields.
 
         `model_path`, a directory or Hub id, gives tokenizer, config, chat template and generation config where the
         GGUF's own should not serve; its weights are never read or downloaded. Errors name file, field and remedy:
         ConfigError, ModelNotFoundError, GGUFError, LoadError, UnsupportedError, TokenizerError, InsufficientMemoryError.
         """
-        config = ModelConfig(
-            gguf_path=gguf_path,
-            model_path=model_path,
-            context_length=context_length,
-            cache=cache,
-            placement=placement,
-            accuracy=accuracy,
-            prefill_chunk=prefill_chunk,
-            logits_rows=logits_rows,
-            cache_tokens=cache_tokens,
-            parallel=parallel,
-            rope_base=rope_base,
-            rope_scaling=rope_scaling,
-            deterministic=deterministic,
-            threads=threads,
-            draft=draft,
-            prompt_format=prompt_format,
-            pre=pre,
-            mlock=mlock,
-            preload=preload,
-            stages=stages,
-        )
-        meeting = None if stages is None else Meeting.parse(stages)
-        format = None if prompt_format is None else named_format(prompt_format)
-        loaded = load(
-            gguf_path,
-            model_path,
-            context_length=config.context_length,
-            cache=config.cache,
-            placement="cpu" if config.deterministic and config.placement == "auto" else config.placement,
-            accuracy=config.accuracy,
-            prefill_chunk=config.prefill_chunk,
-            logits_rows=config.logits_rows,
-            cache_tokens=config.cache_tokens,
-            parallel=config.parallel,
-            rope_base=config.rope_base,
-            rope_scaling=config.rope_scaling,
-            threads=config.threads or Settings.from_env().threads,
-            pre=config.pre,
-            mlock=config.mlock,
-            preload=config.preload,
-            part=None if meeting is None else Part(0, meeting.n),
-        )
-        if config.deterministic and loaded.plan.devices:
-            raise UnsupportedError(
-                f"deterministic=True, placement={shown(config.placement)}: on a GPU the last bits of an answer depend on how many are "
-                "computed with it. Use placement=cpu, or leave out deterministic."
-            )
-        small = None
-        if config.draft is not None:
-            small = load(
-                config.draft,
-                context_length=loaded.plan.context_length,
-                cache=config.cache,
-                placement="auto" if loaded.plan.devices else "cpu",
-                accuracy=config.accuracy,
-                prefill_chunk=config.prefill_chunk,
-                cache_tokens=loaded.plan.cache_tokens,
-                parallel=config.parallel,
-                threads=config.threads or Settings.from_env().threads,
-                mlock=config.mlock,
-                preload=config.preload,
-            )
-        return cls(loaded, config, format, small)
+        config = ModelConfig(gguf_path, model_path, **options)
+        format = None if config.prompt_format is None else named_format(config.prompt_format)
+        loaded = load_model(config)
+        return cls(loaded, config, format, load_draft(config, loaded))
 
     @classmethod
     def from_pretrained(
@@ -209,27 +73,6 @@ class Model:
         if not isinstance(model, (str, os.PathLike)) or not str(model):
             raise ConfigError(f"model={shown(model)}; expected user/repo:QUANT, demo, or a path.")
         return cls.load(resolve_model(str(model), check=judge), model_path, **options)
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that prompt and answer may have together."""
-        return self.plan.context_length
-
-    @property
-    def provenance(self) -> dict[str, tuple[Any, str]]:
-        """Each setting as it took effect, and where it came from: given, a file, the environment, the machine, or the default."""
-        found: dict[str, tuple[Any, str]] = {}
-        for field in fields(self.config):
-            value = getattr(self.config, field.name)
-            found[field.name] = value, "default" if value == field.default else "given"
-        if self.config.context_length is None:
-            found["context_length"] = self.context_length, self.plan.file
-        if self.config.cache_tokens is None:
-            found["cache_tokens"] = self.plan.cache_tokens, "context_length"
-        if self.config.threads is None:
-            settings = Settings.from_env()
-            found["threads"] = (settings.threads, "environment") if settings.threads else (usable_cores(), "machine")
-        return found | {"sampling": (self.sampling, self._recommended_by or "default")}
 
     def generate(
         self,
@@ -354,25 +197,6 @@ class Model:
         _warn(doubts(ids, self.tokenizer, prompt.text, encode_special=True))
         return ids
 
-    @cached_property
-    def chat_template(self) -> ChatTemplate:
-        """How chats become prompts: `prompt_format`, else the model's template; ConfigError where there is neither."""
-        from qtransformers.load.chat import ChatTemplate, no_template
-
-        named = self._templates.by_name
-        source = self._templates.default
-        format = self._format or (PromptFormat(self._templates.origin, source) if source is not None else None)
-        if format is None:
-            raise no_template(self.plan.file)
-        t = self.tokenizer
-        special = {"bos_token": t.bos_id, "eos_token": t.eos_id}
-        return ChatTemplate(
-            format,
-            tool_template="" if self._format else named.get("tool_use", ""),
-            special_tokens={name: "" if i is None else t.token_text(i) for name, i in special.items()},
-            control_texts=tuple(t.token_text(i) for i in sorted(t.special_ids)),
-        )
-
     async def agenerate(
         self,
         prompt: str | Sequence[int],
@@ -420,13 +244,6 @@ class Model:
         flag("stream", stream)
         answer = AsyncStream(self.chat(messages, stream=True, **given), self._driver)
         return answer if stream else await answer.read()
-
-    @property
-    def _driver(self) -> Driver:
-        from qtransformers.generate.asynchronous import Driver
-
-        driver: Driver = vars(self).setdefault("_the_driver", Driver(self._engine))  # one, whatever thread asks first
-        return driver
 
     def logits(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
         """Logits of the token after each of `tokens [T]`: `[T, vocab_size]`, the rows of padding included."""
@@ -499,18 +316,6 @@ class Model:
         self._check_whole("adapters")
         return load_adapter(checked("path", path), self._spec, self.hparams)
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        from qtransformers.generate.session import fingerprint
-
-        assert self._gguf is not None  # the model is open
-        return f"{fingerprint(self._gguf, self.hparams)}-{self.config.accuracy}"
-
-    @property
-    def usage(self) -> Usage:
-        """Requests that run and wait, and pages of the cache."""
-        return self._engine.usage
-
     def embed(
         self,
         texts: Sequence[str | Sequence[int]],
@@ -535,73 +340,6 @@ class Model:
         found = embed(self._engine, self.tokenizer, texts, pooling, flag("truncate", truncate))
         vectors = np.concatenate([np.zeros((0, self.hparams["n_embd"]), np.float32), *found])
         return normalized(vectors) if flag("normalize", normalize) else vectors
-
-    def close(self) -> None:
-        """Free weights and cache; any use afterwards raises ConfigError. Waits for the forward under way."""
-        self._engine.close()
-        if self._pipeline is not None:
-            self._pipeline.close()
-        self._prepare.close()
-        self._settle()
-        if self._small is not None:
-            self._small.settle()
-            if self._small.sources.gguf is not None:
-                self._small.sources.gguf.close()
-            self._small = None
-        if self._gguf is not None:
-            self._gguf.close()
-            self._gguf = None
-        if self.plan.devices:
-            from qtransformers.kernels.triton.device import give_back
-
-            give_back()
-
-    @property
-    def problem(self) -> str:
-        """Why it cannot answer any more: a process that has some of its layers is lost. "" while it can."""
-        return self._pipeline.lost if self._pipeline is not None else ""
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._engine.closed
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        state = ", closed" if self.closed else ""
-        return f"<Model {self.plan.architecture} of {self.plan.file}, context of {self.context_length:,} tokens{state}>"
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ConfigError(f"the model of {self.plan.file} is closed. Load it again to use it.")
-
-    def _check_whole(self, what: str) -> None:
-        if self._pipeline is not None:
-            raise UnsupportedError(
-                f"{what} need all layers of {self.plan.file} in one process, and they are in several (stages). Load it without."
-            )
-
-    def _check_generates(self) -> None:
-        self._check_open()
-        if self._kind != "language":
-            raise ConfigError(
-                f"{self.plan.file} is an encoder ({self.plan.architecture}): it makes vectors of texts and generates none. Use embed(), or load a language model."
-            )
-
-
-def _pipeline(loaded: Loaded, config: ModelConfig) -> Pipeline:
-    """The other stages, as soon as they are there, which load what this one did."""
-    same = ("cache", "accuracy", "prefill_chunk", "logits_rows", "parallel", "rope_base", "rope_scaling")
-    settings = {name: getattr(config, name) for name in same}
-    settings |= {"context_length": loaded.plan.context_length, "cache_tokens": loaded.plan.cache_tokens}
-    return lead(Meeting.parse(config.stages), loaded, settings, config.threads)
 
 
 def _warn(messages: Sequence[str]) -> None:

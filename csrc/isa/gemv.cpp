@@ -5,6 +5,7 @@
 #include "gemv_32.h"
 #include "gemv_books.h"
 #include "gemv_k.h"
+#include "gemv_small.h"
 #endif
 
 namespace qt::QT_ISA {

@@ -1,0 +1,147 @@
+// Blocks that are small, or hold very few bits of each value, as gemv_books.h multiplies them: 256 values a step.
+#pragma once
+#include "gemv_books.h"
+
+namespace qt::QT_ISA {
+
+// 8 blocks of at most 18 bytes with 16 of nibbles at `from`: the first 8 of these of each block, then the others. Two
+// windows of 64 bytes hold what is picked of four blocks each, and none ends past the last block.
+template <class B, int from>
+struct Eight {
+    static constexpr int stride = sizeof(B), past = 4 * stride + 8 + 64 - 8 * stride, shift = past > 0 ? past : 0;
+    static_assert(3 * stride + from + 8 + shift <= 64 && 4 * stride <= 72);
+    static constexpr int at(int block, int i) { return (block < 4 ? 0 : 64 - 4 * stride) + stride * block + i; }
+    static QT_INLINE Z eights(int shift) {
+        return bytes([&](int i) { return at(i / 8, from + i % 8) + (i < 32 ? 0 : shift); });
+    }
+    Z first = eights(0), second = shift ? eights(shift) : first;
+    QT_INLINE Eight() {}
+    QT_INLINE Z pick(const uint8_t* p, Z which, int before = 0) const { return _mm512_permutex2var_epi8(once(p), which, load512(p + 4 * stride - before)); }
+    QT_INLINE void nibbles(const uint8_t* p, Z* v) const {
+        v[0] = keep(pick(p, first)), v[1] = right(v[0], 4);
+        v[2] = keep(pick(p + 8, second, shift)), v[3] = right(v[2], 4);
+    }
+};
+struct GemvQ4_0 : Eight<block::Q4_0, 2> {
+    using Block = block::Q4_0;
+    static constexpr Order order = halves_of_eights;
+    static constexpr int offset = 8;
+    static constexpr int n = 1;
+    Z word = bytes([](int i) { return at(i / 4 % 8, i % 2); });
+    QT_INLINE GemvQ4_0() {}
+    QT_INLINE V scale(const uint8_t* p) const {  // of 16 lanes: each block's twice
+        return _mm512_cvtph_ps(_mm512_castsi512_si256(pick(p, word)));
+    }
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        nibbles(p, v);
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(v[r], b8(15));
+        s[0] = scale(p);
+    }
+};
+struct GemvIQ4_NL : GemvQ4_0 {
+    using Block = block::IQ4_NL;
+    static constexpr int offset = 128;
+    Z table = bytes([](int i) { return codebook::iq4[0][i % 16] + 128; });
+    QT_INLINE GemvIQ4_NL() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        nibbles(p, v);  // vpermb reads 6 bits of the index and the table repeats every 16 entries: no masking
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_permutexvar_epi8(v[r], table);
+        s[0] = scale(p);
+    }
+};
+struct GemvMXFP4 : Eight<block::MXFP4, 1> {
+    using Block = block::MXFP4;
+    static constexpr Order order = halves_of_eights;
+    static constexpr int offset = 12;
+    static constexpr int n = 1;
+    Z table = bytes([](int i) { return codebook::fp4[0][i % 16] + 12; }), exponent = bytes([](int i) { return at(i / 8, 0); });
+    QT_INLINE GemvMXFP4() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        nibbles(p, v);
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_permutexvar_epi8(v[r], table);
+        // 2^(e - 127) halved; the two lowest are subnormal
+        const Z e = _mm512_and_si512(pick(p, exponent), _mm512_set1_epi32(255));
+        const Z low = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e), high = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+        s[0] = _mm512_castsi512_ps(_mm512_mask_mov_epi32(high, _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2)), low));
+    }
+};
+struct GemvNVFP4 {
+    using Block = block::NVFP4;
+    static constexpr Order order = sixteens;
+    static constexpr int offset = 12;
+    static constexpr int n = 2;
+    Z table = bytes([](int i) { return codebook::fp4[0][i % 16] + 12; });
+    Z lane[2] = {dwords([](int i) { return i / 2; }), dwords([](int i) { return 8 + i / 2; })};
+    QT_INLINE GemvNVFP4() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        QT_UNROLL for (int h = 0; h < 2; h++) {
+            const __m256i a = _mm256_loadu_si256((const __m256i*)(p + 72 * h + 4)), b = _mm256_loadu_si256((const __m256i*)(p + 72 * h + 40));
+            const Z q = keep(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1));
+            v[2 * h] = _mm512_permutexvar_epi8(q, table), v[2 * h + 1] = _mm512_permutexvar_epi8(right(q, 4), table);
+        }
+        const __m128i d = _mm_setr_epi32(load<int>(p), load<int>(p + 36), load<int>(p + 72), load<int>(p + 108));
+        const Z e = _mm512_cvtepu8_epi32(d), nan = _mm512_set1_epi32(0x7f);  // as half_ue4m3 in decode_microscaling.h
+        const V bits = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_and_si512(e, nan), 20));
+        const V all = _mm512_maskz_mul_ps(_mm512_cmpneq_epi32_mask(e, nan), bits, _mm512_set1_ps(0x1p119f));
+        s[0] = _mm512_permutexvar_ps(lane[0], all), s[1] = _mm512_permutexvar_ps(lane[1], all);
+    }
+};
+struct GemvQ1_0 {
+    using Block = block::Q1_0;
+    static constexpr Order order = eights;
+    static constexpr int offset = 1;
+    static constexpr int n = 1;
+    Z bit[4] = {at(0), at(1), at(2), at(3)};  // to bit 1
+    static QT_INLINE Z at(int r) { return spread_index(8 * r - 1, 1); }
+    QT_INLINE GemvQ1_0() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const __m256i a = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)(p + 2)));
+        const Z q = _mm512_cvtepu32_epi64(_mm256_inserti128_si256(a, _mm_loadu_si128((const __m128i*)(p + 20)), 1));
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(spread(bit[r], q), b8(2));
+        s[0] = _mm512_mask_mov_ps(half_in_all(p), 0xff00, half_in_all(p + 18));
+    }
+};
+struct GemvQ2_0 {
+    using Block = block::Q2_0;
+    static constexpr Order order = eights;
+    static constexpr int offset = 1;
+    static constexpr int n = 1;
+    Z pair[4] = {spread_index(0, 2), spread_index(16, 2), spread_index(32, 2), spread_index(48, 2)};
+    QT_INLINE GemvQ2_0() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        Z q = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)(p + 2)));
+        q = _mm512_inserti32x4(q, _mm_loadu_si128((const __m128i*)(p + 20)), 1);
+        q = _mm512_inserti32x4(q, _mm_loadu_si128((const __m128i*)(p + 38)), 2);
+        q = _mm512_inserti32x4(q, _mm_loadu_si128((const __m128i*)(p + 56)), 3);
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(spread(pair[r], q), b8(3));
+        s[0] = half_in_all(p);
+        QT_UNROLL for (int k = 1; k < 4; k++) s[0] = _mm512_mask_mov_ps(s[0], 15 << 4 * k, half_in_all(p + 18 * k));
+    }
+};
+struct GemvTQ1_0 {
+    using Block = block::TQ1_0;
+    static constexpr Order order = eights;
+    static constexpr int offset = 1;
+    static constexpr int n = 1;
+    // Value i is digit `digit(i)` of byte `byte(i)`: 32 bytes of 5 digits, 16 of 5, 4 of 4.
+    static constexpr int digit(int i) { return i < 160 ? i / 32 : i < 240 ? (i - 160) / 16 : (i - 240) / 4; }
+    static constexpr int byte(int i) { return i < 160 ? i % 32 : i < 240 ? 32 + i % 16 : 48 + i % 4; }
+    static constexpr int value(int r, int i) { return 32 * (i / 8) + 8 * r + i % 8; }
+    static constexpr int power(int i) { return digit(i) == 0 ? 1 : digit(i) == 1 ? 3 : digit(i) == 2 ? 9 : digit(i) == 3 ? 27 : 81; }
+    Z pick[4] = {from(0), from(1), from(2), from(3)}, even[4] = {factor(0, 0), factor(1, 0), factor(2, 0), factor(3, 0)};
+    Z odd[4] = {factor(0, 1), factor(1, 1), factor(2, 1), factor(3, 1)};
+    static QT_INLINE Z from(int r) { return bytes([&](int i) { return byte(value(r, i)); }); }
+    static QT_INLINE Z factor(int r, int odd) { return words([&](int i) { return power(value(r, 2 * i + odd)); }); }
+    QT_INLINE GemvTQ1_0() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const Z q = _mm512_maskz_loadu_epi8((1ull << 52) - 1, p), low = _mm512_set1_epi16(0xff);
+        QT_UNROLL for (int r = 0; r < 4; r++) {
+            const Z b = _mm512_permutexvar_epi8(pick[r], q);  // a byte is a fraction of 256: its digits come by multiplying
+            const Z e = _mm512_mullo_epi16(b, even[r]), o = _mm512_mullo_epi16(_mm512_andnot_si512(low, b), odd[r]);
+            const Z rest = _mm512_ternarylogic_epi32(low, e, o, 0xca), one = b8(1);
+            v[r] = _mm512_add_epi8(_mm512_min_epu8(_mm512_subs_epu8(rest, b8(85)), one), _mm512_min_epu8(_mm512_subs_epu8(rest, b8(170 - 256)), one));
+        }
+        s[0] = half_in_all(p + 52);
+    }
+};
+}  // namespace qt::QT_ISA

@@ -106,6 +106,9 @@ def test_a_broken_model_is_still_counted(tmp_path, capsys):
         and "double_blocks.0.img_mlp.2.weight is missing" in out
     )
     assert "weights as stored" in out and "other" in out
+    lines = out.splitlines()
+    assert "img_in.bias is missing" in "".join(lines[lines.index("cannot be loaded") :])  # where the eye ends
+    assert "fits" not in lines
     found = json.loads(planned(capsys, path, "--ram", "8GiB", "--json", code=4))
     assert not found["runnable"] and len(found["problems"]) == 1 and found["weights"] > 0
 

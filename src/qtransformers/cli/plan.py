@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         budget = replace(budget, devices=devices.free)
     sources, others = find_sources(args.model, args.model_path)
     if sources.gguf is not None and is_diffusion(sources.gguf):
-        return plan_diffusion.run(sources, budget, args)
+        return plan_diffusion.run(sources.gguf, sources.files.get("config.json"), budget, args)
     found = survey(sources, others, context_length=args.ctx_size, cache=args.cache or "f16")
     wanted = args.placement or "auto"
     table = placement.resolve(found.plan, wanted, budget)

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 from qtransformers.cli.terminal import COLOURS, count, painter, printable, table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qtransformers.gguf import GGUFFile
     from qtransformers.load.diffusion_fit import Outlook
     from qtransformers.load.fit import Budget, Fit
-    from qtransformers.load.source import Sources
 
 
-def run(sources: Sources, budget: Budget, args: argparse.Namespace) -> int:
+def run(gguf: GGUFFile, config: Path | None, budget: Budget, args: argparse.Namespace) -> int:
     """Print it on stdout; 0 when it fits, 4 when it cannot be loaded, 5 when it does not fit."""
     from qtransformers.load.config import read_json
     from qtransformers.load.diffusion_fit import TOKENS, fit_diffusion, outlook
 
-    path = sources.files.get("config.json")
-    found = outlook(sources.gguf, read_json(path) if path else None, str(path or ""))  # type: ignore[arg-type]
+    found = outlook(gguf, read_json(config) if config else None, str(config or ""))
     tokens = args.ctx_size or TOKENS
     result = fit_diffusion(found, budget, tokens)
     if args.json:
@@ -66,9 +67,7 @@ def as_text(found: Outlook, result: Fit, tokens: int, color: str = "auto") -> li
     bits = 8 * found.weights_bytes / max(1, found.parameters)
     spec, (need,) = found.found.spec, result.needs
     lines = [paint("bold", f"{found.file}: {spec.title}, {found.found.layout} layout, {count(found.parameters)} parameters, {bits:.2f} bits a weight")]  # fmt: skip
-    if found.problems:
-        lines += ["", paint("red", "cannot be loaded:"), *(f"  {p}" for p in found.problems)]
-    else:
+    if not found.problems:
         lines.append(f"  for {spec.class_name} of diffusers; runs in {', '.join(spec.pipelines)}")
     main = need.device == "cpu"
     needed = [
@@ -81,5 +80,9 @@ def as_text(found: Outlook, result: Fit, tokens: int, color: str = "auto") -> li
     lines += ["", *rows(found), "", paint("bold", "main memory" if main else need.device)]
     lines += table([(what, text(n), why) for what, n, why in needed if n], right=(1,))
     lines.append(f"  {text(need.model)}, {text(need.model + need.system)} with what the system needs{have}")
-    lines += [*(found.plan.warnings if found.plan else found.found.warnings), "", paint(COLOURS[result.verdict], result.verdict)]  # fmt: skip
-    return lines + [f"  {remedy.text}" for remedy in result.remedies]
+    lines += [*(found.plan.warnings if found.plan else found.found.warnings), ""]
+    if not found.problems or result.verdict != "fits":
+        lines += [paint(COLOURS[result.verdict], result.verdict), *(f"  {remedy.text}" for remedy in result.remedies)]
+    if found.problems:  # last, where the eye ends
+        lines += [paint("red", "cannot be loaded"), *(f"  {p}" for p in found.problems)]
+    return lines

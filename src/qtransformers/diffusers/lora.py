@@ -81,12 +81,12 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., out]`, of a convolution `[..., out, height, width]`; in x's dtype."""
-        y = self.base(x)
+        y: Tensor = self.base(x)
         if not self.down.numel():
-            return y  # type: ignore[no-any-return]
+            return y
         axis = -3 if isinstance(self.base, nn.Conv2d) else -1
-        added = (x.movedim(axis, -1) @ self.down.T.to(x.dtype)) @ self.up.T.to(x.dtype)
-        return y + added.movedim(-1, axis)  # type: ignore[no-any-return]
+        added: Tensor = (x.movedim(axis, -1) @ self.down.T.to(x.dtype)) @ self.up.T.to(x.dtype)
+        return y + added.movedim(-1, axis)
 
     def delta(self) -> Tensor:
         """What the adapters add to the weight `[out, in]`, in float32."""
@@ -236,7 +236,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     config = read_json(folder / CONFIG) if folder and (folder / CONFIG).is_file() else None
     try:
         with safe_open(weights, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            state = {key: file.get_tensor(key) for key in tuple(file.keys())}
             return state, _told(file.metadata() or {}, path) if config is None else config
     except (SafetensorError, OSError, ValueError) as e:
         raise LoadError(f"{path} cannot be read as safetensors ({e}). Fetch the adapter again, or convert it.") from e

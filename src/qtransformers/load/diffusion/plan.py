@@ -1,0 +1,60 @@
+"""The load of a diffusion transformer, decided from headers alone: everything that is wrong is told, and nothing allocated before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qtransformers.archs.diffusion import ALL, DiffusionSpec, Layout
+from qtransformers.archs.hparams import Hyperparameters
+from qtransformers.archs.spec import Problem
+from qtransformers.gguf import GGUFFile
+from qtransformers.load.config import raise_problems
+from qtransformers.load.diffusion.annotations import BIASES_KEY, LAYOUT_KEY, annotated, other_biases, other_layout
+from qtransformers.load.diffusion.detection import detect
+from qtransformers.load.diffusion.matching import Part, match
+from qtransformers.load.diffusion.settings import read_settings
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionPlan:
+    """A load decided and checked, with nothing allocated yet."""
+
+    file: str
+    spec: DiffusionSpec
+    layout: Layout
+    config: Hyperparameters  # keyword arguments of the class, with their origins
+    extra: Mapping[str, Any]  # settings of a given config that the spec does not know
+    parts: tuple[Part, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the weights as stored."""
+        return sum({id(p.tensor): p.tensor.nbytes for p in self.parts}.values())
+
+
+def plan_diffusion(
+    gguf: GGUFFile,
+    config: Mapping[str, Any] | None = None,
+    config_file: str = "config",
+    specs: Sequence[DiffusionSpec] = ALL,
+) -> DiffusionPlan:
+    """The plan of a file with the settings that `config`, the file's metadata, its shapes or published models give, in this order.
+
+    LoadError or UnsupportedError with everything that is wrong; ConfigError naming the settings that only a config can tell.
+    """
+    found = detect(gguf, specs)
+    spec, file = found.spec, str(gguf.path)
+    settings, extra, problems = read_settings(found, file, annotated(gguf.metadata, file), config, config_file)
+    headline = f"{file} cannot be loaded as {spec.title}"
+    problems += other_layout(gguf.metadata.get(LAYOUT_KEY), found, file)
+    raise_problems(headline, problems)
+    parts, misfits = match(spec, found.layout, settings, found.tensors, settings.origins)
+    grave = any(p.grade != "warning" for p in misfits)
+    other = other_biases(gguf.metadata.get(BIASES_KEY), parts, file) if not grave else ()
+    raise_problems(headline, [*(Problem(f"{file}: {p.text}", p.grade) for p in misfits), *other])
+    notes = [p.text for p in problems if p.grade == "warning"]
+    notes += [f"{file}: {p.text}" for p in misfits if p.grade == "warning"]
+    return DiffusionPlan(file, spec, found.layout, settings, extra, parts, (*found.warnings, *notes))

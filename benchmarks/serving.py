@@ -1,10 +1,11 @@
 """Streams of many clients at once: tokens a second and the time between tokens, ours and llama-server's, in turns.
 
-usage: serving.py [--model demo|FILE]... [--clients 16] [--tokens 128] [--rounds 5] [--threads 2] [--llama-server PROGRAM] [--title TITLE]
+usage: serving.py [--model demo|FILE]... [--clients 16] [--tokens 128] [--rounds 5] [--threads N] [--llama-server PROGRAM] [--title TITLE]
 
 Each client opens a connection, asks for a completion of its own prompt of 48 tokens and reads the events as they come, on
 one thread for all clients, in this process. Both servers get the same requests, greedy, that end after exactly so many
-tokens, and neither guesses ahead. The time between tokens is that between events at the client.
+tokens, and neither guesses ahead. The time between tokens is that between events at the client. Without --threads each
+server takes as many as it takes when nothing is said. How even the machine itself is shows a loop of arithmetic on one core.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from urllib.request import urlopen
@@ -91,30 +92,51 @@ def running(command: list[str], port: int):
 def commands(path: str, a: argparse.Namespace) -> dict[str, tuple[list[str], int]]:
     """Server -> what starts it, and its port."""
     ours, theirs = free_port(), free_port()
-    found = {"qtransformers": ([sys.executable, "-m", "qtransformers", "serve", path, "--port", str(ours), "--threads", str(a.threads), "--parallel", str(a.clients), "--ctx-size", str(CONTEXT), "--cache-tokens", str(CONTEXT * a.clients)], ours)}  # fmt: skip
+    threads = ["--threads", str(a.threads)] if a.threads else []
+    found = {"qtransformers": ([sys.executable, "-m", "qtransformers", "serve", path, "--port", str(ours), *threads, "--parallel", str(a.clients), "--ctx-size", str(CONTEXT), "--cache-tokens", str(CONTEXT * a.clients)], ours)}  # fmt: skip
     if a.llama_server:
         LLAMA.add(theirs)
-        found["llama-server"] = ([a.llama_server, "-m", path, "--port", str(theirs), "-t", str(a.threads), "-np", str(a.clients), "-c", str(CONTEXT * a.clients)], theirs)  # fmt: skip
+        found["llama-server"] = ([a.llama_server, "-m", path, "--port", str(theirs), *threads, "-np", str(a.clients), "-c", str(CONTEXT * a.clients)], theirs)  # fmt: skip
     return found
 
 
-def measured(path: str, a: argparse.Namespace) -> list[list[str]]:
-    """A row for each server."""
+def spins(seconds: float = 0.2) -> list[float]:
+    """Seconds that a loop of about two milliseconds takes, over and over."""
+    found = []
+    end = time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        sum(range(80_000))
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def spread(seconds: list[float]) -> tuple[float, float]:
+    """Median and 99th percentile."""
+    return statistics.median(seconds), statistics.quantiles(seconds, n=100)[98]
+
+
+def measured(path: str, a: argparse.Namespace) -> tuple[list[list[str]], float]:
+    """A row for each server, and the machine's own 99th percentile as a share of its median."""
     servers = commands(path, a)
     speeds: dict[str, list[float]] = {name: [] for name in servers}
     gaps: dict[str, list[float]] = {name: [] for name in servers}
-    for name, (command, port) in servers.items():
-        with running(command, port):
-            for i in range(a.rounds + 1):  # the first warms up
+    alone = []
+    with ExitStack() as stack:
+        for command, port in servers.values():
+            stack.enter_context(running(command, port))
+        for i in range(a.rounds + 1):  # the first warms up
+            for name, (_, port) in servers.items():
                 speed, found = asyncio.run(round_of(port, a.clients, a.tokens))
                 if i:
                     speeds[name].append(speed)
                     gaps[name] += found
+            alone += spins()
     rows = []
     for name in servers:
-        median, last = statistics.median(gaps[name]), statistics.quantiles(gaps[name], n=100)[98]
+        median, last = spread(gaps[name])
         rows.append([f"{Path(path).stem}, {name}", f"{statistics.median(speeds[name]):,.0f}", f"{min(speeds[name]):,.0f} to {max(speeds[name]):,.0f}", f"{1e3 * median:.2f}", f"{1e3 * last:.2f}", f"{last / median:.2f}"])  # fmt: skip
-    return rows
+    median, last = spread(alone)
+    return rows, last / median
 
 
 def main() -> None:
@@ -123,15 +145,22 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--llama-server")
     parser.add_argument("--title", default="")
     a = parser.parse_args()
     demo = Path(__file__).parents[1] / "tests" / "data" / "demo-Q8_0.gguf"
-    rows = [row for model in a.model or ["demo"] for row in measured(str(demo) if model == "demo" else model, a)]
+    rows, own = [], []
+    for model in a.model or ["demo"]:
+        more, its = measured(str(demo) if model == "demo" else model, a)
+        rows += more
+        own.append(its)
     head = ["server", "tokens/s", "of all rounds", "median ms between tokens", "99th percentile", "ratio"]
     title = f"Serving {a.clients} clients{f', {a.title}' if a.title else ''}"
-    results.publish(__file__, title, f"{a.tokens} tokens each, {a.rounds} rounds, {a.threads} threads, {CONTEXT} tokens of context each; clients run on the same cores.\n\n{results.table(head, rows)}")  # fmt: skip
+    threads = f"{a.threads} threads" if a.threads else "each server's own number of threads"
+    how = f"{a.tokens} tokens each, {a.rounds} rounds in turns, {threads}, {CONTEXT} tokens of context each; clients run on the same cores."
+    machine = f"The same ratio of a loop of arithmetic on one core, between the rounds: {', '.join(f'{ratio:.2f}' for ratio in own)}."
+    results.publish(__file__, title, f"{how} {machine}\n\n{results.table(head, rows)}")
 
 
 if __name__ == "__main__":

@@ -65,9 +65,11 @@ def continuation(prompt, n):
     return tuple(tokens[len(prompt) :])
 
 
-def engine(n_tokens=2048, context_length=2048, **given):
+def engine(n_tokens=2048, context_length=2048, forward=None, **given):
     cache = PagedCache.allocate(1, 1, 4, 4, n_tokens, "f32")
-    return Engine(Remember(), cache, n_tokens=VOCAB, context_length=context_length, **{"prefill_chunk": 512, **given})
+    return Engine(
+        forward or Remember(), cache, n_tokens=VOCAB, context_length=context_length, **{"prefill_chunk": 512, **given}
+    )
 
 
 def stream(e, prompt, max_tokens=20, run_ahead=64, **given):

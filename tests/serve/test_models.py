@@ -10,7 +10,7 @@ from load.test_adapters import Made
 from qtransformers.errors import ConfigError
 from qtransformers.machine import Memory
 from qtransformers.serve import models
-from qtransformers.serve.models import Models, ModelSpec
+from qtransformers.serve.models import Models, ModelSpec, with_threads
 from servers import running
 
 OPTIONS = {"threads": 1}
@@ -184,3 +184,16 @@ def test_metrics_count_what_was_answered(demo):
         assert value("inter_token_latency_seconds_count") >= 8
         assert value("request_success_total", 'finished_reason="length",') == 2
         assert float(found['qtransformers:requests_refused_total{code="unknown_field",status="400"}']) == 1
+
+
+def test_a_small_model_takes_few_threads(monkeypatch):
+    monkeypatch.delenv("QTRANSFORMERS_THREADS", raising=False)
+    monkeypatch.setattr(models, "usable_cores", lambda: 16)
+    spec = ModelSpec("demo", options={"parallel": 2})
+    assert [with_threads(spec, n << 20).options for n in (0, 3, 9, 999)] == [
+        {"parallel": 2, "threads": n} for n in (1, 1, 2, 16)
+    ]
+    said = ModelSpec("demo", options={"threads": 5})
+    assert with_threads(said, 1) is said
+    monkeypatch.setenv("QTRANSFORMERS_THREADS", "7")
+    assert with_threads(spec, 1) is spec

@@ -129,10 +129,15 @@ class Engine:
                 if mine:
                     self._end_turn()
 
-    def step(self) -> bool:
-        """One forward for all that run; whether there was anything to do."""
-        with self._exclusive():
-            return self._step()
+    def step(self, *, wait: bool = True) -> bool:
+        """One forward for all that run; whether there was anything to do. `wait=False`: nothing where another thread computes."""
+        with self._exclusive(wait) as mine:
+            return mine and self._step()
+
+    @property
+    def only_answers(self) -> bool:
+        """Whether the next step does nothing but continue answers, and calls no hook."""
+        return self._parts is not None and not self._arrived and self._parts.scheduler.only_answers
 
     def drop(self, sequence: Sequence) -> None:
         """Forget a sequence and free its pages, at once or after the forward under way.
@@ -221,15 +226,17 @@ class Engine:
         return self._parts
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _exclusive(self, wait: bool = True) -> Iterator[bool]:
+        """Whether this thread alone computes in the block; always, if it is to `wait` for that."""
         mine = False
         try:
             with self._turn:
-                while self._busy:
+                while wait and self._busy:
                     self._wait()
-                self._worker, mine = get_ident(), True
-                self._busy = True
-            yield
+                if not self._busy:
+                    self._worker, mine = get_ident(), True
+                    self._busy = True
+            yield mine
         finally:
             if mine:
                 self._end_turn()

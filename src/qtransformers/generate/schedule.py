@@ -49,6 +49,13 @@ class Scheduler:
         self._deterministic = deterministic
         self._step = 0
 
+    @property
+    def only_answers(self) -> bool:
+        """Whether the next forward does nothing but continue answers that have no hooks."""
+        running = [s for s in self.running if s.runs]
+        admits = bool(self.waiting) and len(running) < self._parallel
+        return not admits and all(s.decodes and not s.request.hooks for s in running)
+
     def add(self, sequence: Sequence) -> None:
         """Let it wait for its turn."""
         sequence.submitted = sequence.submitted or time.perf_counter()

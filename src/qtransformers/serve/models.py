@@ -18,11 +18,12 @@ from qtransformers.generate import Usage
 from qtransformers.load.fit import Budget, fit
 from qtransformers.load.hub import resolve_model
 from qtransformers.load.survey import find_sources, judge, survey
-from qtransformers.machine import memory
+from qtransformers.machine import memory, usable_cores
 from qtransformers.model import Model
 from qtransformers.serve.errors import HTTPError, http_error
 from qtransformers.serve.metrics import Meters, Metrics
 from qtransformers.serve.tools import Syntax, syntax_of
+from qtransformers.settings import Settings
 
 if TYPE_CHECKING:
     from qtransformers.load.adapters import Adapter
@@ -33,6 +34,7 @@ State = Literal["unloaded", "loading", "ready", "broken"]
 NAME_CHARS = 200
 FAILURES = 3  # in a row that mean that nothing works any more
 RETRY = 30  # seconds after which it may be worth asking for a model again that could not be loaded
+THREAD_BYTES = 4 << 20  # of weights, from which on another thread saves more than it takes from connections
 SCORED = 64  # tokens of a prompt in one forward, where their log-probabilities are asked for
 
 
@@ -230,6 +232,7 @@ class Models:
     async def _with_room(self, entry: Entry) -> ModelSpec:
         """The spec with its file fetched; others are unloaded until the plan says that it fits, the longest unused first."""
         path, plan = await asyncio.to_thread(_planned, entry.spec)
+        spec = with_threads(entry.spec, plan.weights_on("cpu"))
         entry.folder = f"{path.parent}{os.sep}" if path.parent.name else ""
         while others := [e for e in self.entries if e.model is not None]:
             budget = Budget.of(memory())
@@ -247,7 +250,7 @@ class Models:
                     "smaller quantisation or context (--ctx-size)."
                 )
             await self.unload(idle[0])
-        return replace(entry.spec, reference=str(path))
+        return replace(spec, reference=str(path))
 
 
 def _planned(spec: ModelSpec) -> tuple[Path, LoadPlan]:
@@ -257,6 +260,14 @@ def _planned(spec: ModelSpec) -> tuple[Path, LoadPlan]:
     o = spec.options
     found = survey(sources, context_length=o.get("context_length"), cache=o.get("cache", "f16"))
     return path, found.plan
+
+
+def with_threads(spec: ModelSpec, weights: int) -> ModelSpec:
+    """The spec with as many threads as its weights keep busy, where nobody has said how many; `weights` in bytes."""
+    if spec.options.get("threads") or Settings.from_env().threads:
+        return spec
+    own = min(usable_cores(), max(1, weights // THREAD_BYTES))
+    return replace(spec, options={**spec.options, "threads": own})
 
 
 def _loaded(spec: ModelSpec) -> tuple[Model, dict[str, Adapter]]:

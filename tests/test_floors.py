@@ -71,3 +71,16 @@ def test_only_native_imports_the_extension():
     for path, part in modules():
         for line, target in imported(path):
             assert target != "_native" or part == "native", f"{path}:{line}: the extension is reached through native.py"
+
+
+LONGEST = 450  # lines of a file, which one reads in a sitting
+STILL_LONGER = {"load/diffusion.py": 510}  # none may join these
+
+
+def test_files_are_read_in_a_sitting():
+    for folder, suffixes in ((SOURCE, {".py"}), (SOURCE.parents[1] / "csrc", {".h", ".cpp"})):
+        for path in folder.rglob("*"):
+            if path.suffix in suffixes:
+                n = len(path.read_text(encoding="utf-8").splitlines())
+                most = STILL_LONGER.get(path.relative_to(folder).as_posix(), LONGEST)
+                assert n <= most, f"{path} has {n} lines; expected at most {most}: split it by subject"

@@ -5,7 +5,8 @@ usage: serving.py [--model demo|FILE]... [--clients 16] [--tokens 128] [--rounds
 Each client opens a connection, asks for a completion of its own prompt of 48 tokens and reads the events as they come, on
 one thread for all clients, in this process. Both servers get the same requests, greedy, that end after exactly so many
 tokens, and neither guesses ahead. The time between tokens is that between events at the client. Without --threads each
-server takes as many as it takes when nothing is said. How even the machine itself is shows a loop of arithmetic on one core.
+server takes as many as it takes when nothing is said. How even the machine itself is shows a loop of arithmetic on one core; where its speed drifts from round to round, the ratio
+within a round (the median of all rounds) says more of a server than that of all times together.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def measured(path: str, a: argparse.Namespace) -> tuple[list[list[str]], float]:
     """A row for each server, and the machine's own 99th percentile as a share of its median."""
     servers = commands(path, a)
     speeds: dict[str, list[float]] = {name: [] for name in servers}
-    gaps: dict[str, list[float]] = {name: [] for name in servers}
+    gaps: dict[str, list[list[float]]] = {name: [] for name in servers}
     alone = []
     with ExitStack() as stack:
         for command, port in servers.values():
@@ -129,12 +130,13 @@ def measured(path: str, a: argparse.Namespace) -> tuple[list[list[str]], float]:
                 speed, found = asyncio.run(round_of(port, a.clients, a.tokens))
                 if i:
                     speeds[name].append(speed)
-                    gaps[name] += found
+                    gaps[name].append(found)
             alone += spins()
     rows = []
     for name in servers:
-        median, last = spread(gaps[name])
-        rows.append([f"{Path(path).stem}, {name}", f"{statistics.median(speeds[name]):,.0f}", f"{min(speeds[name]):,.0f} to {max(speeds[name]):,.0f}", f"{1e3 * median:.2f}", f"{1e3 * last:.2f}", f"{last / median:.2f}"])  # fmt: skip
+        median, last = spread([gap for found in gaps[name] for gap in found])
+        ratios = [high / middle for middle, high in map(spread, gaps[name])]
+        rows.append([f"{Path(path).stem}, {name}", f"{statistics.median(speeds[name]):,.0f}", f"{min(speeds[name]):,.0f} to {max(speeds[name]):,.0f}", f"{1e3 * median:.2f}", f"{1e3 * last:.2f}", f"{last / median:.2f}", f"{statistics.median(ratios):.2f}"])  # fmt: skip
     median, last = spread(alone)
     return rows, last / median
 
@@ -155,7 +157,15 @@ def main() -> None:
         more, its = measured(str(demo) if model == "demo" else model, a)
         rows += more
         own.append(its)
-    head = ["server", "tokens/s", "of all rounds", "median ms between tokens", "99th percentile", "ratio"]
+    head = [
+        "server",
+        "tokens/s",
+        "of all rounds",
+        "median ms between tokens",
+        "99th percentile",
+        "ratio",
+        "within a round",
+    ]
     title = f"Serving {a.clients} clients{f', {a.title}' if a.title else ''}"
     threads = f"{a.threads} threads" if a.threads else "each server's own number of threads"
     how = f"{a.tokens} tokens each, {a.rounds} rounds in turns, {threads}, {CONTEXT} tokens of context each; clients run on the same cores."

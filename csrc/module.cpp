@@ -12,6 +12,7 @@ namespace nb = nanobind;
 namespace qt {
 void bind_bpe(nb::module_& m);
 void bind_experts(nb::module_& m);
+void bind_faults(nb::module_& m);
 void bind_gguf(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_linear(nb::module_& m);
@@ -40,6 +41,7 @@ NB_MODULE(_native, m) {
         return names;
     }, "The instruction sets that this machine can run, best first.");
     qt::bind_gguf(m);
+    qt::bind_faults(m);
     qt::bind_bpe(m);
     qt::bind_quants(m);
     qt::bind_pool(m);

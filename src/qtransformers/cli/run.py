@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     if prompt is None and args.raw:
         raise ConfigError("--raw continues a text; give one as PROMPT or on standard input.")
     from qtransformers.cli.answers import talk
+    from qtransformers.native import lib
 
+    lib.watch_mappings()
     with talk(args) as conversation:
         if prompt is not None:
             conversation.answer(prompt)

@@ -23,6 +23,7 @@ import msgspec
 from starlette.types import Message
 
 from qtransformers.errors import QTransformersError
+from qtransformers.native import lib
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.models import ModelSpec
 from qtransformers.serve.painters import PainterSpec
@@ -177,6 +178,7 @@ def _main(
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     log_to_stderr()
+    lib.watch_mappings()
     code = asyncio.run(_serve(specs, painters, config, keep_alive, path))
     raise SystemExit(code)
 

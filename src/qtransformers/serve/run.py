@@ -21,6 +21,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from qtransformers.errors import ConfigError
+from qtransformers.native import lib
 from qtransformers.serve.app import app_of
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.errors import HTTPError, openai_shape
@@ -272,6 +273,7 @@ def serve(server: Server | Router, ready: Callable[[str], None], app: ASGIApp | 
 
     server.give_up = give_up
     gc.set_threshold(*RARELY)
+    lib.watch_mappings()
     # uvicorn sends itself the signal again once it has ended; then that is no news, and we end with 0.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:

@@ -84,3 +84,34 @@ def test_files_are_read_in_a_sitting():
                 n = len(path.read_text(encoding="utf-8").splitlines())
                 most = STILL_LONGER.get(path.relative_to(folder).as_posix(), LONGEST)
                 assert n <= most, f"{path} has {n} lines; expected at most {most}: split it by subject"
+
+
+# Lines of which mypy or ruff overlooks something, by file: these may only become fewer.
+SILENCED = {
+    "cli/completion.py": 1,
+    "convert/diffusion.py": 1,
+    "convert/restore.py": 1,
+    "convert/sources.py": 1,
+    "diffusers/improving.py": 1,
+    "gguf/headers.py": 1,
+    "kernels/__init__.py": 1,
+    "kernels/triton/elementwise.py": 1,
+    "load/download.py": 3,
+    "load/survey.py": 2,
+    "serve/run.py": 4,
+    "tensor.py": 1,
+    "torch/conv.py": 3,
+    "torch/loading.py": 1,
+    "torch/modules.py": 4,
+    "torch/on_gpu.py": 1,
+    "torch/on_host.py": 1,
+    "torch/places.py": 1,
+    "torch/saving.py": 1,
+}
+
+
+def test_no_more_is_silenced():
+    for path, _ in modules():
+        n = sum(bool(re.search("# (?:noqa|type: ignore)", line)) for line in path.read_text().splitlines())
+        most = SILENCED.get(path.relative_to(SOURCE).as_posix(), 0)
+        assert n <= most, f"{path} silences {n} lines; expected at most {most}: mend them by a better type or shape"

@@ -164,8 +164,7 @@ def checked(p: HParam, value: Any, n_layers: int | None = None) -> Any:
         return value
     high: float = p.maximum if p.maximum is not None else INT_LIMIT if p.kind is int else 3.4e38
     low: float = p.minimum if p.minimum is not None else -high
-    number: float = value  # type: ignore[assignment]
-    if not low <= number <= high:  # NaN fails too
+    if not isinstance(value, (int, float)) or not low <= value <= high:  # NaN fails too
         raise BadValue(f"is {shown(value)}; expected {_expected(p)}")
     return value
 

@@ -174,9 +174,10 @@ def rotation(h: Any, w: Any = None, *, interleaved: bool) -> Rotation:
 
 def unstretched(h: Any) -> Rotation:
     """The rotation of layers with a window, which need none of the scaling."""
-    if "unstretched" not in h.derived:
-        h.derived["unstretched"] = Rotation(rope_frequencies(h.rope_dim, h.rope_base_swa), False)
-    return h.derived["unstretched"]  # type: ignore[no-any-return]
+    found: Rotation | None = h.derived.get("unstretched")
+    if found is None:
+        found = h.derived["unstretched"] = Rotation(rope_frequencies(h.rope_dim, h.rope_base_swa), False)
+    return found
 
 
 def magnitude(h: Any) -> float:

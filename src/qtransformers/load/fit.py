@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from qtransformers.cache import CODECS, PAGE_TOKENS
@@ -176,18 +177,21 @@ def _remedies(plan: LoadPlan, budget: Budget, host: Need, others: Mapping[str, i
     def needs(context: int, codec: str) -> int:
         return fixed + (plan.cache_shape.bytes(context, codec) if host.cache else 0)
 
+    def enough(codec: str, context: int) -> bool:
+        return needs(context, codec) <= have
+
     found = []
-    whole = [c for c in smaller if needs(plan.context_length, c) <= have]
+    whole = [c for c in smaller if enough(c, plan.context_length)]
     if whole:
         found.append(_with(plan, plan.context_length, whole[0], needs))
     for codec in dict.fromkeys((plan.cache, codecs[-1])):
-        context = _longest(plan, lambda n, c=codec: needs(n, c) <= have)  # type: ignore[misc]
+        context = _longest(plan, partial(enough, codec))
         if context and not (codec in whole and codec != plan.cache):
             found.append(_with(plan, context, codec, needs))
     if not found:
         found += _smaller_weights(plan, host, have, others)
-    enough = _enough(fixed - budget.spare + host.cache) if budget.said else fixed + host.cache
-    found.append(Remedy(f"a machine with {_gib(enough)} of {'memory' if budget.said else 'free memory'}", "", enough))
+    least = _enough(fixed - budget.spare + host.cache) if budget.said else fixed + host.cache
+    found.append(Remedy(f"a machine with {_gib(least)} of {'memory' if budget.said else 'free memory'}", "", least))
     return found
 
 

@@ -40,7 +40,7 @@ class QuantLinear(nn.Linear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape[:-1].numel(), weight.shape[-1]
         self.weight = weight
-        self.bias = _parameter(bias)  # type: ignore[assignment]
+        self.register_parameter("bias", _parameter(bias))
         _keep_order(self, order)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,8 @@ class QuantTransposed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., out]`, in x's dtype."""
-        return self.weight(x, "multiply_transposed")  # type: ignore[no-any-return]
+        y: Tensor = self.weight(x, "multiply_transposed")
+        return y
 
     def dequantize(self) -> Tensor:
         """The weight as a linear layer has it, `[out, in]`."""

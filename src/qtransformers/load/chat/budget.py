@@ -111,7 +111,8 @@ class Budget:
 def _carried(value: Any) -> Iterable[Any]:
     """The values in an object of jinja's: filters and formats reach them by attribute."""
     if isinstance(value, Namespace):
-        return value._Namespace__attrs.values()  # type: ignore[attr-defined,no-any-return]
+        held: Mapping[str, Any] = object.__getattribute__(value, "_Namespace__attrs")
+        return held.values()
     if isinstance(value, Cycler):
         return value.items
     return (value.previtem, value.nextitem) if isinstance(value, LoopContext) else ()

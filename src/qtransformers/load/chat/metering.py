@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import Environment, nodes
 from jinja2.ext import Extension
 from jinja2.visitor import NodeTransformer
 
@@ -17,12 +17,15 @@ from qtransformers.errors import TemplateError
 class Generation(Extension):
     """`{% generation %}...{% endgeneration %}`: marks the assistant's part for training; rendering shows what is in it."""
 
-    tags = {"generation"}  # noqa: RUF012
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
 
     def parse(self, parser: Any) -> list[nodes.Node]:
         """The statements between the tags."""
         next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)  # type: ignore[no-any-return]
+        found: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return found
 
 
 # Compiling takes time in proportion to both. Ordinary templates have a part every 11 characters or so.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Set
 from functools import cached_property
 from pathlib import Path
 
@@ -105,12 +105,16 @@ class Tokenizer:
 
         decode_special: True shows control tokens, texts those that are spelled so.
         """
-        piece = self._shown if decode_special is True else self._hidden
-        if not isinstance(decode_special, bool) and (
-            shown := {self.id_of(t) for t in decode_special} & self.special_ids
-        ):
-            piece = lambda i: self._parts.piece(i) if i in shown else self._hidden(i)  # noqa: E731
+        piece: Callable[[int], bytes]
+        if isinstance(decode_special, bool):
+            piece = self._shown if decode_special else self._hidden
+        else:
+            piece = self._showing({self.id_of(t) for t in decode_special} & self.special_ids)
         return StreamDecoder(piece, self._parts.strip_space and not continues, skip)
+
+    def _showing(self, shown: Set[int | None]) -> Callable[[int], bytes]:
+        """The bytes of a token, and of a control token only where it is among these."""
+        return (lambda i: self._parts.piece(i) if i in shown else self._hidden(i)) if shown else self._hidden
 
     def token_text(self, i: int) -> str:
         """The token as the vocabulary spells it; TokenizerError for an id out of range."""

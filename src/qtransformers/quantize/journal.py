@@ -9,7 +9,6 @@ import json
 import tempfile
 import zlib
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,11 +30,7 @@ class Journal:
 
     def __init__(self, path: Path | None = None, resume: str = "") -> None:
         self._kept = AtomicFile(path, resume) if path is not None else None
-        self._open = ExitStack()
-        if self._kept is not None:
-            self._file: IO[bytes] = self._kept.file
-        else:
-            self._file = self._open.enter_context(tempfile.TemporaryFile())
+        self._file: IO[bytes] = self._kept.file if self._kept else tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._at: dict[Key, tuple[int, int, Mapping[str, Any]]] = {}  # where, how many bytes, and facts
         self._end = 0
         while self._read_next():
@@ -74,7 +69,7 @@ class Journal:
     def close(self, keep: bool = False) -> None:
         """Remove it, or let it stay for the next run."""
         if self._kept is None:
-            self._open.close()
+            self._file.close()
         elif keep:
             self._kept.keep()
         else:

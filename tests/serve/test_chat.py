@@ -83,6 +83,8 @@ def test_stop_and_logit_bias(client, served):
         ({"temperature": -1}, "invalid_value", ["temperature=-1", "from 0 to 100"]),
         ({"n": 10**9}, "invalid_value", ["1,000,000,000", "16"]),
         ({"extra_body": {"frequenzy_penalty": 1}}, "unknown_field", ["frequenzy_penalty"]),
+        ({"verbosity": "low"}, "unsupported", ["verbosity='low'", "expected medium"]),
+        ({"service_tier": "priority"}, "unsupported", ["service_tier='priority'", "auto or default"]),
         ({"extra_body": {"top_k": "many"}}, "invalid_type", ["top_k", "found str", "expected int"]),
         ({"messages": [{"role": "king", "content": "x"}]}, "invalid_value", ["messages[0].role", "'king'", "system"]),
     ],

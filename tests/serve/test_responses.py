@@ -160,3 +160,8 @@ def test_json_and_refusals(client):
     for field, value in (("previous_response_id", "resp_1"), ("truncation", "auto"), ("background", True)):
         with pytest.raises(openai.BadRequestError, match=f"{field}=.*Send the whole conversation"):
             client.responses.create(**SETTINGS, input="?", **{field: value})
+    for field, more in (("verbosity", {"text": {"verbosity": "low"}}), ("service_tier", {"service_tier": "flex"})):
+        with pytest.raises(openai.BadRequestError, match=f"{field}=.*Leave it out"):
+            client.responses.create(**SETTINGS, input="?", **more)
+    usual = client.responses.create(**SETTINGS, input="?", text={"verbosity": "medium"}, service_tier="auto")
+    assert usual.output

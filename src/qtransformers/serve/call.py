@@ -38,6 +38,10 @@ class Call:
         self.headers = Headers(scope=scope)
         self.path: dict[str, Any] = scope.get("path_params", {})
         self.key: str = scope.get("qtransformers.key", "")
+        self.client = (
+            self.key or (scope.get("client") or ("",))[0]
+        )  # whom turns are given to: its key, else its address
+        self.size = 0  # bytes of the body
         self.started = time.perf_counter()
         self.status = 0  # of the answer, once it has begun
         self.adapter: str | None = None  # that the name of the model means
@@ -72,6 +76,7 @@ class Call:
                 raise _too_large(limit, "more")
             parts.append(part)
             if not message.get("more_body"):
+                self.size = n
                 return b"".join(parts)
 
     async def gone(self) -> None:

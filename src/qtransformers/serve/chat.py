@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qtransformers.sampling.sampler import Logprob
 from qtransformers.serve.answers import closing
 from qtransformers.serve.call import event
-from qtransformers.serve.fields import ChatRequest, decode
+from qtransformers.serve.fields import ChatRequest, check_usual, decode
 from qtransformers.serve.tools import CallStart, Content, Event, Reasoning, collect
 from qtransformers.serve.turns import Turn, complete_turns, said, turns, usage_of_turns
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 async def chat_completions(server: Server, call: Call, body: bytes) -> None:
     """Answer messages."""
     ask = decode(body, ChatRequest)
+    check_usual(verbosity=ask.verbosity, service_tier=ask.service_tier)
     async with server.answering(call, ask.model, 1 if ask.n is None else ask.n) as entry:
-        found = await server.off_loop(turns, call, entry, ask)
+        found = await server.off_loop(call, turns, call, entry, ask)
         head = {"id": f"chatcmpl-{call.id[4:]}", "created": int(time.time()), "model": ask.model or entry.spec.name}
         async with closing(call, entry, [turn.stream for turn in found]):
             if ask.stream:

@@ -50,10 +50,12 @@ async def completions(server: Server, call: Call, body: bytes) -> None:
     prompts, n = prompts_of(ask.prompt, "prompt"), 1 if ask.n is None else ask.n
     _check(ask, n)
     async with server.answering(call, ask.model, n, len(prompts)) as entry:
-        ids = await server.off_loop(_encoded, entry, ask, prompts)
+        ids = await server.off_loop(call, _encoded, entry, ask, prompts)
         echoes = [await _echo(entry, ask, i) for i in ids] if ask.echo else [NO_ECHO] * len(ids)
         echoes = [echo for echo in echoes for _ in range(n)]
-        streams = [] if ask.max_tokens == 0 else await server.off_loop(_prepared, call, entry, ask, prompts, ids, n)
+        streams = (
+            [] if ask.max_tokens == 0 else await server.off_loop(call, _prepared, call, entry, ask, prompts, ids, n)
+        )
         head = {"id": f"cmpl-{call.id[4:]}", "object": "text_completion", "created": int(time.time()), "model": ask.model or entry.spec.name}  # fmt: skip
         async with closing(call, entry, streams):
             if ask.stream:

@@ -114,12 +114,12 @@ class ChatRequest(Generates, kw_only=True, forbid_unknown_fields=True):
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
     modalities: list[Literal["text"]] | None = None
+    service_tier: str | None = None  # of USUAL, as is the next
+    verbosity: str | None = None
     # Said for the provider's own sake.
     store: bool | None = None
-    service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    verbosity: str | None = None
 
 
 class CompletionRequest(Generates, kw_only=True, forbid_unknown_fields=True):
@@ -184,6 +184,17 @@ class ImagesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     guidance_scale: float | None = None
     seed: int | None = None
     user: str | None = None
+
+
+# Field -> the values that ask for no more than every answer has
+USUAL = {"verbosity": ("medium",), "service_tier": ("auto", "default", "standard_only")}
+
+
+def check_usual(**given: Any) -> None:
+    """HTTPError 400 for fields of USUAL that ask for what this server does not have."""
+    for name, value in given.items():
+        if value is not None and value not in USUAL[name]:
+            raise HTTPError(400, f"{name}={shown(value, 100)}: this server has one; expected {' or '.join(USUAL[name])}. Leave it out.", "unsupported", field=name)  # fmt: skip
 
 
 def prompts_of(given: Texts, field: str) -> list[str | tuple[int, ...]]:

@@ -32,7 +32,7 @@ async def generate_images(server: Server, call: Call, body: bytes) -> None:
             await call.events(_events(painter, ask, wish))
             return
         painted = await painter.paint(wish, lambda step, steps: None)
-        images = await server.off_loop(encoded, painted, ask.output_format or "png")
+        images = await server.off_loop(call, encoded, painted, ask.output_format or "png")
         data = [{"b64_json": image} for image in images]
         await call.json({"created": int(time.time()), "data": data, "output_format": ask.output_format or "png", "seed": painted.seed})  # fmt: skip
 

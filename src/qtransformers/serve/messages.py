@@ -13,7 +13,7 @@ from qtransformers.errors import ConfigError
 from qtransformers.serve.answers import closing
 from qtransformers.serve.call import event
 from qtransformers.serve.errors import HTTPError
-from qtransformers.serve.fields import ChatRequest, decode
+from qtransformers.serve.fields import ChatRequest, check_usual, decode
 from qtransformers.serve.tools import Arguments, CallStart, Content, Event, Reasoning
 from qtransformers.serve.turns import Turn, complete_turns, prompt_of, said, turns, usage_of_turns
 
@@ -65,7 +65,7 @@ async def messages(server: Server, call: Call, body: bytes) -> None:
     ask = decode(body, MessagesRequest)
     chat = chat_of(ask)
     async with server.answering(call, ask.model) as entry:
-        (turn,) = await server.off_loop(turns, call, entry, chat)
+        (turn,) = await server.off_loop(call, turns, call, entry, chat)
         answer = Answer(call.id[4:], ask.model or entry.spec.name, turn.completion.prompt_tokens)
         async with closing(call, entry, [turn.stream]):
             if ask.stream:
@@ -86,7 +86,7 @@ async def count_tokens(server: Server, call: Call, body: bytes) -> None:
     ask = decode(body, CountRequest)
     chat = chat_of(ask)
     async with server.answering(call, ask.model) as entry:
-        ids, _, _ = await server.off_loop(prompt_of, call, entry, chat)
+        ids, _, _ = await server.off_loop(call, prompt_of, call, entry, chat)
         await call.json({"input_tokens": len(ids)})
 
 
@@ -129,6 +129,7 @@ def chat_of(ask: CountRequest) -> ChatRequest:
         chat_template_kwargs=_thinking(ask.thinking),
     )
     if isinstance(ask, MessagesRequest):
+        check_usual(service_tier=ask.service_tier)
         chat.max_tokens, chat.stop = ask.max_tokens, ask.stop_sequences
         chat.temperature, chat.top_k, chat.top_p = ask.temperature, ask.top_k, ask.top_p
         chat.response_format = _format(ask.output_config)

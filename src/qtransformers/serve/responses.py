@@ -13,7 +13,7 @@ from qtransformers.errors import ConfigError
 from qtransformers.serve.answers import closing
 from qtransformers.serve.call import event
 from qtransformers.serve.errors import HTTPError
-from qtransformers.serve.fields import ChatRequest, Sampled, decode
+from qtransformers.serve.fields import ChatRequest, Sampled, check_usual, decode
 from qtransformers.serve.tools import Arguments, CallStart, Content, Event, Reasoning
 from qtransformers.serve.turns import Turn, complete_turns, said, turns, usage_of_turns
 
@@ -48,13 +48,13 @@ class ResponsesRequest(Sampled, kw_only=True, forbid_unknown_fields=True):
     prompt: dict[str, Any] | None = None
     top_logprobs: int | None = None
     truncation: str | None = None
+    service_tier: str | None = None
     # Said for the provider's own sake; they change nothing about an answer.
     store: bool | None = None
     include: list[str] | None = None
     max_tool_calls: int | None = None
     metadata: dict[str, Any] | None = None
     user: str | None = None
-    service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
@@ -73,7 +73,7 @@ async def responses(server: Server, call: Call, body: bytes) -> None:
     ask = decode(body, ResponsesRequest)
     chat = chat_of(ask)
     async with server.answering(call, ask.model) as entry:
-        (turn,) = await server.off_loop(turns, call, entry, chat)
+        (turn,) = await server.off_loop(call, turns, call, entry, chat)
         answer = Answer(ask, call.id[4:], ask.model or entry.spec.name)
         async with closing(call, entry, [turn.stream]):
             if ask.stream:
@@ -104,6 +104,7 @@ def chat_of(ask: ResponsesRequest) -> ChatRequest:
             raise HTTPError(400, f"{name}={shown(getattr(ask, name))}: this server keeps nothing between requests and leaves nothing out of a prompt. Send the whole conversation in input.", "unsupported", field=name)  # fmt: skip
     messages = [{"role": "system", "content": ask.instructions}] if ask.instructions else []
     text = ask.text or {}
+    check_usual(verbosity=text.get("verbosity"), service_tier=ask.service_tier)
     return ChatRequest(
         messages=messages + messages_of(ask.input),
         model=ask.model,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,13 +14,13 @@ from qtransformers.serve.errors import HTTPError, http_error
 from qtransformers.serve.guard import Rates
 from qtransformers.serve.models import Entry, Models
 from qtransformers.serve.painters import Painter, Painters
+from qtransformers.serve.preparing import Preparing
 
 if TYPE_CHECKING:
     from qtransformers.serve.call import Call
     from qtransformers.serve.config import ServerConfig
 
 T = TypeVar("T")
-THREADS = 4  # that render templates, encode prompts and compile grammars
 RECENT = 0.2  # share of the latest answer in how long answers take
 
 
@@ -36,7 +34,7 @@ class Server:
         self.draining = False
         self.give_up: Callable[[Exception], None] = lambda error: None  # called where the first model cannot be loaded
         self._rates = Rates(config.per_key, config.rate)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="prepare")
+        self._preparing = Preparing()
 
     @asynccontextmanager
     async def answering(self, call: Call, model: str | None, n: int = 1, prompts: int = 1) -> AsyncIterator[Entry]:
@@ -90,12 +88,12 @@ class Server:
         finally:
             self._rates.leave(call.key)
 
-    async def off_loop(self, function: Callable[..., T], *args: Any) -> T:
-        """What `function` returns, computed in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+    async def off_loop(self, call: Call, function: Callable[..., T], *args: Any) -> T:
+        """What `function` returns, computed in a thread that the request waits for in turns with those of other clients."""
+        return await self._preparing.run(call.client, call.size, function, *args)
 
     async def close(self) -> None:
         """Free the models and end the threads."""
         await self.models.close()
         self.painters.close()
-        self._threads.shutdown(wait=False)
+        self._preparing.close()

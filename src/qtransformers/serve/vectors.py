@@ -42,7 +42,7 @@ async def embeddings(server: Server, call: Call, body: bytes) -> None:
         model, width = entry.loaded, entry.loaded.hparams["n_embd"]
         if ask.dimensions is not None and not 1 <= ask.dimensions <= width:
             raise HTTPError(400, f"dimensions: {ask.dimensions:,}; the vectors of {entry.spec.name} have {width:,}.", "invalid_value", field="dimensions")  # fmt: skip
-        ids = await server.off_loop(_ids, entry, texts)
+        ids = await server.off_loop(call, _ids, entry, texts)
         parts = [
             await asyncio.to_thread(model.embed, ids[i : i + AT_ONCE], pooling=ask.pooling)
             for i in range(0, len(ids), AT_ONCE)
@@ -64,7 +64,7 @@ async def tokenize(server: Server, call: Call, body: bytes) -> None:
     if len(given) != 1:
         raise HTTPError(400, f"prompt, content, messages: {len(given)} of them are there; expected one.", "invalid_value", field="prompt")  # fmt: skip
     async with server.answering(call, ask.model) as entry:
-        ids = await server.off_loop(_tokens, call, entry, ask)
+        ids = await server.off_loop(call, _tokens, call, entry, ask)
         reply: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": entry.loaded.context_length}
         if ask.return_token_strs:
             reply["token_strs"] = texts_of(entry.loaded.tokenizer, ids)
@@ -77,7 +77,7 @@ async def detokenize(server: Server, call: Call, body: bytes) -> None:
     async with server.answering(call, ask.model) as entry:
         tokenizer = entry.loaded.tokenizer
         ids = prompt_ids(ask.tokens, tokenizer.n_tokens, "tokens")
-        text = await server.off_loop(tokenizer.decode, ids, ask.decode_special)
+        text = await server.off_loop(call, tokenizer.decode, ids, ask.decode_special)
         await call.json({"prompt": text, "content": text})
 
 

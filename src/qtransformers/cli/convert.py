@@ -55,21 +55,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, scratch: Path | None) -> int:
-    from qtransformers.convert import plan_conversion, write
     from qtransformers.convert.estimate import seconds, time_text
-    from qtransformers.convert.write import DEFAULT_TYPE
+    from qtransformers.convert.plan import Asked
+    from qtransformers.convert.write import DEFAULT_TYPE, planned
     from qtransformers.load.diffusion import LAYOUT_KEY
 
     learns = learned.wanted(args)
     model, name = _at_hand(args.model, args.color, scratch)
     if (args.output or "").endswith(".safetensors"):
         return _restore(args, model)
+    asked = Asked(
+        args.type or DEFAULT_TYPE, args.name or (name if model.is_dir() else None), args.pre, tuple(pairs(args.tensor_type or ())),
+        tuple(args.keep or ()), _importance(args.imatrix), learns, args.force, args.layout, args.config,
+    )  # fmt: skip
     with plain_warnings(args.color):
-        plan = plan_conversion(
-            model, args.type or DEFAULT_TYPE, name=args.name or (name if model.is_dir() else None), pre=args.pre,
-            overrides=pairs(args.tensor_type or ()), keep=args.keep or (),
-            importance=_importance(args.imatrix), learns=learns, force=args.force, layout=args.layout, config=args.config,
-        )  # fmt: skip
+        plan = planned(model, asked)
     kind = f"{args.budget:g}bpw" if args.budget else "fit" if args.fit else plan.file_type
     output = Path(args.output or f"{name}-{kind}.gguf")
     if args.dry_run:
@@ -78,11 +78,19 @@ def _run(args: argparse.Namespace, scratch: Path | None) -> int:
         note(f"would write {output}, {_size(plan, plan.nbytes)}, {time}")
         return 0
     if learns and LAYOUT_KEY in plan.metadata:
-        plan = learned.of_diffusion(args, model, name)
-    elif learns:
+        with learned.of_diffusion(args, model, asked) as plan:
+            return _written(args, plan, output)
+    if learns:
         with plain_warnings(args.color):
             note(learned.convert(args, plan, output))
         return 0
+    return _written(args, plan, output)
+
+
+def _written(args: argparse.Namespace, plan: ConversionPlan, output: Path) -> int:
+    """Write what was planned."""
+    from qtransformers.convert import write
+
     try:
         with plain_warnings(args.color), progress(f"writing {output.name}", args.color) as update:
             paths = write(plan, output, overwrite=args.overwrite, max_bytes=args.shard_size, progress=update)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from qtransformers.errors import ConfigError
 
 if TYPE_CHECKING:
     from qtransformers.convert import ConversionPlan
+    from qtransformers.convert.plan import Asked
     from qtransformers.quantize.make import How
 
 FLAGS = ("awq", "refine", "budget", "fit", "file", "chunks", "parse-special")
@@ -53,23 +56,22 @@ def convert(args: argparse.Namespace, plan: ConversionPlan, output: Path) -> str
     return f"{name}: {len(plan.tensors)} tensors, {size}, {8 * nbytes / plan.n_parameters:.2f} bits per weight"
 
 
-def of_diffusion(args: argparse.Namespace, model: Path, name: str) -> ConversionPlan:
-    """The plan of a diffusion model whose scales learned from calls in .safetensors (-f), or from noise; --awq is all there is for them."""
-    from qtransformers.cli.convert import pairs
-    from qtransformers.convert.write import DEFAULT_TYPE
-    from qtransformers.diffusers.improving import plan_improved, read_call
+@contextmanager
+def of_diffusion(args: argparse.Namespace, model: Path, asked: Asked) -> Iterator[ConversionPlan]:
+    """The plan of a diffusion model that learned from calls in .safetensors (-f), or from noise; it is written within the context."""
+    from qtransformers.diffusers.improving import plan_improved
+    from qtransformers.diffusers.observing import read_call
+    from qtransformers.quantize.make import How
 
-    for flag in ("refine", "budget", "fit", "chunks", "parse_special"):
+    for flag in ("chunks", "parse_special"):
         if getattr(args, flag):
-            raise ConfigError(
-                f"--{flag.replace('_', '-')} is for language models; for diffusion models there is --awq."
-            )
+            raise ConfigError(f"--{flag.replace('_', '-')} is of texts, from which language models learn; a diffusion model learns from noise, or from calls (-f CALL.safetensors).")  # fmt: skip
     calls = [read_call(Path(file)) for file in args.file] if args.file else None
-    with progress("learning", args.color, "steps") as update:
-        return plan_improved(
-            model, args.type or DEFAULT_TYPE, calls=calls, layout=args.layout, name=args.name or (name if model.is_dir() else None),
-            config=args.config, overrides=pairs(args.tensor_type or ()), keep=args.keep or (), force=args.force, progress=update,
-        )  # fmt: skip
+    how = How(args.awq, args.refine, args.budget, args.fit)
+    with ExitStack() as stack:
+        with progress("learning", args.color, "steps") as update:
+            plan = stack.enter_context(plan_improved(model, asked, how, calls=calls, progress=update))
+        yield plan
 
 
 def _how(args: argparse.Namespace) -> How:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ import numpy as np
 
 from qtransformers.archs.diffusion import ALL, DiffusionSpec, Layout, stripped
 from qtransformers.archs.diffusion.spec import LAYOUTS
+from qtransformers.archs.hparams import Hyperparameters
 from qtransformers.archs.spec import Problem
 from qtransformers.checks import shown
-from qtransformers.convert.layouts import Piece, laid_out
+from qtransformers.convert.layouts import Dress, Piece, laid_out
 from qtransformers.convert.plan import (
     QUANTIZATION_VERSION,
     Asked,
     ConversionPlan,
-    Importance,
     Target,
     file_type_of,
     size_label,
@@ -100,19 +100,11 @@ def _gguf_of(path: Path) -> GGUFFile | None:
     return gguf if is_diffusion(gguf) else None
 
 
-def plan_diffusion_conversion(
-    path: Path, file_type: str, *, layout: str | None = None, config: Mapping[str, Any] | str | Path | None = None, name: str | None = None,
-    overrides: Iterable[tuple[str, str]] = (), keep: Iterable[str] = (), importance: Importance | None = None, force: bool = False,
-) -> ConversionPlan:  # fmt: skip
-    """What converting a diffusion model will write; arguments and errors as for `plan_conversion`.
-
-    `layout` is that of the file: `original` (the default where there is one; ComfyUI-GGUF reads it), or `diffusers`. `config` has
-    the settings that no tensor shows: a mapping, a config.json, or its folder.
-    """
-    source = at_hand(path, config)
-    return planned(
-        source, file_type, layout=layout, name=name, overrides=overrides, keep=keep, importance=importance, force=force
-    )
+def plan_diffusion_conversion(path: Path, asked: Asked) -> ConversionPlan:
+    """What converting a diffusion model will write; errors as for `plan_conversion`."""
+    if asked.pre is not None:
+        raise ConfigError(f"{path} is a diffusion model, which has no tokenizer; leave out pre.")
+    return planned(at_hand(path, asked.config), asked)
 
 
 def at_hand(path: Path, config: Mapping[str, Any] | str | Path | None = None) -> DiffusionSource:
@@ -124,17 +116,11 @@ def at_hand(path: Path, config: Mapping[str, Any] | str | Path | None = None) ->
     return replace(source, config=given, config_file=where)
 
 
-def planned(
-    source: DiffusionSource, file_type: str, *, layout: str | None = None, name: str | None = None,
-    overrides: Iterable[tuple[str, str]] = (), keep: Iterable[str] = (), importance: Importance | None = None, force: bool = False,
-) -> ConversionPlan:  # fmt: skip
+def planned(source: DiffusionSource, asked: Asked) -> ConversionPlan:
     """The plan of a model at hand."""
-    recipe_of(file_type)
-    plan = of_model(
-        known(source), file_type, file=str(source.path), layout=layout, name=name or named(source), gguf=source.gguf, overrides=overrides,
-        keep=keep, importance=importance, force=force,
-    )  # fmt: skip
-    return replace(plan, files=source.files)
+    recipe_of(asked.type)
+    named_so = replace(asked, name=asked.name or named(source))
+    return replace(of_model(known(source), named_so, file=str(source.path), gguf=source.gguf), files=source.files)
 
 
 def known(source: DiffusionSource) -> Model:
@@ -160,37 +146,33 @@ class Model:
 
     spec: DiffusionSpec
     layout: Layout
-    config: Mapping[str, Any]
+    config: Hyperparameters
     extra: Mapping[str, Any]  # settings that the spec does not know
     parts: tuple[Part, ...]
 
 
 def of_model(
-    model: Model, file_type: str | None, *, file: str, layout: str | None = None, name: str = "", gguf: GGUFFile | None = None,
-    overrides: Iterable[tuple[str, str]] = (), keep: Iterable[str] = (), importance: Importance | None = None, force: bool = False,
-    factors: Mapping[str, Factors] | None = None,
+    model: Model, asked: Asked, *, file: str, gguf: GGUFFile | None = None, stored: bool = False, factors: Mapping[str, Factors] | None = None,
+    dress: Dress | None = None,
 ) -> ConversionPlan:  # fmt: skip
-    """The plan of a model that is known, of which messages speak as `file`; `file_type` None: every tensor as it is stored.
+    """The plan of a model that is known, of which messages speak as `file`; `stored`: every tensor as it is, whatever type is asked for.
 
-    The new file has the metadata of `gguf`, but for what is told here. `factors` by tensor of the class are multiplied in.
+    The new file has the metadata of `gguf`, but for what is told here. `factors` by tensor of the class are multiplied in, and
+    `dress` may put another source in place of each, by its tensor of the class.
     """
     spec = model.spec
-    to = _layout(layout, spec)
-    pieces, misplaced = laid_out(spec, model.config, model.parts, to, apart=bool(factors))
+    to = _layout(asked.layout, spec)
+    pieces, misplaced = laid_out(spec, model.config, model.parts, to, apart=bool(factors or dress))
     raise_problems(f"{file} cannot be converted as {spec.title}", misplaced)
-    quantised = file_type is None or recipe_of(file_type)[1].type.is_quantized
+    quantised = stored or recipe_of(asked.type)[1].type.is_quantized
     shapes = {p.name: _stored_shape(p, spec, quantised) for p in pieces}
-    bare = [Target(p.name, F32, shapes[p.name], p.sources(shapes[p.name], factors)) for p in pieces]
-    if file_type is None:
+    bare = [Target(p.name, F32, shapes[p.name], p.sources(shapes[p.name], factors, dress)) for p in pieces]
+    if stored:
         targets, id = tuple(map(as_stored, bare)), None
     else:
-        file_type, _ = recipe_of(file_type)
-        targets = typed(
-            bare, {}, Asked(file_type, overrides=tuple(overrides), keep=tuple(keep), importance=importance, force=force), kept=F32,
-            policy_of={p.name: policy(p, spec) for p in pieces},
-        )  # fmt: skip
+        targets = typed(bare, {}, asked, kept=F32, policy_of={p.name: policy(p, spec) for p in pieces})
         targets = tuple(_halved(t) if quantised and policy(p, spec) == "keep" else t for p, t in zip(pieces, targets, strict=True))  # fmt: skip
-        id = np.uint32(file_type_of(targets, file_type))
+        id = np.uint32(file_type_of(targets, recipe_of(asked.type)[0]))
     warn_of_requantizing(file, targets)
     metadata = {
         **{k: v for k, v in (kept_metadata(gguf) if gguf else {}).items() if not k.startswith(ORIG_SHAPE)},
@@ -198,7 +180,7 @@ def of_model(
         "general.type": "model",
         "general.size_label": size_label(sum(math.prod(t.shape) for t in targets)),
         "general.quantization_version": np.uint32(QUANTIZATION_VERSION),
-        **({"general.name": name} if name else {}),
+        **({"general.name": asked.name} if asked.name else {}),
         **({"general.file_type": id} if id is not None else {}),
         SCHEMA_KEY: np.uint32(SCHEMA),
         LAYOUT_KEY: to,
@@ -206,7 +188,8 @@ def of_model(
         BIASES_KEY: biases(model.parts) or Typed("str", []),
         **{ORIG_SHAPE + p.name: np.array(p.shape, np.int32) for p in pieces if shapes[p.name] != p.shape},
     }
-    return ConversionPlan(Path(file), metadata, targets, file_type or "as it is", force=force)
+    file_type = "as it is" if stored else recipe_of(asked.type)[0]
+    return ConversionPlan(Path(file), metadata, targets, file_type, force=asked.force)
 
 
 def _halved(target: Target) -> Target:
@@ -256,9 +239,10 @@ def _layout(layout: str | None, spec: DiffusionSpec) -> Layout:
         return "original" if "original" in spec.marks else "diffusers"
     if layout not in LAYOUTS:
         raise ConfigError(f"layout is {layout!r}; expected {' or '.join(LAYOUTS)}.")
-    if layout not in spec.marks:
+    found = next((known for known in spec.marks if known == layout), None)
+    if found is None:
         raise ConfigError(f"layout is {layout!r}, which {spec.title} does not have; expected {' or '.join(spec.marks)}.")  # fmt: skip
-    return layout  # type: ignore[return-value]
+    return found
 
 
 def opened(path: Path) -> DiffusionSource:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from qtransformers.archs.spec import Problem
 from qtransformers.convert.sources import Factors, Lying, Scaled, Source
 from qtransformers.load.diffusion import Part, source_name, whole_shape
 from qtransformers.tensor import QTensor
+
+Dress = Callable[[str, Source], Source]  # of a tensor of the class: what stands in a source's place
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +37,10 @@ class Piece:
     sharers: tuple[Declared, ...]
     runs: tuple[Run, ...]
 
-    def sources(self, stored: tuple[int, ...], factors: Mapping[str, Factors] | None = None) -> tuple[Source, ...]:
+    def sources(self, stored: tuple[int, ...], factors: Mapping[str, Factors] | None = None, dress: Dress | None = None) -> tuple[Source, ...]:  # fmt: skip
         """Its rows as sources one after the other, for a file that has it in the shape `stored`; views of where they lie."""
-        return tuple(_scaled(Lying(_rows(run, stored)), run, (factors or {}).get(run.part)) for run in self.runs)
+        found = ((run.part, _scaled(Lying(_rows(run, stored)), run, (factors or {}).get(run.part))) for run in self.runs)  # fmt: skip
+        return tuple(dress(part, source) if dress else source for part, source in found)
 
 
 def laid_out(
@@ -45,7 +48,7 @@ def laid_out(
 ) -> tuple[tuple[Piece, ...], list[Problem]]:
     """The tensors of a layout made of the parts of a model, in the order of its spec; and what cannot be laid out so.
 
-    `apart` keeps rows of several tensors of the class apart where they lie together.
+    `apart` keeps rows of several tensors of the class, or in another order than there, apart where they lie together.
     """
     there = {part.name: part for part in parts}
     names: dict[str, list[Declared]] = {}
@@ -93,7 +96,7 @@ def _joined(runs: Iterable[Run], apart: bool) -> tuple[Run, ...]:
     done: list[Run] = []
     for run in sorted(runs, key=lambda r: r.to):
         last = done[-1] if done else None
-        alike = last is not None and (last.part == run.part or not apart)
+        alike = last is not None and (not apart or (last.part, last.at + last.n) == (run.part, run.at))
         if (
             last
             and alike
@@ -119,8 +122,8 @@ def _scaled(source: Lying, run: Run, factors: Factors | None) -> Source:
     """The source with the factors of its tensor of the class."""
     if factors is None:
         return source
-    mine = slice(run.at, run.at + run.n)
-    rows, add = (None if side is None else side[mine] for side in (factors.rows, factors.add))
+    mine = slice(run.at, run.at + run.n)  # of a parameter each value has its own, and none is ever taken apart
+    rows, add = (side if side is None or side.ndim > 1 else side[mine] for side in (factors.rows, factors.add))
     return Scaled(source, replace(factors, rows=rows, add=add))
 
 

@@ -38,6 +38,8 @@ class Asked:
     importance: Importance | None = None
     learns: bool = False
     force: bool = False
+    layout: str | None = None  # of a diffusion model
+    config: Mapping[str, Any] | str | Path | None = None  # of a diffusion model
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +198,17 @@ def file_type_of(targets: Sequence[Target], file_type: str) -> int:
     if recipe.type.is_quantized and any(t.packed and t.type is t.stored for t in targets):
         recipe = next((r for r in RECIPES.values() if r.base == most), recipe)
     return recipe.id
+
+
+def refiled(plan: ConversionPlan, types: Mapping[str, QuantType]) -> ConversionPlan:
+    """The plan with other types of tensors; general.file_type is the number of files whose type most of the bytes have."""
+    tensors = tuple(replace(t, type=types[t.name]) for t in plan.tensors)
+    bytes_of: Counter[str] = Counter()
+    for t in tensors:
+        bytes_of[t.type.name] += t.nbytes
+    most = bytes_of.most_common(1)[0][0]
+    id = next((r.id for r in RECIPES.values() if r.base == most), int(plan.metadata["general.file_type"]))
+    return replace(plan, tensors=tensors, metadata=plan.metadata | {"general.file_type": np.uint32(id)})
 
 
 def _importance_of(target: Target, to: QuantType, importance: Importance | None) -> Values | None:

@@ -189,24 +189,24 @@ class Picked(OfSource):
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """What a tensor is multiplied by, and of a bias what is added then."""
+    """What a tensor is multiplied by, and of a bias or parameter what is added then."""
 
-    rows: Values | None = None  # [n_rows]
+    rows: Values | None = None  # [n_rows], or [n_rows, width] of a parameter, each value by its own
     columns: Values | None = None  # [width]
-    add: Values | None = None  # [n_rows]
+    add: Values | None = None  # as `rows`
 
     def __mul__(self, other: Factors) -> Factors:
         """One after the other."""
-        add = other.add if self.add is None else self.add * (1 if other.rows is None else other.rows)
-        if self.add is not None and other.add is not None:
-            add = add + other.add  # type: ignore[operator]
+        added = None if self.add is None else _times(self.add, other.rows)
+        add = other.add if added is None else added if other.add is None else added + other.add
         return Factors(_times(self.rows, other.rows), _times(self.columns, other.columns), add)
 
     def apply(self, values: Values, rows: Rows = slice(None)) -> Values:
         """`values [n, width]`, some rows of the tensor, with its factors."""
-        out = values if self.rows is None else values * self.rows[rows, None]
+        times, plus = (side if side is None or side.ndim > 1 else side[:, None] for side in (self.rows, self.add))
+        out = values if times is None else values * times[rows]
         out = out if self.columns is None else out * self.columns
-        return out if self.add is None else out + self.add[rows, None]
+        return out if plus is None else out + plus[rows]
 
 
 def _times(a: Values | None, b: Values | None) -> Values | None:

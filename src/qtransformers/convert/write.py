@@ -53,16 +53,18 @@ def plan_conversion(
 
     Raises ModelNotFoundError, UnsupportedError, ConfigError, or LoadError listing every tensor that is missing, unknown or mis-shaped.
     """
+    return planned(
+        model, Asked(type, name, pre, tuple(overrides), tuple(keep), importance, learns, force, layout, config)
+    )
+
+
+def planned(model: str | Path, asked: Asked) -> ConversionPlan:
+    """As `plan_conversion`, of arguments in one."""
     path = _folder_of(looked_up("model", model))
-    asked = Asked(type, name, pre, tuple(overrides), tuple(keep), importance, learns, force)
     if is_diffusion_model(path):
-        if pre is not None:
-            raise ConfigError(f"{path} is a diffusion model, which has no tokenizer; leave out pre.")
-        return plan_diffusion_conversion(
-            path, type, layout=layout, config=config, name=name, overrides=overrides, keep=keep, importance=importance, force=force
-        )  # fmt: skip
-    if layout is not None or config is not None:
-        raise ConfigError(f"{path} is no diffusion model; leave out {'layout' if layout is not None else 'config'}.")
+        return plan_diffusion_conversion(path, asked)
+    if asked.layout is not None or asked.config is not None:
+        raise ConfigError(f"{path} is no diffusion model; leave out {'layout' if asked.layout is not None else 'config'}.")  # fmt: skip
     if path.is_file() or (path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.gguf"))):
         return plan_requantization(path, asked)
     return plan_checkpoint(path, asked)

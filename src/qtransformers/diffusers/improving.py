@@ -1,140 +1,147 @@
-"""Diffusion models in fewer bits, as good as can be: scales folded (AWQ) and columns weighed by what really comes to each layer.
+"""Diffusion models in fewer bits, as good as can be: scales folded (AWQ), rounding that makes up for its own errors, types by budget.
 
-The original runs in floats, from noise through the steps of its scheduler or on what a caller gives; its layers' inputs say which columns
-count. Folds are those that a spec declares (archs/diffusion/folds.py), where all their places are in the model.
+The original runs in floats, and its layers' inputs say which columns count and how they go together (observing.py). Folds are those that
+a spec declares (archs/diffusion/folds.py), where all their places are in the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from qtransformers.archs.diffusion.folds import Fold, resolved
+from qtransformers.archs.diffusion.folds import Part as Place
 from qtransformers.convert import ConversionPlan
 from qtransformers.convert.diffusion import Model, at_hand, known, named, of_model
-from qtransformers.convert.sources import Factors, Lying
-from qtransformers.diffusers.loading import build, fill, values
-from qtransformers.diffusers.noise import noise_calls
-from qtransformers.load.checkpoint import open_file
-from qtransformers.load.diffusion import DiffusionPlan, Part, source_name
+from qtransformers.convert.plan import Asked, Importance, refiled
+from qtransformers.convert.sources import Factors, OfSource, Rows, Source, Values, matrix_shape
+from qtransformers.convert.weights import not_finite
+from qtransformers.diffusers.allotting import allotted
+from qtransformers.diffusers.loading import values
+from qtransformers.diffusers.noise import Call
+from qtransformers.diffusers.observing import Observed, Seen, observed
+from qtransformers.load.diffusion import LAYOUT_KEY, Part, source_name
 from qtransformers.quantize import awq
+from qtransformers.quantize.make import How
+from qtransformers.quantize.refine import can_refine, refine
 from qtransformers.types import QuantType
 
 F32 = NDArray[np.float32]
-ROWS = 512  # of inputs that are kept of each layer that a fold reads
-Call = Mapping[str, Any]  # keyword arguments of a forward
+FEW = 512  # rows that folds are tried on
 
 
-@dataclass(eq=False)
-class Seen:
-    """What has come to a layer: the mean of squares of each column, and some rows."""
+@dataclass(frozen=True, eq=False)
+class Compensated(OfSource):
+    """A source that is encoded as a whole, its rounding made up for over the inputs that were seen."""
 
-    squares: NDArray[np.float64]
-    n: int = 0
-    rows: list[F32] = field(default_factory=list)
+    seen: Seen
+    columns: F32 | None  # by which its columns were multiplied
 
-    def sample(self) -> F32:
-        """At most ROWS rows `[n, in]`, of all calls alike."""
-        rows = np.concatenate(self.rows)
-        return rows[:: max(1, -(-len(rows) // ROWS))]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See Source."""
+        return self.source.shape
+
+    @property
+    def type(self) -> QuantType | None:
+        """See Source: its own only where that is plain."""
+        kind = self.source.type
+        return kind if kind is not None and not kind.is_quantized else None
+
+    def rows(self, rows: Rows) -> Values:
+        """See Source."""
+        return self.source.rows(rows)
+
+    def blocks(self, rows: Rows, to: QuantType) -> NDArray[np.uint8] | None:
+        """See Source."""
+        if not can_refine(to):
+            return self.source.blocks(rows, to)
+        return np.ascontiguousarray(self._encoded(to)[rows]).reshape(-1)
+
+    def _encoded(self, to: QuantType) -> NDArray[np.uint8]:
+        """Blocks by row, of the whole tensor: what its columns have in common is worked out once."""
+        if to.name not in self._made:
+            weight = self.source.rows(slice(None))
+            not_finite(weight, self.source, 0, False)
+            made = refine(weight, to, self.seen.product(self.columns)).blocks()
+            self._made[to.name] = made.reshape(len(weight), -1)
+        return self._made[to.name]
+
+    @cached_property
+    def _made(self) -> dict[str, NDArray[np.uint8]]:
+        return {}
+
+    def forget(self, rows: Rows | None = None) -> None:
+        """See Source."""
+        self.source.forget(rows)
+        if rows is None:
+            self._made.clear()
 
 
+@contextmanager
 def plan_improved(
-    path: str | Path, type: str, *, calls: Iterable[Call] | None = None, layout: str | None = None, name: str | None = None,
-    config: Any = None, overrides: Iterable[tuple[str, str]] = (), keep: Iterable[str] = (), force: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> ConversionPlan:  # fmt: skip
-    """The plan of a file whose scales are folded and whose columns are weighed; `convert.write` writes it.
+    path: str | Path, asked: Asked, how: How, *, calls: Iterable[Call] | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[ConversionPlan]:  # fmt: skip
+    """The plan of a file that is improved as `how` says; `convert.write` writes it within the context, where what was seen is at hand.
 
-    `calls` are keyword arguments of the model's forward, as many as one likes; None has noise go through the scheduler's steps.
-    Other arguments and errors as for `convert.plan_conversion`.
+    `calls` are keyword arguments of the model's forward, as many as one likes; None has noise go through a scheduler's steps.
+    Errors as for `convert.plan_conversion`, and ConfigError for a budget that even the smallest types exceed.
     """
     path = Path(path)
-    source = at_hand(path, config)
+    source = at_hand(path, asked.config)
     model = known(source)
-    how: dict[str, Any] = {
-        "file": str(path),
-        "layout": layout,
-        "name": name or named(source),
-        "gguf": source.gguf,
-        "overrides": list(overrides),
-        "keep": list(keep),
-        "force": force,
-    }
-    plain = of_model(model, type, **how)
-    types = _types(model, plain)
-    folds = possible_folds(model)
-    seen = observe(model, calls, {r.name for f in folds for r in f.readers}, progress)
-    factors = improved(model, folds, types, seen)
-    importance = _importance(model, plain, factors, seen)
-    return of_model(
-        model, type, factors=factors, importance=importance or None, **how
-    )  # has no files: a run never goes on with it
+    asked = replace(asked, name=asked.name or named(source), learns=True)
+    plan = of_model(model, asked, file=str(path), gguf=source.gguf)
+    with observed(model, calls, progress) as run:
+        if how.sized:
+            plan = refiled(plan, allotted(model, plan, run, how, progress))
+        types = _types(model, plan)
+        factors = improved(model, possible_folds(model), types, run.seen) if how.fold else {}
+        importance = _importance(model, plan, factors, run, asked.importance or {})
+        made = of_model(
+            model, replace(asked, importance=None), file=str(path), gguf=source.gguf, factors=factors,
+            dress=_compensating(model, factors, run.seen) if how.compensate else None,
+        )  # fmt: skip
+        weighed = tuple(replace(t, importance=importance.get(t.name)) for t in made.tensors)
+        made = replace(made, tensors=weighed)
+        yield refiled(made, {t.name: t.type for t in plan.tensors})  # has no files: a run never goes on with it
 
 
-def read_call(path: Path) -> dict[str, torch.Tensor]:
-    """Keyword arguments of a forward from a safetensors file, its tensors called as they are; LoadError for what holds no numbers."""
-    return {name: torch.tensor(t.view()) if t.dtype[0] == "I" else torch.tensor(Lying(t).rows(slice(None)).reshape(t.shape)) for name, t in open_file(path).items()}  # fmt: skip
+def _compensating(model: Model, factors: Mapping[str, Factors], seen: Mapping[str, Seen]) -> Callable[[str, Source], Source]:  # fmt: skip
+    def dress(part: str, source: Source) -> Source:
+        one = seen.get(part.removesuffix(".weight"))
+        if one is None or not part.endswith(".weight") or matrix_shape(source.shape)[1] != len(one.squares):
+            return source
+        return Compensated(source, one, factors[part].columns if part in factors else None)
+
+    return dress
 
 
 def possible_folds(model: Model) -> list[Fold]:
     """The folds that change nothing: all their layers are there, and what one is added to has a bias that takes it up."""
     there = {part.name for part in model.parts}
     sizes = {**model.config, **model.spec.sizes(model.config)}
-    return [
-        fold for fold in resolved(model.spec.folds, sizes)
-        if all(f"{p.name}.weight" in there for p in (*fold.sources, *fold.readers))
-        and all(f"{p.name}.bias" in there for p in fold.sources if p.plus_one)
-    ]  # fmt: skip
+    return [fold for f in resolved(model.spec.foldings(model.config), sizes) if (fold := fold_of(f, there))]
 
 
-def observe(model: Model, calls: Iterable[Call] | None, sampled: set[str], progress: Callable[[int, int], None]) -> dict[str, Seen]:  # fmt: skip
-    """What comes to each layer of the original, by its name; of those `sampled` some rows too."""
-    plan = DiffusionPlan("the original", model.spec, model.layout, model.config, model.extra, model.parts)  # type: ignore[arg-type]
-    live = build(plan)
-    fill(live, plan, torch.float32, "exact")
-    live.requires_grad_(False)
-    live.eval()
-    calls = list(calls) if calls is not None else None
-    seen: dict[str, Seen] = {}
-    with _listening(live, seen, sampled), torch.no_grad():
-        if calls is None:
-            noise_calls(live, model.spec, progress)
-        else:
-            for i, call in enumerate(calls):
-                live(**call, return_dict=False)
-                progress(i + 1, len(calls))
-    return seen
+def fold_of(fold: Fold, there: set[str]) -> Fold | None:
+    """The fold with the places that a model with these tensors has; None where one that it needs is missing."""
 
+    def found(place: Place) -> bool:
+        return f"{place.name}.weight" in there or place.name in there
 
-@contextmanager
-def _listening(live: Any, seen: dict[str, Seen], sampled: set[str]) -> Iterator[None]:
-    def heard(name: str) -> Callable[..., None]:
-        def hook(module: Any, args: tuple[Any, ...]) -> None:
-            if not args or args[0].shape[-1] != module.in_features:
-                return
-            x = args[0].detach().reshape(-1, module.in_features).float().numpy()
-            one = seen.setdefault(name, Seen(np.zeros(x.shape[1])))
-            one.squares += np.square(x, dtype=np.float64).sum(0)
-            one.n += len(x)
-            if name in sampled:
-                one.rows.append(x[:: max(1, -(-len(x) // 128))].copy())
-
-        return hook
-
-    handles = [m.register_forward_pre_hook(heard(n)) for n, m in live.named_modules() if hasattr(m, "in_features")]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    if not all(found(p) for p in (*fold.sources, *fold.readers) if p.needed):
+        return None
+    if not all(f"{p.name}.bias" in there or p.name in there for p in fold.sources if p.plus_one):
+        return None
+    return replace(fold, sources=tuple(filter(found, fold.sources)), readers=tuple(filter(found, fold.readers)))
 
 
 def improved(model: Model, folds: Iterable[Fold], types: Mapping[str, QuantType], seen: Mapping[str, Seen]) -> dict[str, Factors]:  # fmt: skip
@@ -142,19 +149,18 @@ def improved(model: Model, folds: Iterable[Fold], types: Mapping[str, QuantType]
     parts = {part.name: part for part in model.parts}
     factors: dict[str, Factors] = {}
     for fold in folds:
-        readers, sample = [], []
+        readers: list[awq.Candidate] = []
+        sizes: list[NDArray[np.float64]] = []
         for reader in fold.readers:
             type = types[f"{reader.name}.weight"]
-            if reader.name not in seen or (reader.stop - reader.start) % type.block_size:
+            if reader.name not in seen or not type.is_quantized or (reader.stop - reader.start) % type.block_size:
                 continue
-            columns = slice(reader.start, reader.stop)
-            weight = values(parts[f"{reader.name}.weight"], torch.float32).numpy()
-            readers.append(awq.Candidate(np.ascontiguousarray(weight[:, columns]), type))
-            sample.append(seen[reader.name].sample()[:, columns])
-        if not readers:
-            continue
-        x = np.concatenate(sample).astype(np.float64)
-        s = awq.search(readers, fold.n, x.T @ x / len(x), np.abs(x).mean(0))
+            columns, index = slice(reader.start, reader.stop), fold.index(reader)
+            x = seen[reader.name].sample(FEW)[:, columns].astype(np.float64)
+            weight = values(parts[f"{reader.name}.weight"], torch.float32).numpy()[:, columns]
+            readers.append(awq.Candidate(np.ascontiguousarray(weight), type, index, x.T @ x / len(x)))
+            sizes.append(awq.by_scale(np.abs(x).mean(0), index, fold.n))
+        s = awq.search(readers, fold.n, None, np.mean(sizes, 0)) if readers else np.ones(fold.n, np.float32)
         if (s != 1).any():
             for name, factor in of_fold(fold, s, parts):
                 factors[name] = factors[name] * factor if name in factors else factor
@@ -165,37 +171,44 @@ def of_fold(fold: Fold, s: F32, parts: Mapping[str, Part]) -> Iterator[tuple[str
     """What scales `s [n]` of a fold do to each tensor: readers by their columns, sources by rows and biases."""
     for reader in fold.readers:
         wide = np.ones(parts[f"{reader.name}.weight"].declared.shape[1], np.float32)
-        wide[reader.start : reader.stop] = s
+        index = fold.index(reader)
+        wide[reader.start : reader.stop] = s if index is None else s[index]
         yield f"{reader.name}.weight", Factors(columns=wide)
     for source in fold.sources:
-        height = parts[f"{source.name}.weight"].declared.shape[0]
-        rows, add = np.ones(height, np.float32), np.zeros(height, np.float32)
+        alone = source.name in parts  # a parameter, whose values count as rows
+        shape = parts[source.name if alone else f"{source.name}.weight"].declared.shape
+        rows, add = (np.full(shape if alone else shape[:1], v, np.float32).reshape(-1) for v in (1, 0))
         rows[source.start : source.stop] = 1 / s
+        if source.plus_one:
+            add[source.start : source.stop] = 1 / s - 1
+        if alone:
+            yield source.name, Factors(rows=rows.reshape(matrix_shape(shape)), add=add.reshape(matrix_shape(shape)))
+            continue
         yield f"{source.name}.weight", Factors(rows=rows)
         if f"{source.name}.bias" in parts:
-            if source.plus_one:
-                add[source.start : source.stop] = 1 / s - 1
-            yield f"{source.name}.bias", Factors(rows=rows, add=add)
+            yield f"{source.name}.bias", Factors(rows=rows, add=add if source.plus_one else None)
 
 
 def _types(model: Model, plan: ConversionPlan) -> dict[str, QuantType]:
     """The type that each tensor of the class gets, whatever the layout it lies in."""
     types = {t.name: t.type for t in plan.tensors}
-    to = plan.metadata["qtransformers.layout"]
+    to = plan.metadata[LAYOUT_KEY]
     return {p.name: types[source_name(p.declared, to)] for p in model.parts}
 
 
-def _importance(model: Model, plan: ConversionPlan, factors: Mapping[str, Factors], seen: Mapping[str, Seen]) -> dict[str, F32]:  # fmt: skip
-    """How much each column counts, by tensors of the file: mean squares of inputs, of what share a tensor those of the first."""
-    to = plan.metadata["qtransformers.layout"]
+def _importance(
+    model: Model, plan: ConversionPlan, factors: Mapping[str, Factors], run: Observed, given: Importance
+) -> dict[str, F32]:
+    """How much each column counts, by tensors of the file: as `given`, or mean squares of inputs, of what share a tensor those of the first."""
+    to = plan.metadata[LAYOUT_KEY]
     types = {t.name: t.type for t in plan.tensors}
     found: dict[str, F32] = {}
     for part in model.parts:
-        one = seen.get(part.name.removesuffix(".weight"))
+        one = run.seen.get(part.name.removesuffix(".weight"))
         name = source_name(part.declared, to)
         if one is None or part.declared.part == "bias" or name in found or not types[name].is_quantized:
             continue
         columns = factors[part.name].columns if part.name in factors else None
-        mean = one.squares / one.n
+        mean = given[name].astype(np.float64) if name in given else one.mean()
         found[name] = (mean if columns is None else mean / np.square(columns, dtype=np.float64)).astype(np.float32)
     return found

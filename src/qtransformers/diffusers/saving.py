@@ -11,6 +11,8 @@ import torch
 
 from qtransformers.convert import write
 from qtransformers.convert.diffusion import DiffusionSource, Model, of_model, planned
+from qtransformers.convert.plan import Asked
+from qtransformers.convert.write import DEFAULT_TYPE
 from qtransformers.diffusers.loading import Origin, names, values
 from qtransformers.diffusers.lora import adapters
 from qtransformers.errors import ConfigError
@@ -48,7 +50,9 @@ def save_gguf(model: Any, path: str | Path, type: str | None = None, *, layout: 
         parts = tuple(_live(part, model) for part in plan.parts)
         gguf = open_model(Path(plan.file)) if Path(plan.file).exists() else None
         known = Model(plan.spec, plan.layout, plan.config, plan.extra, parts)
-        return write(of_model(known, type, file=plan.file, layout=layout or plan.layout, gguf=gguf), path, overwrite=overwrite)[0]  # fmt: skip
+        asked = Asked(type or DEFAULT_TYPE, layout=layout or plan.layout)
+        made = of_model(known, asked, file=plan.file, gguf=gguf, stored=type is None)
+        return write(made, path, overwrite=overwrite)[0]
     if quantised := next((n for n, m in model.named_modules() if isinstance(m, QuantWeight)), None):
         raise ConfigError(f"{model.__class__.__name__} has quantised layers ({quantised}), but is no model of load_transformer; save_gguf does not know which tensors they are.")  # fmt: skip
     type = type or PLAIN.get(model.dtype)
@@ -57,7 +61,7 @@ def save_gguf(model: Any, path: str | Path, type: str | None = None, *, layout: 
     tensors = {name: _tensor(name, values) for name, values in model.state_dict().items()}
     config = {"_class_name": model.__class__.__name__, **{k: v for k, v in model.config.items() if not k.startswith("_")}}  # fmt: skip
     source = DiffusionSource(Path(path.stem), tensors, config, "the model's config")
-    return write(planned(source, type, layout=layout), path, overwrite=overwrite)[0]
+    return write(planned(source, Asked(type, layout=layout)), path, overwrite=overwrite)[0]
 
 
 def _live(part: Part, model: Any) -> Part:

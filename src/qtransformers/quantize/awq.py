@@ -8,7 +8,7 @@ the products over the inputs seen, with weights encoded as they will be stored, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,21 +31,25 @@ class Candidate:
     values: F32
     type: QuantType
     index: NDArray[np.intp] | None = None
+    product: F64 | None = None  # the mean of x x^T over its inputs, where each reader has its own
 
 
-def search(readers: Sequence[Candidate], n: int, product: F64, size: F64) -> F32:
+def search(readers: Sequence[Candidate], n: int, product: F64 | None, size: F64) -> F32:
     """The best scales `[n]` for weights that read the same inputs, of which `product [in, in]` is the mean of x x^T, `size [in]` that of |x|.
+
+    `product` None: each reader has its own, and `size [n]` is that of the scales.
 
     Ones where no scales are better than none. Each reader's error counts relative to what it is without scales.
     """
     sampled = [_sampled(reader) for reader in readers if reader.type.is_quantized]
     if not sampled:
         return np.ones(n, np.float32)
-    h = product.astype(np.float32)
-    plain = [_error(reader, np.ones(n, np.float32), h) for reader in sampled]
+    inputs = [(product if reader.product is None else reader.product) for reader in sampled]
+    known = [h.astype(np.float32) for h in inputs if h is not None]
+    plain = [_error(reader, np.ones(n, np.float32), h) for reader, h in zip(sampled, known, strict=True)]
     best, least = np.ones(n, np.float32), float(sum(e > 0 for e in plain))
     for s in candidates(sampled, n, size):
-        total = sum(_error(reader, s, h) / e for reader, e in zip(sampled, plain, strict=True) if e > 0)
+        total = sum(_error(reader, s, h) / e for reader, h, e in zip(sampled, known, plain, strict=True) if e > 0)
         if total < least:
             best, least = s, total
     return best
@@ -53,9 +57,8 @@ def search(readers: Sequence[Candidate], n: int, product: F64, size: F64) -> F32
 
 def candidates(readers: Sequence[Candidate], n: int, size: F64) -> Iterator[F32]:
     """Scales to try, their extremes as far above 1 as below."""
-    index = readers[0].index
-    x = _by_scale(size, index, n)
-    w = np.mean([_by_scale(_loudness(reader), reader.index, n) for reader in readers], 0)
+    x = size if len(size) == n else by_scale(size, readers[0].index, n)
+    w = np.mean([by_scale(_loudness(reader), reader.index, n) for reader in readers], 0)
     for i in range(STEPS + 1):
         a = i / STEPS
         for s in (x**a, x**a / (w ** (1 - a) + LEAST)):
@@ -67,7 +70,7 @@ def candidates(readers: Sequence[Candidate], n: int, size: F64) -> Iterator[F32]
 
 def _sampled(reader: Candidate) -> Candidate:
     step = -(-len(reader.values) // max(1, min(ROWS, SAMPLE // reader.values.shape[1])))
-    return Candidate(np.ascontiguousarray(reader.values[::step]), reader.type, reader.index)
+    return replace(reader, values=np.ascontiguousarray(reader.values[::step]))
 
 
 def _loudness(reader: Candidate) -> F64:
@@ -79,7 +82,7 @@ def _loudness(reader: Candidate) -> F64:
     return loud
 
 
-def _by_scale(columns: F64, index: NDArray[np.intp] | None, n: int) -> F64:
+def by_scale(columns: F64, index: NDArray[np.intp] | None, n: int) -> F64:
     """Means over the columns that share a scale, `[n]`."""
     if index is None:
         return columns

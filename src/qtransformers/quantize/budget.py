@@ -61,7 +61,7 @@ def survey(model: Loaded, rows: Ints, *, progress: Callable[[int, int], None] | 
     every = {site.name: site for site in sites(model)}
 
     def step(site: Site, moments: Moments) -> Any:
-        errors[site.name] = {type.name: _error(site, moments, type) for type in _types(site)}
+        errors[site.name] = {type.name: _error(site, moments, type) for type in types_of_width(site.tensor.shape[-1])}
         return site.weight
 
     relay(model, rows, step)
@@ -117,9 +117,10 @@ def budget_bytes(sizes: Mapping[str, tuple[int, int]], allotted: Sequence[str], 
     return int(total - sum(nbytes for name, (_, nbytes) in sizes.items() if name not in set(allotted)))
 
 
-def _types(site: Site) -> list[QuantType]:
-    names = CHOICES if site.tensor.shape[-1] % 256 == 0 else NARROW
-    return [BY_NAME[name] for name in names if site.tensor.shape[-1] % BY_NAME[name].block_size == 0]
+def types_of_width(width: int) -> list[QuantType]:
+    """The types to choose from for rows so wide."""
+    names = CHOICES if width % 256 == 0 else NARROW
+    return [BY_NAME[name] for name in names if width % BY_NAME[name].block_size == 0]
 
 
 def _error(site: Site, moments: Moments, type: QuantType) -> float:

@@ -7,7 +7,6 @@ is known. A checkpoint is first written as a GGUF file in the type it has, besid
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -15,11 +14,8 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from qtransformers.convert import ConversionPlan, write
-from qtransformers.convert.plan import Target
-from qtransformers.convert.recipes import RECIPES
+from qtransformers.convert.plan import Target, refiled
 from qtransformers.errors import ConfigError
 from qtransformers.gguf import GGUFWriter
 from qtransformers.gguf.writer import check_room, key_of, sweep
@@ -110,7 +106,7 @@ def make(
         with _journal(output, resume) as journal:
             if how.sized:
                 types |= _by_budget(model, rows, plan, how, journal, told("measuring"))
-                metadata = metadata | {"general.file_type": np.uint32(_file_type(plan, types))}
+                metadata = refiled(plan, types).metadata
             made = improve(
                 model, rows, types, fold=how.fold, compensate=how.compensate, importance=given, journal=journal,
                 progress=told("quantising"),
@@ -186,15 +182,6 @@ def _by_budget(
     allotted = allot(choices, total - fixed)
     journal.put(key, types={name: type.name for name, type in allotted.items()})
     return allotted
-
-
-def _file_type(plan: ConversionPlan, types: Mapping[str, QuantType]) -> int:
-    """general.file_type: the number of files whose type most of the bytes have."""
-    bytes_of: Counter[str] = Counter()
-    for t in plan.tensors:
-        bytes_of[types[t.name].name] += replace(t, type=types[t.name]).nbytes
-    most = bytes_of.most_common(1)[0][0]
-    return next((r.id for r in RECIPES.values() if r.base == most), int(plan.metadata["general.file_type"]))
 
 
 def _write(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qtransformers.archs.diffusion.folds import Folding
+from qtransformers.archs.diffusion.folds import NO_BIAS, NO_WEIGHTS, linear_half, values
 from qtransformers.archs.diffusion.hparams import counted, dim, heads, over, pixels, root, rounded_up, setting, sized
 from qtransformers.archs.diffusion.parts import ADDED, QKVO, SWAPPED, attention, embedder, gated, linear, parameter
 from qtransformers.archs.diffusion.shapes import Shapes
@@ -74,12 +74,12 @@ TENSORS = (
     linear("proj_out", "pixels", "dim", "final_linear", bias="never", role="output"),
 )  # fmt: skip
 
-FOLDS = (  # the modulation has no bias, so that none goes there
-    Folding((f"{J}.attn.to_v", f"{J}.attn.add_v_proj"), (f"{J}.attn.to_out.0", f"{J}.attn.to_add_out"), "dim", ("i", "num_mmdit_layers")),
-    *(Folding((f"{J}.{ff}.linear_2",), (f"{J}.{ff}.out_projection",), "ff", ("i", "num_mmdit_layers")) for ff in ("ff", "ff_context")),
-    Folding((f"{S}.attn.to_v",), (f"{S}.attn.to_out.0",), "dim", ("i", "num_single_dit_layers")),
-    Folding((f"{S}.ff.linear_2",), (f"{S}.ff.out_projection",), "ff", ("i", "num_single_dit_layers")),
-)  # fmt: skip
+FOLDS = (
+    values(J, ("attn.to_v", "attn.add_v_proj"), ("attn.to_out.0", "attn.to_add_out"), JOINT),
+    *(linear_half(f"{J}.{ff}.linear_2", f"{J}.{ff}.out_projection", JOINT) for ff in ("ff", "ff_context")),
+    values(S, ("attn.to_v",), ("attn.to_out.0",), SINGLE),
+    linear_half(f"{S}.ff.linear_2", f"{S}.ff.out_projection", SINGLE),
+)
 
 SPEC = DiffusionSpec(
     id="aura",
@@ -91,6 +91,7 @@ SPEC = DiffusionSpec(
     check=_check,
     tensors=TENSORS,
     folds=FOLDS,
+    unfolded={"modulation": NO_BIAS, "norm": NO_WEIGHTS},
     marks={
         "original": (Marks(("cond_seq_linear.weight", "init_x_linear.weight")), Marks(("double_layers.3.modX.1.weight",))),
         "diffusers": (Marks(("context_embedder.weight", "register_tokens", "time_step_proj.linear_1.weight")),),

@@ -6,6 +6,7 @@ https://huggingface.co/lodestones/Chroma
 from __future__ import annotations
 
 from qtransformers.archs.diffusion import flux
+from qtransformers.archs.diffusion.folds import NO_WEIGHTS, NOT_LINEAR
 from qtransformers.archs.diffusion.hparams import counted, sized
 from qtransformers.archs.diffusion.parts import embedder, linear, norm
 from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
@@ -40,6 +41,8 @@ SPEC = DiffusionSpec(
     sizes=flux.sizes,
     check=flux.check,
     tensors=TENSORS,
+    folds=flux.VALUES,
+    unfolded={"modulation": "one network makes it for all blocks and chunks", "norm": NO_WEIGHTS, "gated": NOT_LINEAR},
     marks={
         "original": (Marks(("double_blocks.0.img_attn.proj.weight", f"{GUIDE}.in_proj.weight")),),
         "diffusers": (Marks(("single_transformer_blocks.0.proj_mlp.weight", f"{GUIDE}.in_proj.weight")),),

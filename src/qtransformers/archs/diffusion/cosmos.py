@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qtransformers.archs.diffusion.folds import NO_BIAS, NO_WEIGHTS, NOT_LINEAR, values
 from qtransformers.archs.diffusion.hparams import as_many, counted, dim, head_count, over, ratio, setting, sized, times
 from qtransformers.archs.diffusion.parts import attention, feed_forward, head_norms, linear, norm, parameter
 from qtransformers.archs.diffusion.shapes import Shapes
@@ -132,6 +133,8 @@ SPEC = DiffusionSpec(
     sizes=_sizes,
     check=_check,
     tensors=TENSORS,
+    folds=tuple(values(f"{FIRST}.attn{n}", ("to_v",), ("to_out.0",), BLOCK) for n in (1, 2)),
+    unfolded={"modulation": NO_BIAS, "norm": NO_WEIGHTS, "gated": NOT_LINEAR},
     marks={
         "original": (Marks(("blocks.0.mlp.layer1.weight", "blocks.0.adaln_modulation_cross_attn.1.weight", "x_embedder.proj.1.weight"), none=("crossattn_proj.0.weight",)),),
         "diffusers": (Marks(("patch_embed.proj.weight", "time_embed.t_embedder.linear_1.weight", "transformer_blocks.0.norm1.linear_1.weight"), none=("crossattn_proj.0.weight", "img_context_proj.0.weight")),),

@@ -5,6 +5,7 @@ https://arxiv.org/abs/2212.09748; published for its class in diffusers, whose la
 
 from __future__ import annotations
 
+from qtransformers.archs.diffusion.folds import NO_WEIGHTS, NOT_LINEAR, modulated, values
 from qtransformers.archs.diffusion.hparams import counted, dim, over, patch, pixels, setting, sized, told_by
 from qtransformers.archs.diffusion.parts import QKVO, conv, embedder, embedding, feed_forward, linear
 from qtransformers.archs.diffusion.shapes import Shapes
@@ -50,6 +51,12 @@ TENSORS = (
     linear("proj_out_2", "pixels", "dim", role="output"),
 )  # fmt: skip
 
+FOLDS = (
+    modulated(f"{FIRST}.norm1.linear", 1, 0, (f"{FIRST}.attn1.{name}" for name in ("to_q", "to_k", "to_v")), BLOCK),
+    modulated(f"{FIRST}.norm1.linear", 4, 3, (f"{FIRST}.ff.net.0.proj",), BLOCK),
+    values(f"{FIRST}.attn1", ("to_v",), ("to_out.0",), BLOCK),
+)
+
 SPEC = DiffusionSpec(
     id="dit",
     title="DiT",
@@ -57,6 +64,8 @@ SPEC = DiffusionSpec(
     hparams=HPARAMS,
     sizes=lambda c: {"dim": dim(c), "pixels": pixels(c)},
     tensors=TENSORS,
+    folds=FOLDS,
+    unfolded={"norm": NO_WEIGHTS, "gated": NOT_LINEAR},
     marks={"diffusers": (Marks(("pos_embed.proj.weight", "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight", "proj_out_2.weight")),)},
     variants={"DiT-XL/2": {"num_layers": 28, "num_embeds_ada_norm": 1000, "num_attention_heads": 16, "attention_head_dim": 72}},
     pipelines=("DiTPipeline",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qtransformers.archs.diffusion.folds import Folding, modulated
+from qtransformers.archs.diffusion.folds import NO_WEIGHTS, NOT_LINEAR, modulated, values
 from qtransformers.archs.diffusion.hparams import (
     adds_up,
     axes,
@@ -123,16 +123,15 @@ TENSORS = (
     *outputs(),
 )  # fmt: skip
 
-IN_DOUBLE, IN_SINGLE = ("i", "num_layers"), ("i", "num_single_layers")
-VALUES = Folding((f"{B}.attn.to_v", f"{B}.attn.add_v_proj"), (f"{B}.attn.to_out.0", f"{B}.attn.to_add_out"), "dim", IN_DOUBLE)  # fmt: skip
+JOINT_VALUES = values(B, ("attn.to_v", "attn.add_v_proj"), ("attn.to_out.0", "attn.to_add_out"), DOUBLE)
+VALUES = (JOINT_VALUES, values(S, ("attn.to_v",), ("proj_out[0:dim]",), SINGLE))
 FOLDS = (
-    modulated(f"{B}.norm1.linear", 1, 0, tuple(f"{B}.{name}" for name in QKV), IN_DOUBLE),
-    modulated(f"{B}.norm1.linear", 4, 3, (f"{B}.ff.net.0.proj",), IN_DOUBLE),
-    modulated(f"{B}.norm1_context.linear", 1, 0, tuple(f"{B}.attn.{name}" for name in ADDED[:3]), IN_DOUBLE),
-    modulated(f"{B}.norm1_context.linear", 4, 3, (f"{B}.ff_context.net.0.proj",), IN_DOUBLE),
-    VALUES,
-    modulated(f"{S}.norm.linear", 1, 0, tuple(f"{S}.{name}" for name in (*QKV, "proj_mlp")), IN_SINGLE),
-    Folding((f"{S}.attn.to_v",), (f"{S}.proj_out[0:dim]",), "dim", IN_SINGLE),
+    modulated(f"{B}.norm1.linear", 1, 0, (f"{B}.{name}" for name in QKV), DOUBLE),
+    modulated(f"{B}.norm1.linear", 4, 3, (f"{B}.ff.net.0.proj",), DOUBLE),
+    modulated(f"{B}.norm1_context.linear", 1, 0, (f"{B}.attn.{name}" for name in ADDED[:3]), DOUBLE),
+    modulated(f"{B}.norm1_context.linear", 4, 3, (f"{B}.ff_context.net.0.proj",), DOUBLE),
+    modulated(f"{S}.norm.linear", 1, 0, (f"{S}.{name}" for name in (*QKV, "proj_mlp")), SINGLE),
+    *VALUES,
 )
 
 SPEC = DiffusionSpec(
@@ -149,6 +148,7 @@ SPEC = DiffusionSpec(
     check=check,
     tensors=TENSORS,
     folds=FOLDS,
+    unfolded={"norm": NO_WEIGHTS, "gated": NOT_LINEAR},
     marks={
         "original": (Marks(("double_blocks.0.img_attn.proj.weight", "vector_in.in_layer.weight")),),
         "diffusers": (Marks(("single_transformer_blocks.0.proj_mlp.weight", "time_text_embed.text_embedder.linear_1.weight"), none=("x_embedder.proj.weight",)),),

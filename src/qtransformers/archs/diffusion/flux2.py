@@ -10,6 +10,7 @@ from typing import Any
 
 from qtransformers.archs.diffusion import flux
 from qtransformers.archs.diffusion.flux import B, S
+from qtransformers.archs.diffusion.folds import NO_BIAS, NO_WEIGHTS, Folding, linear_half
 from qtransformers.archs.diffusion.hparams import counted, dim, pixels, setting, sized, told_by
 from qtransformers.archs.diffusion.parts import embedder, linear, on
 from qtransformers.archs.diffusion.shapes import Shapes
@@ -55,6 +56,17 @@ TENSORS = (
     *flux.outputs("never"),
 )  # fmt: skip
 
+IN_AND_OUT = (
+    f"{flux.S}.attn.to_qkv_mlp_proj",
+    f"{flux.S}.attn.to_out",
+)  # queries, keys, values, gate and what it is multiplied with
+FOLDS = (
+    flux.JOINT_VALUES,
+    *(linear_half(f"{flux.B}.{ff}.linear_in[ff:2*ff]", f"{flux.B}.{ff}.linear_out", flux.DOUBLE) for ff in ("ff", "ff_context")),
+    Folding("values", (f"{IN_AND_OUT[0]}[2*dim:3*dim]",), (f"{IN_AND_OUT[1]}[0:dim]",), "dim", flux.SINGLE),
+    Folding("gated", (f"{IN_AND_OUT[0]}[3*dim+ff:3*dim+2*ff]",), (f"{IN_AND_OUT[1]}[dim:dim+ff]",), "ff", flux.SINGLE),
+)  # fmt: skip
+
 SPEC = DiffusionSpec(
     id="flux2",
     title="Flux.2",
@@ -72,6 +84,8 @@ SPEC = DiffusionSpec(
     sizes=_sizes,
     check=flux.check,
     tensors=TENSORS,
+    folds=FOLDS,
+    unfolded={"modulation": NO_BIAS, "norm": NO_WEIGHTS},
     marks={
         "original": (Marks(("double_blocks.0.img_attn.proj.weight", "double_stream_modulation_img.lin.weight")),),
         "diffusers": (Marks(("double_stream_modulation_img.linear.weight", "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight")),),

@@ -7,8 +7,10 @@ tensor shows how many there are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from qtransformers.archs.diffusion.folds import NO_WEIGHTS, Folding, linear_half, modulated, values
 from qtransformers.archs.diffusion.hparams import (
     adds_up,
     as_many,
@@ -90,6 +92,28 @@ TENSORS = (
     linear("final_layer.linear", "pixels", "dim", role="output"),
 )  # fmt: skip
 
+
+def _folds(block: str, repeat: Mapping[str, str]) -> Iterator[Folding]:
+    experts = {"e": "num_routed_experts"}
+    ff = (f"{block}.ff_i.gate", *(f"{block}.ff_i.{which}.{w}" for which in ("shared_experts", "experts.{e}") for w in ("w1", "w3")))  # fmt: skip
+    yield modulated(f"{block}.adaLN_modulation.1", 1, 0, (f"{block}.attn1.{name}" for name in ("to_q", "to_k", "to_v")), repeat)  # fmt: skip
+    yield replace(modulated(f"{block}.adaLN_modulation.1", 4, 3, ff, repeat), each=experts)
+    yield linear_half(f"{block}.ff_i.shared_experts.w3", f"{block}.ff_i.shared_experts.w2", repeat, "shared")
+    yield linear_half(f"{block}.ff_i.experts.{{e}}.w3", f"{block}.ff_i.experts.{{e}}.w2", {**repeat, **experts})
+
+
+FOLDS = (
+    *_folds(TWO, DOUBLE),
+    modulated(
+        f"{TWO}.adaLN_modulation.1", 7, 6, (f"{TWO}.attn1.{name}" for name in ("to_q_t", "to_k_t", "to_v_t")), DOUBLE
+    ),
+    modulated(f"{TWO}.adaLN_modulation.1", 10, 9, (f"{TWO}.ff_t.w1", f"{TWO}.ff_t.w3"), DOUBLE),
+    values(TWO, ("attn1.to_v", "attn1.to_v_t"), ("attn1.to_out", "attn1.to_out_t"), DOUBLE),
+    linear_half(f"{TWO}.ff_t.w3", f"{TWO}.ff_t.w2", DOUBLE),
+    *_folds(ONE, SINGLE),
+    values(ONE, ("attn1.to_v",), ("attn1.to_out",), SINGLE),
+)
+
 SPEC = DiffusionSpec(
     id="hidream",
     title="HiDream",
@@ -114,6 +138,8 @@ SPEC = DiffusionSpec(
     sizes=_sizes,
     check=_check,
     tensors=TENSORS,
+    folds=FOLDS,
+    unfolded={"norm": NO_WEIGHTS},
     marks={"diffusers": (Marks(("double_stream_blocks.0.block.ff_i.shared_experts.w3.weight", "caption_projection.0.linear.weight")),)},
     variants={
         "HiDream-I1 and E1": {

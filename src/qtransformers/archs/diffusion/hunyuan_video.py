@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
+from qtransformers.archs.diffusion.folds import NOT_LINEAR, modulated, normed, values
 from qtransformers.archs.diffusion.hparams import (
     adds_up,
     axes,
@@ -128,6 +129,20 @@ TENSORS = (
     linear("proj_out", "pixels", "dim", "final_layer.linear", role="output"),
 )  # fmt: skip
 
+T, S, R = "transformer_blocks.{i}", "single_transformer_blocks.{i}", "context_embedder.token_refiner.refiner_blocks.{i}"
+FOLDS = (
+    modulated(f"{T}.norm1.linear", 1, 0, (f"{T}.attn.{name}" for name in QKVO[:3]), JOINT),
+    modulated(f"{T}.norm1.linear", 4, 3, (f"{T}.ff.net.0.proj",), JOINT),
+    modulated(f"{T}.norm1_context.linear", 1, 0, (f"{T}.attn.{name}" for name in ADDED[:3]), JOINT),
+    modulated(f"{T}.norm1_context.linear", 4, 3, (f"{T}.ff_context.net.0.proj",), JOINT),
+    values(T, ("attn.to_v", "attn.add_v_proj"), ("attn.to_out.0", "attn.to_add_out"), JOINT),
+    modulated(f"{S}.norm.linear", 1, 0, (*(f"{S}.attn.{name}" for name in QKVO[:3]), f"{S}.proj_mlp"), SINGLE),
+    values(S, ("attn.to_v",), ("proj_out[0:dim]",), SINGLE),
+    normed(f"{R}.norm1", (f"{R}.attn.{name}" for name in QKVO[:3]), REFINER),
+    normed(f"{R}.norm2", (f"{R}.ff.net.0.proj",), REFINER),
+    values(R, ("attn.to_v",), ("attn.to_out.0",), REFINER),
+)
+
 SPEC = DiffusionSpec(
     id="hyvid",
     title="HunyuanVideo",
@@ -137,6 +152,8 @@ SPEC = DiffusionSpec(
     sizes=_sizes,
     check=_check,
     tensors=TENSORS,
+    folds=FOLDS,
+    unfolded={"gated": NOT_LINEAR},
     marks={
         "original": (Marks(("double_blocks.0.img_attn_proj.weight", "txt_in.individual_token_refiner.blocks.0.self_attn_qkv.weight", "vector_in.in_layer.weight")),),
         "diffusers": (Marks(("x_embedder.proj.weight", "context_embedder.token_refiner.refiner_blocks.0.attn.to_q.weight", "time_text_embed.text_embedder.linear_1.weight"), none=("clean_x_embedder.proj.weight", "image_projection.up.weight")),),

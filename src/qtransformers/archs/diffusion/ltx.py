@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qtransformers.archs.diffusion.folds import NO_WEIGHTS, NOT_LINEAR, tabled, values
 from qtransformers.archs.diffusion.hparams import counted, dim, setting, sized, told_by
 from qtransformers.archs.diffusion.parts import (
     attention,
@@ -65,6 +66,13 @@ TENSORS = (
     linear("proj_out", "out_channels", "dim", "proj_out", role="output"),
 )  # fmt: skip
 
+TABLE, TIME = f"{FIRST}.scale_shift_table", "time_embed.linear"
+FOLDS = (
+    tabled(TABLE, TIME, 1, 0, (f"{FIRST}.attn1.{name}" for name in ("to_q", "to_k", "to_v")), BLOCK),
+    tabled(TABLE, TIME, 4, 3, (f"{FIRST}.ff.net.0.proj",), BLOCK),
+    *(values(f"{FIRST}.attn{n}", ("to_v",), ("to_out.0",), BLOCK) for n in (1, 2)),
+)
+
 SPEC = DiffusionSpec(
     id="ltxv",
     title="LTX-Video",
@@ -73,6 +81,8 @@ SPEC = DiffusionSpec(
     hparams=HPARAMS,
     sizes=lambda c: {"dim": dim(c)},
     tensors=TENSORS,
+    folds=FOLDS,
+    unfolded={"norm": NO_WEIGHTS, "gated": NOT_LINEAR},
     marks={
         "original": (Marks(("patchify_proj.weight", "adaln_single.emb.timestep_embedder.linear_2.weight", "caption_projection.linear_2.weight", "transformer_blocks.0.attn1.q_norm.weight"), none=("audio_patchify_proj.weight",)),),
         "diffusers": (Marks(("proj_in.weight", "time_embed.emb.timestep_embedder.linear_2.weight", "caption_projection.linear_2.weight", "transformer_blocks.0.attn1.norm_q.weight"), none=("audio_proj_in.weight",)),),

@@ -6,8 +6,10 @@ https://arxiv.org/abs/2503.21758
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from qtransformers.archs.diffusion.folds import SCALES_ALONE, Folding, linear_half, normed, values
 from qtransformers.archs.diffusion.hparams import (
     adds_up,
     as_many,
@@ -84,6 +86,21 @@ TENSORS = (
     linear("norm_out.linear_2", "pixels", "dim", "final_layer.linear", role="output"),
 )  # fmt: skip
 
+
+def _folds(name: str, count: str, norm1: str = "norm1.norm") -> Iterator[Folding]:
+    block, repeat = f"{name}.{{i}}", {"i": count}
+    yield normed(f"{block}.{norm1}", (f"{block}.attn.to_{n}" for n in "qkv"), repeat)
+    yield normed(f"{block}.ffn_norm1", (f"{block}.feed_forward.linear_{n}" for n in "13"), repeat)
+    yield replace(values(block, ("attn.to_v",), ("attn.to_out.0[0:dim]",), repeat, "kv"), head="head_dim")
+    yield linear_half(f"{block}.feed_forward.linear_3", f"{block}.feed_forward.linear_2", repeat)
+
+
+FOLDS = (
+    *_folds("noise_refiner", "num_refiner_layers"),
+    *_folds("context_refiner", "num_refiner_layers", "norm1"),
+    *_folds("layers", "num_layers"),
+)
+
 SPEC = DiffusionSpec(
     id="lumina2",
     title="Lumina-Image 2.0",
@@ -109,6 +126,8 @@ SPEC = DiffusionSpec(
     sizes=_sizes,
     check=_check,
     tensors=TENSORS,
+    folds=FOLDS,
+    unfolded={"modulation": SCALES_ALONE},
     marks={
         "original": (Marks(("cap_embedder.1.weight", "context_refiner.0.attention.qkv.weight"), none=("x_pad_token", "cap_pad_token")),),
         "diffusers": (Marks(("time_caption_embed.caption_embedder.1.weight", "context_refiner.0.attn.to_q.weight")),),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qtransformers.archs.diffusion.folds import NO_WEIGHTS, NOT_LINEAR, Folding, modulated, values
 from qtransformers.archs.diffusion.hparams import (
     adds_up,
     axes,
@@ -65,6 +66,18 @@ TENSORS = (
     linear("proj_out", "pixels", "dim", role="output"),
 )
 
+
+def _modulated(stream: str, layers: tuple[str, ...]) -> Iterator[Folding]:
+    yield modulated(f"{BLOCK}.{stream}_mod.1", 1, 0, (f"{BLOCK}.attn.{name}" for name in layers), BLOCKS)
+    yield modulated(f"{BLOCK}.{stream}_mod.1", 4, 3, (f"{BLOCK}.{stream}_mlp.net.0.proj",), BLOCKS)
+
+
+FOLDS = (
+    *_modulated("img", QKVO[:3]),
+    *_modulated("txt", ADDED[:3]),
+    values(BLOCK, ("attn.to_v", "attn.add_v_proj"), ("attn.to_out.0", "attn.to_add_out"), BLOCKS),
+)
+
 SPEC = DiffusionSpec(
     id="qwen_image",
     title="Qwen-Image",
@@ -86,6 +99,8 @@ SPEC = DiffusionSpec(
     sizes=lambda c: {"dim": dim(c), "pixels": pixels(c)},
     check=_check,
     tensors=TENSORS,
+    folds=FOLDS,
+    unfolded={"norm": NO_WEIGHTS, "gated": NOT_LINEAR},
     marks={"diffusers": (Marks(("transformer_blocks.0.img_mod.1.weight", "transformer_blocks.0.attn.add_q_proj.weight", "txt_norm.weight")),)},
     unused=(ZERO,),
     pipelines=("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qtransformers.archs.diffusion.folds import Folding, tabled, values
 from qtransformers.archs.diffusion.hparams import (
     counted,
     dim,
@@ -105,6 +106,20 @@ TENSORS = (
     linear("proj_out", "pixels", "dim", "final_layer.linear", role="output"),
 )  # fmt: skip
 
+FOLDS = (
+    tabled(
+        f"{FIRST}.scale_shift_table",
+        "time_embed.linear",
+        1,
+        0,
+        (f"{FIRST}.attn1.{n}" for n in ("to_q", "to_k", "to_v")),
+        BLOCK,
+    ),
+    Folding("norm", ("caption_norm",), (f"{FIRST}.attn2.to_k", f"{FIRST}.attn2.to_v"), "dim", each=BLOCK),
+    values(f"{FIRST}.attn1", ("to_v",), ("to_out.0",), BLOCK),
+    values(f"{FIRST}.attn2", ("to_v",), ("to_out.0",), BLOCK, "cross"),
+)
+
 
 def _variant(heads: int, cross_heads: int, cross_head_dim: int, **shown: int) -> dict[str, int]:
     told = {
@@ -123,6 +138,8 @@ SPEC = DiffusionSpec(
     sizes=_sizes,
     check=_check,
     tensors=TENSORS,
+    folds=FOLDS,
+    unfolded={"gated": "gated layers are convolutions, which stay plain"},
     marks={
         "original": (Marks(("x_embedder.proj.weight", "y_embedder.y_proj.fc1.weight", "blocks.0.mlp.inverted_conv.conv.weight")),),
         "diffusers": (Marks(("patch_embed.proj.weight", "caption_norm.weight", "transformer_blocks.0.ff.conv_inverted.weight")),),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qtransformers.archs.diffusion.folds import NO_WEIGHTS, NOT_LINEAR, modulated, values
 from qtransformers.archs.diffusion.hparams import counted, dim, heads, over, pixels, root, setting, sized
 from qtransformers.archs.diffusion.parts import (
     ADDED,
@@ -97,6 +98,18 @@ TENSORS = (
     linear("proj_out", "pixels", "dim", "final_layer.linear", role="output"),
 )  # fmt: skip
 
+IMAGE, TEXT, AGAIN = ([f"{B}.{attn}.{n}" for n in names[:3]] for attn, names in (("attn", QKVO), ("attn", ADDED), ("attn2", QKVO)))  # fmt: skip
+FOLDS = (
+    modulated(f"{B}.norm1.linear", 1, 0, IMAGE, BLOCKS),
+    modulated(f"{B}.norm1.linear", 4, 3, (f"{B}.ff.net.0.proj",), BLOCKS),
+    modulated(f"{B}.norm1.linear", 7, 6, AGAIN, BLOCKS, _dual),
+    modulated(f"{B}.norm1_context.linear", 1, 0, TEXT, BLOCKS, _unless(_last)),
+    modulated(f"{B}.norm1_context.linear", 0, 1, TEXT, BLOCKS, _last),
+    modulated(f"{B}.norm1_context.linear", 4, 3, (f"{B}.ff_context.net.0.proj",), BLOCKS, _unless(_last)),
+    values(B, ("attn.to_v", "attn.add_v_proj"), ("attn.to_out.0", "attn.to_add_out?"), BLOCKS),
+    values(B, ("attn2.to_v",), ("attn2.to_out.0",), BLOCKS, when=_dual),
+)
+
 SPEC = DiffusionSpec(
     id="sd3",
     title="Stable Diffusion 3 and 3.5",
@@ -120,6 +133,8 @@ SPEC = DiffusionSpec(
     sizes=lambda c: {"dim": dim(c), "pixels": pixels(c)},
     check=_check,
     tensors=TENSORS,
+    folds=FOLDS,
+    unfolded={"norm": NO_WEIGHTS, "gated": NOT_LINEAR},
     marks={
         "original": (Marks(("joint_blocks.0.x_block.attn.qkv.weight",)),),
         "diffusers": (Marks(("transformer_blocks.0.attn.add_q_proj.weight", "pos_embed.proj.weight", "time_text_embed.text_embedder.linear_1.weight")),),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qtransformers.archs.diffusion.folds import Folding
+from qtransformers.archs.diffusion.folds import Folding, Kind
 from qtransformers.archs.spec import HParam, Problem, TensorSpec, dimension
 
 Layout = Literal["original", "diffusers"]
@@ -96,7 +96,10 @@ class DiffusionSpec:
     original_names: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) on names that tools write otherwise
     unused: tuple[str, ...] = ()  # patterns of tensors in published files that nothing reads: left out with a warning
     pipelines: tuple[str, ...] = ()  # classes of diffusers that run it, the usual one first
-    folds: tuple[Folding, ...] = ()  # where scales may move without changing a picture
+    folds: (
+        tuple[Folding, ...] | Callable[[Mapping[str, Any]], Iterable[Folding]]
+    ) = ()  # where scales may move without changing a picture
+    unfolded: Mapping[Kind, str] = field(default_factory=dict)  # why scales have no place of a kind
     packs_convs: bool = False  # whether convolutions are quantised, as rows of `[out, in * kernel]`
     base: str = ""  # a published pipeline on the Hub
     paper: str = ""  # where it is described
@@ -105,6 +108,10 @@ class DiffusionSpec:
     def rows(self, config: Mapping[str, Any]) -> Iterable[TensorSpec]:
         """The rows that a model of this config has."""
         return self.tensors(config) if callable(self.tensors) else self.tensors
+
+    def foldings(self, config: Mapping[str, Any]) -> Iterable[Folding]:
+        """Where scales may move in a model of this config."""
+        return self.folds(config) if callable(self.folds) else self.folds
 
     def declared(self, config: Mapping[str, Any]) -> Iterator[Declared]:
         """Every tensor that a model of this config may have, those with biases that are forbidden too."""

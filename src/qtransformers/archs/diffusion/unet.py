@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from qtransformers.archs.diffusion.folds import Folding, Kind, linear_half, normed, values
 from qtransformers.archs.diffusion.hparams import as_many, setting, sized
 from qtransformers.archs.diffusion.parts import conv, embedder, linear, norm
 from qtransformers.archs.diffusion.spec import DiffusionSpec, Marks
@@ -195,6 +196,24 @@ def tensors(c: Mapping[str, Any]) -> Iterator[TensorSpec]:
     yield conv("conv_out", "out_channels", str(first), (3, 3), "out.2")
 
 
+def folds(c: Mapping[str, Any]) -> Iterator[Folding]:
+    """Of each transformer block; the norm before a matrix that brings inputs in takes scales up too."""
+    for row in tensors(c):
+        block, _, last = row.name.rpartition(".")
+        dim = row.shape[0]
+        if last == "proj_in" and row.role != "conv":
+            yield normed(f"{block}.norm", (row.name,), n=dim)
+        elif last == "norm3":
+            yield normed(f"{block}.norm1", (f"{block}.attn1.{name}" for name in ("to_q", "to_k", "to_v")), n=dim)
+            yield normed(f"{block}.norm2", (f"{block}.attn2.to_q",), n=dim)
+            yield normed(row.name, (f"{block}.ff.net.0.proj",), n=dim)
+            yield from (values(f"{block}.attn{n}", ("to_v",), ("to_out.0",), {}, dim) for n in (1, 2))
+            yield linear_half(f"{block}.ff.net.0.proj[0:4*{dim}]", f"{block}.ff.net.2", {}, f"4*{dim}")
+
+
+UNFOLDED: Mapping[Kind, str] = {"modulation": "the time is added, and scales nothing"}
+
+
 def _variant(cross: int, heads: tuple[int, ...], *channels: int) -> dict[str, Any]:
     return {"cross_attention_dim": cross, "block_out_channels": channels, "attention_head_dim": heads}
 
@@ -208,6 +227,8 @@ SD1 = DiffusionSpec(
     hparams=_hparams(64, "8 in Stable Diffusion 1, [5, 10, 20, 20] in 2"),
     check=_check,
     tensors=tensors,
+    folds=folds,
+    unfolded=UNFOLDED,
     marks={
         "original": (Marks(("input_blocks.0.0.weight", "time_embed.0.weight", "middle_block.1.proj_in.weight", "out.2.weight"), none=("label_emb.0.0.weight", "label_emb.weight")),),
         "diffusers": (Marks(("conv_in.weight", "down_blocks.0.downsamplers.0.conv.weight", "mid_block.attentions.0.proj_in.weight", "time_embedding.linear_1.weight"), none=("add_embedding.linear_1.weight", "class_embedding.weight", "down_blocks.0.motion_modules.0.norm.weight")),),
@@ -228,6 +249,8 @@ SDXL = DiffusionSpec(
     hparams=_hparams(128, "[5, 10, 20] in the base model, [6, 12, 24, 24] in the refiner"),
     check=_check,
     tensors=tensors,
+    folds=folds,
+    unfolded=UNFOLDED,
     marks={
         "original": (Marks(("input_blocks.0.0.weight", "label_emb.0.0.weight", "middle_block.1.proj_in.weight", "out.2.weight")),),
         "diffusers": (Marks(("conv_in.weight", "down_blocks.0.downsamplers.0.conv.weight", "mid_block.attentions.0.proj_in.weight", "add_embedding.linear_1.weight")),),

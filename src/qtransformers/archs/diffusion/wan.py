@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
+from qtransformers.archs.diffusion.folds import NOT_LINEAR, normed, tabled, values
 from qtransformers.archs.diffusion.hparams import as_many, counted, dim, kernel, over, setting, sized, told_by
 from qtransformers.archs.diffusion.parts import (
     NORMS,
@@ -99,6 +100,17 @@ TENSORS = (
 )  # fmt: skip
 
 
+B, TABLE, TIME = "blocks.{i}", "blocks.{i}.scale_shift_table", "condition_embedder.time_proj"
+FOLDS = (
+    tabled(TABLE, TIME, 1, 0, (f"{B}.attn1.{name}" for name in ("to_q", "to_k", "to_v")), BLOCK),
+    tabled(TABLE, TIME, 4, 3, (f"{B}.ffn.net.0.proj",), BLOCK),
+    normed(f"{B}.norm2", (f"{B}.attn2.to_q",), BLOCK, when=on("cross_attn_norm")),
+    values(B, ("attn1.to_v",), ("attn1.to_out.0",), BLOCK),
+    values(B, ("attn2.to_v", "attn2.add_v_proj?"), ("attn2.to_out.0",), BLOCK),
+    normed(f"{IMAGE}.norm1", (f"{IMAGE}.ff.net.0.proj",), n="image_dim", when=on("image_dim")),
+)
+
+
 def _variant(heads: int, **shown: Any) -> dict[str, Any]:
     return {**shown, "num_attention_heads": heads, "attention_head_dim": 128}
 
@@ -111,6 +123,8 @@ SPEC = DiffusionSpec(
     sizes=_sizes,
     check=_check,
     tensors=TENSORS,
+    folds=FOLDS,
+    unfolded={"gated": NOT_LINEAR},
     marks={
         "original": (Marks(("blocks.0.self_attn.norm_q.weight", "text_embedding.2.weight", "head.modulation"), none=("vace_blocks.0.before_proj.weight", "face_adapter.fuser_blocks.0.q_norm.weight")),),
         "diffusers": (Marks(("blocks.0.attn1.norm_q.weight", "condition_embedder.text_embedder.linear_2.weight", "patch_embedding.weight"), none=("vace_patch_embedding.weight", "motion_encoder.conv_in.weight")),),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qtransformers.archs.diffusion.folds import SCALES_ALONE, Folding, linear_half, normed, values
 from qtransformers.archs.diffusion.hparams import (
     adds_up,
     as_many,
@@ -94,6 +95,22 @@ TENSORS = (
     linear(f"all_final_layer.{PATCH}.linear", "patch", "dim", "final_layer.linear", role="output"),
 )  # fmt: skip
 
+
+def _folds(name: str, count: str, when: When | None = None) -> Iterator[Folding]:
+    block, repeat = f"{name}.{{i}}", {"i": count}
+    yield normed(f"{block}.attention_norm1", (f"{block}.attention.to_{n}" for n in "qkv"), repeat, when=when)
+    yield normed(f"{block}.ffn_norm1", (f"{block}.feed_forward.{w}" for w in ("w1", "w3")), repeat, when=when)
+    yield values(block, ("attention.to_v",), ("attention.to_out.0",), repeat, when=when)
+    yield linear_half(f"{block}.feed_forward.w3", f"{block}.feed_forward.w2", repeat, when=when)
+
+
+FOLDS = (
+    *_folds("noise_refiner", "n_refiner_layers"),
+    *_folds("context_refiner", "n_refiner_layers"),
+    *_folds("siglip_refiner", "n_refiner_layers", _omni),
+    *_folds("layers", "n_layers"),
+)
+
 SPEC = DiffusionSpec(
     id="z_image",
     title="Z-Image",
@@ -121,6 +138,8 @@ SPEC = DiffusionSpec(
     sizes=_sizes,
     check=_check,
     tensors=TENSORS,
+    folds=FOLDS,
+    unfolded={"modulation": SCALES_ALONE},
     marks={
         "original": (Marks(("cap_embedder.1.weight", "context_refiner.0.attention.qkv.weight", "x_pad_token", "cap_pad_token")),),
         "diffusers": (Marks((f"all_x_embedder.{PATCH}.weight", "context_refiner.0.attention.to_q.weight")),),

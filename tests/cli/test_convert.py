@@ -67,6 +67,7 @@ def test_exit_codes(words, code, demo, tmp_path, monkeypatch, capsys):
 def test_a_model_of_the_hub(data, tmp_path, command):
     server = HubServer()
     server.repos["house/demo"] = {p.name: p.read_bytes() for p in (data / "demo_model").iterdir()}
+    server.repos["house/broken"] = server.repos["house/demo"] | {"config.json": b"{"}
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     env = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
     out = tmp_path / "x.gguf"
@@ -74,6 +75,8 @@ def test_a_model_of_the_hub(data, tmp_path, command):
     assert before.returncode == 0, before.stderr
     assert "would write demo-Q4_K_M.gguf" in before.stderr and "blk.3.ffn_down.weight" in before.stdout
     assert not list((tmp_path / "hf").rglob("*.safetensors"))  # of weights the header was read
+    broken = command("convert", "house/broken", "--dry-run", env=env)
+    assert broken.returncode and "qtransformers: house/broken/config.json" in broken.stderr
     done = command("convert", "house/demo", "--name", "qtransformers demo", "-o", out, env=env)
     assert done.returncode == 0, done.stderr
     assert out.read_bytes() == (data / "demo-Q8_0.gguf").read_bytes()

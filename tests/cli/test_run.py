@@ -169,6 +169,7 @@ def test_a_full_context_is_never_silent(capsys):
         (["demo", ASK, "--pre", "nope"], 4, "'nope'"),
         (["no/such/file.gguf", ASK], 3, "no/such/file.gguf"),
         (["{data}/demo_model", ASK], 3, "holds no GGUF model"),
+        (["{data}/demo_model", ASK], 3, "(model_path is --model-path, gguf_path is MODEL)"),
         (["{data}/demo_model/config.json", ASK], 4, "config.json"),
         (["demo", ASK, "--model-path", "{data}/nowhere"], 3, "nowhere"),
         (["demo", ASK, "-c", "2000000000"], 5, "2,000,000,000 tokens take"),

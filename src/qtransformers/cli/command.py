@@ -13,7 +13,7 @@ from types import ModuleType
 
 from qtransformers import __version__
 from qtransformers.cli.terminal import table
-from qtransformers.errors import ConfigError, InsufficientMemoryError, QTransformersError
+from qtransformers.errors import QTransformersError
 
 VERBS = {
     "run": "chat with a model, or get one answer",
@@ -98,7 +98,11 @@ def _run(verb: ModuleType, args: argparse.Namespace) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         raise
-    except Exception:
+    except Exception as e:
+        if isinstance(e, QTransformersError):
+            from qtransformers.cli.flags import in_flags
+
+            e.args = (f"{e}{in_flags(str(e), vars(args))}",)
         if args.debug:
             from qtransformers.cli.terminal import printable
 
@@ -124,12 +128,10 @@ def _front() -> argparse.ArgumentParser:
 
 def _report(error: Exception) -> int:
     """One line on stderr for the error; its exit code."""
-    from qtransformers.cli.flags import in_flags
     from qtransformers.cli.terminal import printable
 
     if isinstance(error, QTransformersError):
-        hint = in_flags(str(error)) if isinstance(error, (ConfigError, InsufficientMemoryError)) else ""
-        print(f"qtransformers: {printable(str(error))}{hint}", file=sys.stderr)
+        print(f"qtransformers: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     if isinstance(error, MemoryError):
         print(

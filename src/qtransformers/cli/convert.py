@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from qtransformers.cli import learned
 from qtransformers.cli.flags import add_flags
 from qtransformers.cli.terminal import note, plain_warnings, progress, table
-from qtransformers.errors import ConfigError
+from qtransformers.errors import ConfigError, QTransformersError
 
 if TYPE_CHECKING:
     from qtransformers.convert import ConversionPlan
@@ -51,7 +51,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         return _run(args, None)
     with tempfile.TemporaryDirectory() as scratch:
-        return _run(args, Path(scratch))
+        try:
+            return _run(args, Path(scratch))
+        except QTransformersError as e:  # of headers that lie there for now
+            e.args = (str(e).replace(scratch, args.model),)
+            raise
 
 
 def _run(args: argparse.Namespace, scratch: Path | None) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,15 +237,24 @@ _ROWS = (
     Flag(("--dry-run",), "say what would be written, write nothing", env=False),
 )  # fmt: skip
 FLAGS: dict[str, Flag] = {row.name: row for row in _ROWS}
+DESTS = frozenset(row.dest for row in _ROWS)
 COMMON = ("verbose", "debug", "color")
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
-def in_flags(message: str) -> str:
-    """A hint for a message that speaks of fields by their names in Python; empty where it speaks of none."""
-    named = [f for f in FLAGS.values() if (f.field or f.dest) in message and f.spellings[-1] not in message]
-    named = [f for f in named if f.field or "_" in f.dest]
-    return f" ({', '.join(f'{f.field or f.dest} is {f.spellings[-1]}' for f in named)})" if named else ""
+def in_flags(message: str, known: Container[str] = DESTS) -> str:
+    """A hint for a message that speaks of arguments by their names in Python: which of a verb's (`known`, as parsed) they are."""
+    names = {
+        f.field or f.dest: f.spellings[-1] for f in FLAGS.values() if f.dest in known and (f.field or "_" in f.dest)
+    }
+    if "model" in known:
+        names["gguf_path"] = "MODEL"
+    said = [
+        f"{name} is {flag}"
+        for name, flag in names.items()
+        if re.search(rf"\b{name}\b", message) and flag not in message
+    ]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def add_flags(

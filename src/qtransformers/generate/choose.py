@@ -26,6 +26,9 @@ class Row(Protocol):
     def largest(self, n: int) -> tuple[NDArray[np.int64], F32] | None:
         """Ids, rising, and values, among them the `n` largest and all that equal the last of these; None where that cannot be said."""
 
+    def total(self) -> float:
+        """The logarithm of the sum of exponentials of all logits."""
+
     def values(self) -> F32:
         """All of it."""
 
@@ -63,11 +66,14 @@ def _among_few(s: Sequence, row: Row) -> int:
     if s.sampler.greedy:
         return row.best()
     n = s.sampler.n_candidates
-    found = row.largest(n) if 0 < n <= MOST_CANDIDATES else None
+    if n > MOST_CANDIDATES or (n == 0 and not s.sampler.cuts):
+        return -1
+    found = row.largest(n or MOST_CANDIDATES)
     if found is None:
         return -1
     ids, values = found
-    return int(ids[s.sampler(values, s.history, s.n_prompt)])
+    i = s.sampler(values, s.history, s.n_prompt) if n else s.sampler.among(values, row.total())
+    return int(ids[i]) if i >= 0 else -1
 
 
 def _hooked(hook: Callable[[NDArray[np.int32], F32], Any], tokens: NDArray[np.int32], logits: F32) -> F32:

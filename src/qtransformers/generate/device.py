@@ -216,6 +216,7 @@ class Rows:
         self._there, self._n_tokens, self._unused = there, n_tokens, unused
         self._best = best
         self._largest: tuple[NDArray[np.int64], F32] | None = None
+        self._totals: F32 | None = None
 
     def __len__(self) -> int:
         return len(self._there)
@@ -243,6 +244,14 @@ class Rows:
             self._largest = ids.cpu().numpy(), values.cpu().numpy()
         return self._largest
 
+    def totals(self) -> F32:
+        """Of each row, the logarithm of the sum of its exponentials."""
+        if self._totals is None:
+            from qtransformers.kernels.triton.candidates import totals
+
+            self._totals = totals(self._there, self._n_tokens, self._unused).cpu().numpy()
+        return self._totals
+
     def values(self, i: int) -> F32:
         """A row, whole."""
         row: F32 = self._there[i].cpu().numpy()
@@ -267,6 +276,10 @@ class Row:
             return None
         order = np.argsort(ids)
         return ids[order], values[order]
+
+    def total(self) -> float:
+        """The logarithm of the sum of exponentials of all."""
+        return float(self.rows.totals()[self.i])
 
     def values(self) -> F32:
         """All of it."""

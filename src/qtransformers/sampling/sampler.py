@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ STAGE_FIELDS = (
 )  # fmt: skip
 NAMING_TOKENS = ("logit_bias", "banned_tokens", "allowed_tokens")
 EVERYTHING = 2**63 - 1
+UNSURE = 1e-5  # of probability: sums in another order may fall on the other side of top-p
 
 
 class Sampler:
@@ -42,18 +44,45 @@ class Sampler:
         self._penalises = bool(s.repetition_penalty != 1 or s.frequency_penalty or s.presence_penalty)
         self._named = Named.of(s)
         self._edits = self._penalises or bool(s.dry_multiplier or any(getattr(s, name) for name in NAMING_TOKENS))
-        self._stages = Stages(*(getattr(s, name) for name in STAGE_FIELDS), mirostat=bool(s.mirostat_tau))
+        self._stages, self._after_top_p = (
+            Stages(*(getattr(t, name) for name in STAGE_FIELDS), mirostat=bool(t.mirostat_tau))
+            for t in (s, replace(s, top_p=1.0))
+        )
         self._rng = np.random.Generator(np.random.PCG64(s.seed))
         self._mu = 2 * s.mirostat_tau
         self._part = 1.0  # of the mass that mirostat left of the last distribution
 
     def __call__(self, logits: F32, tokens: History = (), n_prompt: int = 0) -> int:
         """The next token; QTransformersError when a logit is NaN or infinite, or none is above minus infinity."""
+        return self._sampled(self._edited(logits, tokens, n_prompt), self._stages)
+
+    def among(self, logits: F32, total: float) -> int:
+        """A call on the largest of a row's logits alone, where `total` is the logarithm of the sum of all their exponentials.
+
+        The number of one of them; -1, and nothing is drawn, where it takes all logits to say which may be drawn.
+        """
         s = self.sampling
-        logits = self._edited(logits, tokens, n_prompt)
+        if not self.cuts:
+            return -1
+        order = np.argsort(-logits, kind="stable")  # ties by id, as ids rise
+        p = np.exp(logits[order].astype(np.float64) - total)
+        if s.top_p < 1:
+            sums = np.cumsum(p)
+            n = int(np.searchsorted(sums, s.top_p)) + 1
+            if n >= len(p) or np.abs(sums - s.top_p).min() < UNSURE:
+                return -1
+        else:
+            n = len(p)
+            if not p[-1] < s.min_p * p[0]:
+                return -1
+        kept = np.sort(order[:n])
+        return int(kept[self._sampled(np.ascontiguousarray(logits[kept]), self._after_top_p)])
+
+    def _sampled(self, logits: F32, stages: Any) -> int:
+        s = self.sampling
         coin = self.uniform() if s.temperature and s.xtc_probability else 1.0
         u = self.uniform() if s.temperature else 0.0
-        token, bits = kernels_for(logits).sample(logits, self._stages, u, coin, self._mu)
+        token, bits = kernels_for(logits).sample(logits, stages, u, coin, self._mu)
         if token < 0:
             raise self._nothing(logits, -1 - token)
         if s.mirostat_tau and s.temperature:
@@ -70,6 +99,13 @@ class Sampler:
         """How many of the largest logits a call looks at; 0: all of them, or they change before."""
         s = self.sampling
         return 0 if self._edits or s.mirostat_tau or s.top_n_sigma else s.top_k
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a call gives one of the likeliest by their probabilities alone: `among` may do then."""
+        s = self.sampling
+        whole = self._edits or s.mirostat_tau or s.top_n_sigma or s.typical_p < 1 or s.top_k
+        return bool(s.temperature and not whole and (s.top_p < 1 or s.min_p))
 
     def distribution(self, logits: F32, tokens: History = (), n_prompt: int = 0) -> tuple[Ids, F64]:
         """The ids that a call could give, rising, and their probabilities; draws nothing. XTC's chance is part of them."""

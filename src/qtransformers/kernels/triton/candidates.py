@@ -47,8 +47,15 @@ def _best_kernel(logits, unused, ids, stride, n, UNUSED: tl.constexpr, BLOCK: tl
 
 def largest(logits: Tensor, k: int, n_tokens: int, unused: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Ids and values `[R, k]` of each row's largest logits, largest first; see `best`."""
-    kept = logits[:, :n_tokens]
-    if unused is not None:
-        kept = kept.masked_fill(unused[:n_tokens], float("-inf"))
-    values, ids = torch.topk(kept, min(k, n_tokens), -1)
+    values, ids = torch.topk(_possible(logits, n_tokens, unused), min(k, n_tokens), -1)
     return ids, values
+
+
+def totals(logits: Tensor, n_tokens: int, unused: Tensor | None = None) -> Tensor:
+    """The logarithm `[R]` of the sum of exponentials of each row; see `best`."""
+    return torch.logsumexp(_possible(logits, n_tokens, unused), -1)
+
+
+def _possible(logits: Tensor, n_tokens: int, unused: Tensor | None) -> Tensor:
+    kept = logits[:, :n_tokens]
+    return kept if unused is None else kept.masked_fill(unused[:n_tokens], float("-inf"))

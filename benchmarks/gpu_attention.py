@@ -20,6 +20,7 @@ from paged import PagedCase
 ROTATED = 192 << 20  # bytes of pages that take turns, more than any card's cache
 CONTEXTS = {1: (1024, 8192, 65536), 16: (1024, 8192, 65536)}  # of so many sequences at once
 PROMPTS = (1024, 4096, 16384)
+PROMPTED = ("f16", "q8", "q4")
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,24 @@ class Heads:
 LLAMA = Heads("Llama 3 8B, 32 heads over 8 of 128", 32, 8, 128, 128)
 GEMMA = Heads("Gemma 2 9B, 16 over 8 of 256", 16, 8, 256, 256)
 LATENT = Heads("DeepSeek V3, 128 over one of 576", 128, 1, 576, 512)
+SHAPES = (LLAMA, GEMMA, LATENT)
+CODECS = tuple(kv.CODECS)
+TINY = {
+    "ROTATED": 1, "CONTEXTS": {1: (1024,), 2: (300,)}, "PROMPTS": (16,), "SHAPES": (Heads("tiny", 4, 2, 32, 32),), "CODECS": ("f16", "q6")
+}  # fmt: skip
 
 
-def measure(card: Card) -> tuple[str, str]:
+def measure(card: Card, options) -> tuple[str, str]:
     """The title and text for RESULTS.md."""
     device = card.device
-    read = reading(device)
+    read = card.read
     parts = [
         f"Reading memory: {read / 1e9:,.0f} GB/s. One layer, float16 in and out; pages of all calls are larger than the cache. "
         "The error is relative to the largest value of the NumPy twin, of an answer and of a prompt."
     ]
-    for heads in (LLAMA, GEMMA, LATENT):
+    for heads in SHAPES:
         rows = []
-        for codec in kv.CODECS:
+        for codec in CODECS:
             cells = [codec, f"{worst(heads, codec, device):.1e}"]
             for n, contexts in CONTEXTS.items():
                 cells += [rate(heads, codec, n, context, device, read) for context in contexts]
@@ -62,12 +68,12 @@ def measure(card: Card) -> tuple[str, str]:
         parts.append(f"{heads.name}: an answer's token, GB/s of keys and values and their part of reading.")
         parts.append(table(("cache", "error", *many), rows))
     rows = []
-    for heads in (LLAMA, GEMMA):
+    for heads in SHAPES[:2]:
         for length in PROMPTS:
             theirs = seconds([plain(heads, length, device)], rounds=7)
             work = operations(heads, length)
             cells = [f"{heads.name}, {length}", f"{work / theirs / 1e12:.0f}"]
-            for codec in ("f16", "q8", "q4"):
+            for codec in PROMPTED:
                 ours = seconds([step(heads, codec, [length], [length], device)], rounds=7)
                 cells.append(f"{work / ours / 1e12:.0f} ({100 * theirs / ours:.0f}%)")
             rows.append(cells)
@@ -77,12 +83,6 @@ def measure(card: Card) -> tuple[str, str]:
     )
     parts.append(table(("heads, tokens", "torch", "f16", "q8", "q4"), rows))
     return "attention", "\n\n".join(parts)
-
-
-def reading(device: torch.device) -> float:
-    """Bytes that the card reads per second, by torch's sum of a gigabyte."""
-    x = torch.zeros(1 << 28, dtype=torch.float32, device=device)
-    return x.nbytes / seconds([x.sum])
 
 
 def worst(heads: Heads, codec: str, device: torch.device, past: tuple[int, int] = (700, 30)) -> float:

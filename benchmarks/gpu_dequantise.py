@@ -20,14 +20,18 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from blocks import edge_blocks, random_blocks
 
 N = 1 << 28  # values decoded, which the cache does not hold
+SOME = 1 << 18  # of them made, the others are copies
+CHECKED = 1 << 16  # values whose bits are compared
 SENT = 4 << 30  # bytes
+TYPES = tuple(LAYOUTS)
+TINY = {"N": 1 << 12, "SOME": 1 << 11, "CHECKED": 1 << 10, "SENT": 1 << 22, "TYPES": ("Q4_K", "MXFP4")}
 BITS = {4: torch.int32, 2: torch.int16}
 
 
-def measure(card: Card) -> tuple[str, str]:
+def measure(card: Card, options) -> tuple[str, str]:
     """The title and text for RESULTS.md."""
     rows = []
-    for name in LAYOUTS:
+    for name in TYPES:
         kind = BY_NAME[name]
         wrong = [str(dtype) for dtype in OUTPUTS if not exact(kind, dtype, card.device)]
         cells = [name, f"WRONG in {', '.join(wrong)}" if wrong else "all"]
@@ -47,7 +51,7 @@ def measure(card: Card) -> tuple[str, str]:
 def exact(kind: QuantType, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the card gives the bits of the NumPy truth, rounded by torch where `dtype` is narrower."""
     raw = np.concatenate(
-        [random_blocks(kind, 1 << 16 >> kind.block_size.bit_length()), edge_blocks(kind, specials=True)]
+        [random_blocks(kind, max(1, CHECKED // 2 // kind.block_size)), edge_blocks(kind, specials=True)]
     )
     truth = torch.from_numpy(reference_dequantize(raw, kind)).to(dtype)
     found = dequantise(torch.from_numpy(raw).to(device), kind, truth.shape, dtype).cpu()
@@ -57,15 +61,16 @@ def exact(kind: QuantType, dtype: torch.dtype, device: torch.device) -> bool:
 
 def rate(kind: QuantType, dtype: torch.dtype, device: torch.device) -> float:
     """Bytes read and written per second."""
-    some = torch.from_numpy(random_blocks(kind, (1 << 18) // kind.block_size)).to(device)
-    data = some.repeat(N >> 18)
+    some = torch.from_numpy(random_blocks(kind, SOME // kind.block_size)).to(device)
+    data = some.repeat(N // SOME)
     out = torch.empty(N, dtype=dtype, device=device)
     return (data.nbytes + out.nbytes) / seconds([lambda: dequantise(data, kind, (N,), dtype, out)])
 
 
 def pinned_copy(data: np.ndarray, device: torch.device) -> float:
     """Bytes per second of one copy from pinned memory: what the bus gives."""
-    pinned = torch.from_numpy(data).pin_memory()
+    pinned = torch.from_numpy(data)
+    pinned = pinned.pin_memory() if device.type == "cuda" else pinned
     out = torch.empty_like(pinned, device=device)
     return data.size / seconds([lambda: out.copy_(pinned, non_blocking=True)], rounds=5)
 
@@ -73,14 +78,13 @@ def pinned_copy(data: np.ndarray, device: torch.device) -> float:
 def uploads(card: Card) -> str:
     """Weights from main memory, as they are and decoded."""
     kind = BY_NAME["Q4_K"]
-    some = random_blocks(kind, 1 << 14)
+    some = random_blocks(kind, min(1 << 14, SENT // 1024))
     data = np.tile(some, SENT // some.size)
     quarter = data[: some.size * (SENT // some.size // 4)]  # the floats take more room
     bus = pinned_copy(data, card.device)
     lines = []
     for what, decoded in (("as they are", False), ("decoded to bf16 on arrival", True)):
-        before = torch.cuda.memory_allocated(card.device)
-        torch.cuda.reset_peak_memory_stats(card.device)
+        before = card.taken()
         start = time.perf_counter()
         with Upload(card.device) as upload:
             if decoded:
@@ -88,9 +92,9 @@ def uploads(card: Card) -> str:
                 found = upload.floats(quarter, kind, shape, torch.bfloat16)
             else:
                 found = upload.blocks(data)
-        torch.cuda.synchronize(card.device)
+        card.wait()
         speed = upload.done / (time.perf_counter() - start)
-        extra = torch.cuda.max_memory_allocated(card.device) - before - found.nbytes
+        extra = card.taken(most=True) - before - found.nbytes
         said = staging(decoded)
         lines.append(
             f"Blocks of Q4_K from main memory, {what}: {speed / 1e9:.1f} GB/s, {100 * speed / bus:.0f}% of one pinned copy "

@@ -23,18 +23,24 @@ ROWS, COLUMNS = 14336, 4096  # of a feed-forward layer of an 8B model
 SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336), (128256, 4096))
 GOALS = ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "IQ4_XS", "MXFP4")
 ROTATED = 192 << 20  # bytes of weights that take turns, more than any card's cache
+MANY = (16, 64, 256, 512, 2048, 8192)  # tokens
+CHECKED = (1, 3, 8, 40, 300)  # tokens
+CHECKED_ROWS = 77
+NAMES = tuple(name for name in LAYOUTS if not BY_NAME[name].activation)
+TINY = {
+    "ROWS": 16, "COLUMNS": 256, "SHAPES": ((16, 256),) * 4, "GOALS": ("Q4_K",), "ROTATED": 1, "MANY": (16,), "CHECKED": (1,), "CHECKED_ROWS": 5, "NAMES": ("Q4_K",)
+}  # fmt: skip
 BOUNDS = {"fast": 5e-3, "high": 1e-5, "exact": 1e-6}  # of the norms of x and of a row
 
 
-def measure(card: Card) -> tuple[str, str]:
+def measure(card: Card, options) -> tuple[str, str]:
     """The title and text for RESULTS.md."""
-    read = reading(card.device)
-    names = [name for name in LAYOUTS if not BY_NAME[name].activation]
+    read = card.read
     parts = [
         f"Reading memory: {read / 1e9:,.0f} GB/s. Products of [{ROWS}, {COLUMNS}], weights larger than the cache, in CUDA graphs."
     ]
     rows = []
-    for name in names:
+    for name in NAMES:
         cells = [name, worst(name, card.device)]
         for tokens in (1, 2, 4, 8):
             _, rate = speed(name, ROWS, COLUMNS, tokens, card.device)
@@ -51,7 +57,7 @@ def measure(card: Card) -> tuple[str, str]:
     head = ("one token, of reading", *(f"{r} x {c}" for r, c in SHAPES))
     parts.append(table(head, rows))
     rows = []
-    for tokens in (16, 64, 256, 512, 2048, 8192):
+    for tokens in MANY:
         plain = cublas(tokens, card.device)
         cells = [str(tokens), f"{plain * 1e6:.0f} us"]
         for name in ("Q4_K", "Q6_K", "Q8_0"):
@@ -62,12 +68,6 @@ def measure(card: Card) -> tuple[str, str]:
     head = ("tokens", "cuBLAS bf16", "Q4_K, of its speed", "Q6_K", "Q8_0")
     parts.append(table(head, rows))
     return "products", "\n\n".join(parts)
-
-
-def reading(device: torch.device) -> float:
-    """Bytes that the card reads per second, by torch's sum of a gigabyte."""
-    x = torch.zeros(1 << 28, dtype=torch.float32, device=device)
-    return x.nbytes / seconds([x.sum])
 
 
 def weights(name: str, rows: int, columns: int, device: torch.device, accuracy: str = "fast") -> list[Weight]:
@@ -98,9 +98,11 @@ def worst(name: str, device: torch.device) -> str:
     """The largest error of small products against float64, as a part of its bound."""
     kind, found = BY_NAME[name], 0.0
     columns = 5 * max(kind.block_size, 256)
-    tensor = QTensor(name, kind, (77, columns), random_blocks(kind, 77 * columns // kind.block_size))
+    tensor = QTensor(
+        name, kind, (CHECKED_ROWS, columns), random_blocks(kind, CHECKED_ROWS * columns // kind.block_size)
+    )
     norms = np.linalg.norm(tensor.dequantize(), axis=-1)
-    for accuracy, tokens in product(BOUNDS, (1, 3, 8, 40, 300)):
+    for accuracy, tokens in product(BOUNDS, CHECKED):
         x = np.random.default_rng(tokens).standard_normal((tokens, columns), np.float32)
         y = multiply.linear(torch.from_numpy(x).to(device), bind(tensor, accuracy, device)).cpu().numpy()
         error = np.abs(y - reference.linear(x, tensor)) / (np.linalg.norm(x, axis=-1)[:, None] * norms)

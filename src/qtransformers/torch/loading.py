@@ -251,7 +251,7 @@ def compute_buffers(model: Any) -> None:
         tensor._is_hf_initialized = not any(tensor is w for w in waiting.values())
     for module in model.modules():
         if isinstance(module, (QuantWeight, QuantLinear, QuantEmbedding, QuantJoined, QuantTransposed, QuantExperts)):
-            module._is_hf_initialized = True  # type: ignore[assignment]
+            vars(module)["_is_hf_initialized"] = True
     model.initialize_weights()
     left = [name for name in waiting if _same(model.get_buffer(name), _unset(waiting[name]))]
     left += [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]

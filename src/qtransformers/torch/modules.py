@@ -14,10 +14,10 @@ from qtransformers.torch.weight import QuantWeight
 Tensor = torch.Tensor
 
 
-def _keep_order(module: nn.Module, order: Any) -> None:
+def _keep_order(module: QuantLinear | QuantJoined, order: Any) -> None:
     """A buffer only where there is an order: tools that move buffers trip over one that is None."""
     if order is None:
-        module.order = None  # type: ignore[assignment]
+        module.order = None
     else:
         module.register_buffer("order", torch.as_tensor(order, dtype=torch.int64), persistent=False)
 
@@ -96,7 +96,7 @@ class QuantJoined(nn.Module):
 
     @property
     def _all(self) -> list[QuantLinear | QuantTransposed]:
-        return list(self.parts)  # type: ignore[arg-type]
+        return [part for part in self.parts if isinstance(part, (QuantLinear, QuantTransposed))]
 
     def dequantize(self) -> Tensor:
         """The weight `[out, in]` in the order of the outputs."""

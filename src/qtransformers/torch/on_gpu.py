@@ -5,38 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
+from qtransformers.errors import UnsupportedError
 from qtransformers.kernels import triton as kernels
 from qtransformers.kernels.triton.dequantise import dequantise
-from qtransformers.tensor import QTensor
+from qtransformers.kernels.triton.device import current
+from qtransformers.kernels.triton.weights import Experts, Weight, why_not
 from qtransformers.types import TYPES, QuantType
 
 Tensor = torch.Tensor
-ELSEWHERE = np.empty(0, np.uint8)  # the bytes of a QTensor whose blocks are on the device
 
 
 def bound(blocks: Tensor, shape: tuple[int, ...], type_id: int, name: str, accuracy: str) -> Any:
-    """Blocks as the kernels take them; they lie where they did."""
-    return kernels.bind(QTensor(name, TYPES[type_id], shape, ELSEWHERE), accuracy, data=blocks.reshape(-1))
+    """Blocks as the kernels take them; they lie where they did. For each call anew, so that no moved blocks are kept, and thus briefly."""
+    kind = TYPES[type_id]
+    if reason := why_not(kind):
+        raise UnsupportedError(f"{name}: {reason}. Keep the layer on the CPU.")
+    return (Weight if len(shape) == 2 else Experts)(blocks.view(-1), shape, kind, name, accuracy)
 
 
 def multiply(x: Tensor, w: Any) -> Tensor:
     """`x [T, in] @ w [out, in].T`: `[T, out]` f32."""
-    with _device_of(x):
+    with current(x.device):
         return kernels.linear(_floats(x), w, None)
 
 
 def pick(ids: Tensor, w: Any) -> Tensor:
     """Rows `ids [T]`: `[T, n]` f32; NaN for an id that has no row, as nothing here waits for the device."""
-    with _device_of(ids):
+    with current(ids.device):
         return kernels.embedding(_numbers(ids), w)
 
 
 def mix(x: Tensor, ids: Tensor, weights: Tensor, stacks: Sequence[Any], act: str, biases: Sequence[Tensor]) -> Tensor:
     """Each token through its experts; see ops.mix. There must be such experts."""
-    with _device_of(x):
+    with current(x.device):
         return kernels.moe(_floats(x), _numbers(ids), _floats(weights), *stacks, act, *[_floats(b) for b in biases])
 
 
@@ -52,8 +55,3 @@ def _floats(x: Tensor) -> Tensor:
 
 def _numbers(ids: Tensor) -> Tensor:
     return ids.clamp(-1, 2**31 - 1).to(torch.int32)
-
-
-def _device_of(x: Tensor) -> Any:
-    """Triton launches where torch's current device is."""
-    return torch.cuda.device_of(x)  # type: ignore[no-untyped-call]

@@ -55,8 +55,10 @@ def mix(x: Tensor, ids: Tensor, weights: Tensor, stacks: Sequence[Any], act: str
     n = stacks[0].shape[0]
     if chosen.size and not 0 <= chosen.min() <= chosen.max() < n:
         raise ConfigError(f"{stacks[0].name}: a token was sent to expert {chosen.max()}; expected 0 to {n - 1}.")
+    gate, up, down = stacks
+    of_gate, of_up, of_down = (_floats(b) for b in biases) if biases else (None, None, None)
     with _pool(torch.get_num_threads()):
-        y = cpu.moe(_floats(x), chosen.astype(np.int32), _floats(weights), *stacks, act, *[_floats(b) for b in biases])  # type: ignore[call-arg]  # fmt: skip
+        y = cpu.moe(_floats(x), chosen.astype(np.int32), _floats(weights), gate, up, down, act, of_gate, of_up, of_down)
     return torch.from_numpy(y)
 
 

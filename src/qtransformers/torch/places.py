@@ -159,8 +159,9 @@ def rows_of(slot: Slot, out: int, width: int, columns: bool, hparams: Mapping[st
     if slot.spec.hf_values is None:
         return Rows(numbers)
     index = np.broadcast_to(numbers, (width, out)) if columns else np.broadcast_to(numbers[:, None], (out, width))
+    values: Any = index if width else numbers  # whole numbers, which show where values go
     try:
-        found: NDArray[Any] = np.asarray(slot.spec.hf_values(index if width else numbers, hparams))  # type: ignore[arg-type]
+        found: NDArray[Any] = np.asarray(slot.spec.hf_values(values, hparams))
     except (ValueError, IndexError):
         return None
     if not width and found.ndim == 1:

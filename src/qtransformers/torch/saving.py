@@ -48,6 +48,9 @@ def save_gguf(model: Any, path: str | Path, type: str | None = None, *, tokenize
     if isinstance(origin, Origin) and type is None:
         _write_as_it_is(model, origin, path, overwrite)
         return path
+    wanted = type or PLAIN.get(model.dtype)
+    if wanted is None:
+        raise ConfigError(f"the model's dtype is {model.dtype}; expected a type to write, such as 'Q8_0'.")
     with tempfile.TemporaryDirectory(prefix=".save_gguf-", dir=path.parent) as temporary:
         folder = Path(temporary) / (path.stem or "model")
         if isinstance(origin, Origin):
@@ -55,10 +58,7 @@ def save_gguf(model: Any, path: str | Path, type: str | None = None, *, tokenize
             _write_as_it_is(model, origin, source, False)
         else:
             source = _checkpoint(model, tokenizer, folder)
-            type = type or PLAIN.get(model.dtype)
-            if type is None:
-                raise ConfigError(f"the model's dtype is {model.dtype}; expected a type to write, such as 'Q8_0'.")
-        return convert(source, path, type, overwrite=overwrite)  # type: ignore[arg-type]
+        return convert(source, path, wanted, overwrite=overwrite)
 
 
 def _checkpoint(model: Any, tokenizer: Any, folder: Path) -> Path:

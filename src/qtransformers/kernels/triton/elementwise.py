@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.table import FUNCTIONS
 from qtransformers.kernels.triton.few import put_packed
-from qtransformers.kernels.triton.products import room_for_packed, version
+from qtransformers.kernels.triton.products import attach, room_for_packed
 
 Tensor = torch.Tensor
 FEW = 8  # tokens that enter products packed
@@ -53,7 +52,7 @@ def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, cen
             BLOCK=block, CENTRED=centred, WEIGHT=weight is not None, BIAS=bias is not None, num_warps=_warps(block),
         )  # fmt: skip
         if found is not None:
-            y.packed = replace(found, version=version(y))  # type: ignore[attr-defined]  # products look for it
+            attach(y, found)
     return y
 
 

@@ -6,7 +6,7 @@ Nothing here waits for the device, so that all of it can be captured in a CUDA g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -64,6 +64,11 @@ def room_for_packed(rows: int, columns: int, planes: int, device: torch.device) 
     sizes = ((columns, torch.int8), (columns // 32, torch.float32), (columns // 16, torch.float32))
     codes, scales, sums = (torch.empty(planes * rows, size, dtype=kind, device=device) for size, kind in sizes)
     return Packed(codes, scales, sums, planes, rows)
+
+
+def attach(x: Any, made: Packed) -> None:
+    """Let `packed` find what was made of x beside it."""
+    x.packed = replace(made, version=version(x))
 
 
 def packed(x: Tensor, planes: int, rows: int) -> Packed:

@@ -16,6 +16,7 @@ import interpreter  # noqa: F401
 from qtransformers import Model, machine
 from qtransformers.cache import CODECS, Batch, PagedCache
 from qtransformers.cache.batch import room
+from qtransformers.cli import answers as answers_
 from qtransformers.errors import ConfigError, InsufficientMemoryError, UnsupportedError
 from qtransformers.generate import choose
 from qtransformers.generate.choose import _among_few
@@ -117,6 +118,18 @@ def test_a_small_card(data, monkeypatch):
         load(data, "cuda:0")
     with load(data, "auto") as model:
         assert not model.plan.devices
+
+
+def test_a_bar_shows_how_fast_weights_go_to_a_card(data, card, monkeypatch):
+    """By what `run` loads with: bytes so far, in all, and nothing of what stays on the CPU."""
+    seen = []
+    monkeypatch.setattr(answers_, "progress", lambda title, color: nullcontext(lambda *at: seen.append((title, *at))))
+    placement = {"placement": "cpu,attn[1]=cuda:0", "context_length": 256}
+    with answers_.on_its_way("off", data / "demo-Q8_0.gguf", None, **placement) as model:
+        total = sum(t.nbytes for t in model.plan.tensors if t.device == "cuda:0")
+    assert len(seen) == 4 and seen[-1] == ("sending weights to the GPU", total, total)
+    with answers_.on_its_way("off", data / "demo-Q8_0.gguf", None, placement="cpu", context_length=256):
+        assert len(seen) == 4
 
 
 def test_memory_that_runs_out_half_way_is_given_back(data, card, monkeypatch):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qtransformers.cli.flags import ENDING, FLAGS, SAMPLING
 from qtransformers.cli.models import fetched
@@ -22,6 +22,11 @@ from qtransformers.load.files import memory_text, size_text
 from qtransformers.load.plan import LoadPlan
 from qtransformers.machine import huge_mapped
 from qtransformers.model import Model
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from qtransformers.options import LoadOptions
 
 Message = dict[str, str]
 ENDS = {
@@ -112,7 +117,8 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
                 "dim",
                 args.color,
             )
-        model = Model.load(
+        model = on_its_way(
+            args.color,
             path,
             args.model_path,
             context_length=args.ctx_size,
@@ -146,6 +152,12 @@ def talk(args: argparse.Namespace) -> Iterator[Talk]:
             raw = args.raw or continues(model, args)
             options = request_options(args) | loras(model, args.lora)
             yield Talk(model, options, args.system, raw, args.verbose, args.color)
+
+
+def on_its_way(color: str, path: str | Path, model_path: str | Path | None, **options: Unpack[LoadOptions]) -> Model:
+    """A loaded model, with a bar of what goes to GPUs, where anything does."""
+    with progress("sending weights to the GPU", color) as update:
+        return Model.load(path, model_path, progress=lambda done, total, speed: update(done, total), **options)
 
 
 def preload(path: Path, color: str) -> None:

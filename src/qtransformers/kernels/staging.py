@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+Progress = Callable[[int, int, float], None]  # bytes that were sent, bytes in all, GB/s until now
 CHUNK = 64 << 20  # bytes of a buffer
 SLAB_BYTES = 1 << 27  # of weights decoded at once for a product of many tokens
 TILE_TOKENS = {"fast": 256, "high": 32, "exact": 32}  # up to which tiles are decoded in registers

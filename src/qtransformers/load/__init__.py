@@ -13,6 +13,7 @@ from qtransformers.archs.hparams import Hyperparameters
 from qtransformers.archs.spec import ArchSpec
 from qtransformers.cache import PagedCache
 from qtransformers.errors import ConfigError, UnsupportedError
+from qtransformers.kernels.staging import Progress
 from qtransformers.kernels.table import ACCURACY
 from qtransformers.load.chat.templates import ChatTemplates, templates_from_files, templates_from_gguf
 from qtransformers.load.config import (
@@ -87,6 +88,7 @@ def load(
     mlock: bool = False,
     preload: bool = False,
     part: Part | None = None,
+    progress: Progress | None = None,
     settings: Settings | None = None,
     hub: Hub | None = None,
     **options: Unpack[PrepareOptions],
@@ -96,7 +98,7 @@ def load(
     `placement` says which device holds what: only the CPU unless it says more. `accuracy` is that of products with
     quantised weights (kernels.cpu.bind); `pre` overrides the GGUF's pre-tokenizer. Weights are read ahead in the
     background; `preload` waits until they are in memory, `mlock` keeps them there. `part` loads the layers of one stage
-    of a pipeline and nothing else. Raises LoadError or UnsupportedError with everything that is wrong,
+    of a pipeline and nothing else; `progress` hears of weights on their way to GPUs. Raises LoadError or UnsupportedError with everything that is wrong,
     and what `resolve` raises.
     """
     sources = resolve(gguf_path, model_path, settings, hub)
@@ -126,7 +128,9 @@ def load(
     tokenizer = load_tokenizer(sources, pre=pre, rows=prepared.hparams.vocab_size)
     from qtransformers.load.place import place  # here the extension is needed, planning does without
 
-    weights = place(prepared.spec, plan, gguf.tensors, prepared.hparams.n_layers, options.get("accuracy", ACCURACY))
+    weights = place(
+        prepared.spec, plan, gguf.tensors, prepared.hparams.n_layers, options.get("accuracy", ACCURACY), progress
+    )
     if part is not None and layers is not None:
         keep_part(weights, whole_plan, plan, layers, part)
     return Loaded(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from qtransformers.archs.spec import REMAKE, ArchSpec, Slot
 from qtransformers.errors import InsufficientMemoryError, LoadError
 from qtransformers.kernels import cpu
+from qtransformers.kernels.staging import Progress
 from qtransformers.kernels.table import ACCURACIES, ACCURACY
 from qtransformers.load.plan import DECODED_ROLES, LoadPlan
 from qtransformers.tensor import QTensor
 
-Progress = Callable[[int, int, float], None]  # bytes, bytes in all, GB/s until now
 # Vectors that meet the activations, which are on the model's main device, wherever their layer's matrices are.
 BESIDE_X = ("norm", "state")
 

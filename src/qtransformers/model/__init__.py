@@ -18,6 +18,7 @@ from qtransformers.generate import Completion, Stream
 from qtransformers.generate.embed import check_pooling, embed, normalized
 from qtransformers.generate.prepare import MAX_LOGPROBS
 from qtransformers.generate.requests import prompt_ids, texts
+from qtransformers.kernels.staging import Progress
 from qtransformers.load.chat.formats import prompt_format as named_format
 from qtransformers.load.start import doubts, encode_prompt
 from qtransformers.model.loading import load_draft, load_model
@@ -46,9 +47,13 @@ class Model(OpenModel):
         cls,
         gguf_path: str | Path | None = None,
         model_path: str | Path | None = None,
+        *,
+        progress: Progress | None = None,
         **options: Unpack[LoadOptions],
     ) -> Model:
         """Load the weights of `gguf_path` (a file, its first shard, or a folder); `options` are `ModelConfig`'s fields.
+
+        `progress(bytes, bytes in all, GB/s until now)` hears of weights on their way to a GPU.
 
         `model_path`, a directory or Hub id, gives tokenizer, config, chat template and generation config where the
         GGUF's own should not serve; its weights are never read or downloaded. Errors name file, field and remedy:
@@ -56,7 +61,7 @@ class Model(OpenModel):
         """
         config = ModelConfig(gguf_path, model_path, **options)
         format = None if config.prompt_format is None else named_format(config.prompt_format)
-        loaded = load_model(config)
+        loaded = load_model(config, progress)
         return cls(loaded, config, format, load_draft(config, loaded))
 
     @classmethod

@@ -6,6 +6,7 @@ from qtransformers.checks import shown
 from qtransformers.errors import UnsupportedError
 from qtransformers.generate.link import Meeting
 from qtransformers.generate.pipeline import Pipeline, lead
+from qtransformers.kernels.staging import Progress
 from qtransformers.load import Loaded, load
 from qtransformers.load.prepare import PrepareOptions
 from qtransformers.load.stages import Part
@@ -16,7 +17,7 @@ SHARED = ("cache", "accuracy", "prefill_chunk", "parallel", "mlock", "preload") 
 OF_STAGES = ("cache", "accuracy", "prefill_chunk", "logits_rows", "parallel", "rope_base", "rope_scaling")
 
 
-def load_model(config: ModelConfig) -> Loaded:
+def load_model(config: ModelConfig, progress: Progress | None = None) -> Loaded:
     """The model of a config, or its first stage; errors as `Model.load`."""
     meeting = None if config.stages is None else Meeting.parse(config.stages)
     options = {name: getattr(config, name) for name in PrepareOptions.__annotations__}
@@ -28,6 +29,7 @@ def load_model(config: ModelConfig) -> Loaded:
         mlock=config.mlock,
         preload=config.preload,
         part=None if meeting is None else Part(0, meeting.n),
+        progress=progress,
         **{**options, "threads": _threads(config)},
     )
     if config.deterministic and loaded.plan.devices:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from time import perf_counter
@@ -13,14 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from qtransformers.errors import InsufficientMemoryError
-from qtransformers.kernels.staging import CHUNK, staging
+from qtransformers.kernels.staging import CHUNK, Progress, staging
 from qtransformers.kernels.triton.dequantise import check_bytes, dequantise
 from qtransformers.machine import usable_cores
 from qtransformers.types import QuantType
 
 COPIERS = 8  # threads that fill one, at most: reads of a mapping keep a core busy long before the bus
-
-Progress = Callable[[int, int, float], None]  # (bytes, bytes in all, GB/s until now)
 
 
 class Upload:

@@ -82,3 +82,29 @@ def test_what_cannot_be_measured_is_refused(command, words, message):
 
 def test_a_model_that_is_not_there(command):
     assert command("bench", "no/where.gguf").returncode == 3
+
+
+def test_a_model_on_a_card(tmp_path, monkeypatch, capsys):
+    """In Triton's interpreter: the same rows, reads of the card's memory beside them, and the card's name."""
+    pytest.importorskip("triton")
+    pytest.importorskip("transformers")
+    import interpreter  # noqa: F401
+    from archs.cases import CASES
+    from archs.models import gguf, reference
+    from qtransformers import machine
+    from qtransformers.cli import main, measure
+    from qtransformers.kernels.triton import device
+
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("a card", 8 << 30, 8 << 30, (9, 0))])
+    monkeypatch.setattr(measure, "ROUNDS", 1)
+    reads, read = [], device.read_seconds
+    monkeypatch.setattr(device, "read_seconds", lambda n, device: reads.append((n, device)) or read(n, device))
+    path = gguf(reference(CASES["llama-llama3"], "llama-llama3"), tmp_path, "llama-llama3", CASES["llama-llama3"])
+    words = ["bench", str(path), "--placement", "cuda:0", "-p", "1", "-n", "1", "-b", "1", "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["devices"] == ["cuda:0"]
+    prompt, answer = found["results"]
+    assert prompt["test"] == "pp1" and prompt["gops"] > 0 and prompt["peak_gops"] is None
+    assert answer["test"] == "tg1" and answer["plain_read_gb_per_second"] > 0
+    assert [device for _, device in reads] == ["cuda:0"] and reads[0][0] > 10_000

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-d", "--depth", metavar="N", type=_depths, default=(0,), help="tokens before the generated ones (default: 0)"
     )
-    add_flags(parser, "threads", "cache", "accuracy", "json")  # fmt: skip
+    add_flags(parser, "threads", "cache", "accuracy", "placement", "json")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +58,16 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings.from_env()
     threads = args.threads or settings.threads or usable_cores()
     cache, accuracy = args.cache or "f16", args.accuracy or ACCURACY
-    loaded = load(resolve_model(args.model), cache=cache, accuracy=accuracy)
+    placement = args.placement or "cpu"
+    path = resolve_model(args.model)
+    with progress("sending weights to the GPU", args.color) as sent:
+        loaded = load(
+            path,
+            cache=cache,
+            accuracy=accuracy,
+            placement=placement,
+            progress=lambda done, total, speed: sent(done, total),
+        )
     plan = loaded.plan
     if loaded.spec.kind == "encoder":
         note(f"{plan.file} is an encoder, which generates nothing: only prompts are measured.", color=args.color)
@@ -66,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         results = measure(loaded, threads, args.prompt, args.gen, args.batch, args.depth, update)
     about = {
         "model": plan.file, "architecture": plan.architecture, "weights_bytes": plan.weights_bytes, "cache": cache, "accuracy": accuracy,
-        "cpu": machine.cpu_name(), "isa": lib.isa(settings.isa or ""), "threads": threads,
+        "cpu": machine.cpu_name(), "isa": lib.isa(settings.isa or ""), "threads": threads, "devices": plan.devices,
     }  # fmt: skip
     if args.json:
         json.dump(about | {"results": [asdict(r) for r in results]}, sys.stdout, indent=2)
@@ -87,7 +96,7 @@ def _about(about: dict[str, Any], results: Sequence[Result]) -> str:
     model = (
         f"{Path(about['model']).name} ({about['architecture']}), cache {about['cache']}, accuracy {about['accuracy']}"
     )
-    return f"{model}; {about['cpu']}, {about['isa']}, {about['threads']} threads; {', '.join(limits)}"
+    return f"{model}; {about['cpu']}, {about['isa']}, {about['threads']} threads{''.join(f', {device}' for device in about['devices'])}; {', '.join(limits)}"
 
 
 def _cells(r: Result) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qtransformers.cache import CODECS, PAGE_TOKENS, Batch, PagedCache, bytes_per_token
 from qtransformers.errors import ConfigError, InsufficientMemoryError
+from qtransformers.generate.device import forward_of
 from qtransformers.kernels.cpu import Pool
 from qtransformers.kernels.kv import encode_page
 from qtransformers.load import Loaded
@@ -26,6 +27,7 @@ from qtransformers.native import lib
 from qtransformers.settings import Settings
 
 ROUNDS = 3
+Forward = Callable[[Batch], Any]
 LOOKED_UP = ("embed", "position", *DECODED_ROLES)  # roles that are no products: a token meets one row, or values
 
 
@@ -68,12 +70,14 @@ def measure(
     cache = loaded.new_cache(sum(pages) * PAGE_TOKENS)
     fill(cache, loaded.plan.cache_shape)
     tables = [cache.take(n) for n in pages]
-    forward = partial(_forward, loaded, cache)
+    forward = _forward_of(loaded, cache)
     jobs: list[Callable[[], Result]] = [
         partial(_prompt, loaded, forward, tables[0] if tables else [], n) for n in prompts
     ]
     if not encodes:
-        jobs += [partial(_generation, loaded, cache, tables[:n], n_generated, d) for d in depths for n in batches]
+        jobs += [
+            partial(_generation, loaded, forward, cache, tables[:n], n_generated, d) for d in depths for n in batches
+        ]
     done = []
     with Pool(threads, Settings.from_env().isa or ""):
         for i, job in enumerate(jobs):
@@ -102,14 +106,29 @@ def fill(cache: PagedCache, shape: CacheShape) -> None:
         )
     )
     for layer in cache.pages:
-        layer[...] = np.concatenate([keys, values])
+        if isinstance(layer, np.ndarray):  # a GPU's are real from the start
+            layer[...] = np.concatenate([keys, values])
 
 
-def _forward(loaded: Loaded, cache: PagedCache, batch: Batch) -> Any:
-    return loaded.spec.forward(loaded.weights, loaded.hparams, batch, cache)
+def _forward_of(loaded: Loaded, cache: PagedCache) -> Forward:
+    """A forward, done when it comes back; of one on a GPU the best ids come, as answers want them."""
+    run = forward_of(loaded)
+    return (lambda batch: run(batch, cache).best()) if loaded.plan.devices else (lambda batch: run(batch, cache))
 
 
-def _prompt(loaded: Loaded, forward: Callable[[Batch], Any], pages: list[int], n: int) -> Result:
+def _read_seconds(loaded: Loaded, used: Sequence[NDArray[np.uint8]], nbytes: int) -> float:
+    """Seconds of a plain read of as many bytes as a step needs, where most of the weights are."""
+    if loaded.plan.devices:
+        from qtransformers.kernels.triton.device import read_seconds
+
+        return read_seconds(nbytes, loaded.plan.main_device)
+    start = time.perf_counter()
+    for part in used:
+        lib.read_speed(part)
+    return time.perf_counter() - start
+
+
+def _prompt(loaded: Loaded, forward: Forward, pages: list[int], n: int) -> Result:
     """A prompt of `n` tokens in one forward."""
     batch = Batch.single(np.arange(n, dtype=np.int32) % loaded.hparams.vocab_size, 0, pages)
     forward(batch)
@@ -117,19 +136,23 @@ def _prompt(loaded: Loaded, forward: Callable[[Batch], Any], pages: list[int], n
     operations = 2.0 * n * sum(prod(t.shape) * _share(loaded, t, 1) for t in matrices)
     speeds, peaks, shares = [], [], []
     for _ in range(ROUNDS):
-        peaks.append(lib.multiply_speed(100000))
+        peaks.append(0.0 if loaded.plan.devices else lib.multiply_speed(100000))
         start = time.perf_counter()
         forward(batch)
         speeds.append(1 / (time.perf_counter() - start))
-        shares.append(speeds[-1] * operations / peaks[-1])
+        shares.append(speeds[-1] * operations / max(peaks[-1], 1))
     speed = statistics.median(speeds)
+    if loaded.plan.devices:  # benchmarks/gpu.py knows what a card can do at most
+        return Result(f"pp{n}", n * speed, gops=operations * speed / 1e9)
     return Result(
         f"pp{n}", n * speed,
         gops=operations * speed / 1e9, peak_gops=statistics.median(peaks) / 1e9, of_peak=statistics.median(shares),
     )  # fmt: skip
 
 
-def _generation(loaded: Loaded, cache: PagedCache, tables: list[list[int]], n_generated: int, depth: int) -> Result:
+def _generation(
+    loaded: Loaded, forward: Forward, cache: PagedCache, tables: list[list[int]], n_generated: int, depth: int
+) -> Result:  # fmt: skip
     """Tokens one after another in as many texts as there are page tables, `depth` tokens before them."""
     remembers = bool(loaded.spec.states(loaded.hparams))  # what it does depends on the tokens before
     used = [*_weights(loaded, len(tables)), *_kept(loaded, cache, len(tables), depth + (n_generated + 1) // 2)]
@@ -137,17 +160,14 @@ def _generation(loaded: Loaded, cache: PagedCache, tables: list[list[int]], n_ge
     speeds, reads, shares = [], [], []
     for _ in range(ROUNDS):
         if remembers and depth:
-            _forward(loaded, cache, Batch.join([Batch.single([1] * depth, 0, pages) for pages in tables]))
+            forward(Batch.join([Batch.single([1] * depth, 0, pages) for pages in tables]))
         reading = stepping = 0.0
         for i in range(n_generated):
             batch = Batch.join([Batch.single([1], depth + i, pages) for pages in tables])
+            reading += _read_seconds(loaded, used, nbytes)
             start = time.perf_counter()
-            for part in used:
-                lib.read_speed(part)
-            middle = time.perf_counter()
-            _forward(loaded, cache, batch)
-            stepping += time.perf_counter() - middle
-            reading += middle - start
+            forward(batch)
+            stepping += time.perf_counter() - start
         speeds.append(n_generated / stepping)
         reads.append(n_generated * nbytes / reading)
         shares.append(reading / stepping)

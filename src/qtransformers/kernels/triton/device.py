@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from qtransformers.errors import InsufficientMemoryError
 
+READ, ROUNDS = 1 << 30, 4
 # What other errors say where a device is full: of the driver, and of cuBLAS, which wants memory of its own
 FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA_ERROR_OUT_OF_MEMORY")
 
@@ -49,6 +51,18 @@ def unseen(devices: Sequence[str]) -> str | None:
 def current(device: torch.device) -> AbstractContextManager[Any]:
     """The device that kernels are launched on while a block runs: Triton does not look where tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def read_seconds(n: int, device: str) -> float:
+    """Seconds of a plain read of `n` bytes of a device's memory, by torch's sum of at most a gigabyte of it, again and again."""
+    place = torch_device(device)
+    x = torch.zeros(max(1, min(n, READ) // 4), dtype=torch.float32, device=place)
+    x.sum()
+    start = perf_counter()
+    for _ in range(ROUNDS):
+        found = x.sum()
+    found.item()
+    return (perf_counter() - start) / ROUNDS * n / x.nbytes
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,5 +1,9 @@
 """Using the page as a person does."""
 
+from contextlib import contextmanager
+from dataclasses import replace
+from threading import Semaphore
+
 STORY = "Tell me a story about a brave fox."
 
 
@@ -28,19 +32,33 @@ def until(page, true, tries=1000):
 def settle(page, **fields):
     """Set fields of the drawer, by their names."""
     page.get_by_role("button", name="Settings", exact=True).click()
-    for summary in page.locator("#fields summary").all():
-        summary.click()
+    page.evaluate("for (const e of document.querySelectorAll('#fields details')) e.open = true")
     for name, value in fields.items():
         page.locator(f"#set-{name}").fill(str(value))
     page.keyboard.press("Escape")
 
 
-def slowed(page, bytes_per_second):
-    """Let what the server sends come slowly; 0: as it comes."""
-    session = page.context.new_cdp_session(page)
-    rate = bytes_per_second or -1
-    session.send("Network.enable")
-    session.send("Network.emulateNetworkConditions", {"offline": False, "latency": 0, "downloadThroughput": rate, "uploadThroughput": -1})  # fmt: skip
+@contextmanager
+def stepped(served):
+    """`allow(n)` lets the server's model compute `n` steps more; within, it computes no others."""
+    engine = served[1].models.entries[0].loaded._engine
+    parts, turns = engine._parts, Semaphore(0)
+
+    def forward(*args):
+        turns.acquire(timeout=60)
+        return parts.forward(*args)
+
+    engine._parts = replace(parts, forward=forward)
+    try:
+        yield turns.release
+    finally:
+        engine._parts = parts
+        turns.release()  # the one under way
+
+
+def grown(page, allow, true):
+    """Let the answer grow until a script's value is true."""
+    until(page, lambda: allow() or page.evaluate(true))
 
 
 def says(page, text):

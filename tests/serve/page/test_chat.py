@@ -7,7 +7,7 @@ import pytest
 
 from qtransformers.serve.config import ServerConfig, hashed
 from servers import running
-from talking import STORY, finished, says, send, settle, slowed, until
+from talking import STORY, finished, grown, says, send, settle, stepped, until
 
 KEY = "a-key-of-the-tests-0123"
 
@@ -23,21 +23,21 @@ def stored(page):
 
 def test_a_question_is_answered_piece_by_piece(page, served):
     settle(page, temperature=0, max_tokens=60)
-    page.evaluate("""() => {
-      window.lengths = new Set();
-      new MutationObserver(() => lengths.add(document.querySelector(".message.assistant > .md")?.textContent.length))
-        .observe(document.querySelector("#log"), { subtree: true, childList: true, characterData: true });
-    }""")
-    slowed(page, 20_000)
-    send(page, STORY)
-    page.locator("#stop").wait_for()
-    assert page.locator(".message.user .text").inner_text() == STORY
+    with stepped(served) as allow:
+        send(page, STORY)
+        page.locator("#stop").wait_for()
+        assert page.locator(".message.user .text").inner_text() == STORY
+        allow(4)
+        length = "document.querySelector('.message.assistant > .md')?.textContent.length ?? 0"
+        for _ in range(6):
+            allow(3)
+            until(page, f"{length} > {page.evaluate(length)}")
+            page.wait_for_timeout(40)  # an answer that comes at once has no speed
     answer = finished(page)
     expected = (
         served[1].models.entries[0].loaded.chat([{"role": "user", "content": STORY}], temperature=0, max_tokens=60)
     )
     assert answer.locator(".md").last.text_content().split() == expected.text.split()
-    assert page.evaluate("lengths.size") > 5
     assert re.fullmatch(
         r"60 tokens · [\d,.]+ tokens/s · first after [\d,.]+ m?s", answer.locator(".stats").inner_text()
     )
@@ -64,17 +64,16 @@ def test_a_second_question_brings_the_first_along(page):
 @pytest.mark.parametrize("how", ["Escape", "button"])
 def test_an_answer_can_be_stopped_and_what_came_is_kept(page, served, how):
     says(page, "word " * 300)
-    slowed(page, 2_500)
-    send(page, "Go on.")
-    until(page, "document.querySelector('.message.assistant > .md')?.textContent.length > 40")
-    if how == "Escape":
-        page.keyboard.press("Escape")
-    else:
-        page.get_by_role("button", name="Stop").click()
-    answer = finished(page)
+    with stepped(served) as allow:
+        send(page, "Go on.")
+        grown(page, allow, "document.querySelector('.message.assistant > .md')?.textContent.length > 40")
+        if how == "Escape":
+            page.keyboard.press("Escape")
+        else:
+            page.get_by_role("button", name="Stop").click()
+        answer = finished(page)
     text = answer.locator(".md").last.text_content()
     assert answer.locator(".note").inner_text() == "Stopped." and 40 < len(text) < 1400
-    slowed(page, 0)
     page.reload()
     assert finished(page).locator(".md").last.text_content().strip() == text.strip()
     entry = served[1].models.entries[0]
@@ -408,33 +407,29 @@ def test_a_model_s_text_runs_nothing(page, visit, served):
     assert page.locator("#log img, #log script, #log a").count() == 0 and page.title() != "hit"
 
 
-def test_the_reader_s_place_is_kept_while_more_comes(page):
+def test_the_reader_s_place_is_kept_while_more_comes(page, served):
     says(page, "line after line " * 60)
     page.set_viewport_size({"width": 600, "height": 420})
-    slowed(page, 15_000)
-    send(page, "Go on.")
-    until(page, "document.querySelector('#log').scrollTop > 150")  # it follows the end
-    page.locator("#log").hover()
-    page.mouse.wheel(0, -2000)
-    until(page, "document.querySelector('#log').scrollTop === 0")
-    before = page.evaluate("document.querySelector('#log').scrollHeight")
-    until(page, f"document.querySelector('#log').scrollHeight > {before} + 40")
-    assert page.evaluate("document.querySelector('#log').scrollTop") == 0
-    page.get_by_role("button", name="To the latest message").click()
-    slowed(page, 0)
+    with stepped(served) as allow:
+        send(page, "Go on.")
+        grown(page, allow, "document.querySelector('#log').scrollTop > 150")  # it follows the end
+        page.locator("#log").hover()
+        page.mouse.wheel(0, -2000)
+        until(page, "document.querySelector('#log').scrollTop === 0")
+        before = page.evaluate("document.querySelector('#log').scrollHeight")
+        grown(page, allow, f"document.querySelector('#log').scrollHeight > {before} + 40")
+        assert page.evaluate("document.querySelector('#log').scrollTop") == 0
+        page.get_by_role("button", name="To the latest message").click()
     finished(page)
     assert page.evaluate("(() => { const l = document.querySelector('#log'); return l.scrollHeight - l.clientHeight - l.scrollTop; })()") < 3  # fmt: skip
 
 
-def test_a_selection_outlives_the_end_of_the_answer(page):
+def test_a_selection_outlives_the_end_of_the_answer(page, served):
     says(page, "word " * 100)
-    slowed(page, 10_000)
-    send(page, "Go on.")
-    until(page, "document.querySelector('.message.assistant > .md')?.textContent.length > 40")
-    page.evaluate(
-        "getSelection().setBaseAndExtent(document.querySelector('.message.assistant p').firstChild, 5, document.querySelector('.message.assistant p').firstChild, 14)"
-    )
-    slowed(page, 0)
+    with stepped(served) as allow:
+        send(page, "Go on.")
+        grown(page, allow, "document.querySelector('.message.assistant > .md')?.textContent.length > 40")
+        page.evaluate("(() => { const text = document.querySelector('.message.assistant p').firstChild; getSelection().setBaseAndExtent(text, 5, text, 14); })()")  # fmt: skip
     finished(page)
     assert page.evaluate("getSelection().toString()") == "word word"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from talking import STORY, finished, says, send, settle, slowed, until
+from talking import STORY, finished, grown, says, send, settle, stepped, until
 
 RICH = """# A heading
 
@@ -165,13 +165,12 @@ def test_all_of_it_can_be_done_with_the_keyboard(page):
     assert not focused
 
 
-def test_what_is_heard(page):
+def test_what_is_heard(page, served):
     says(page, "A word. " * 60)
-    slowed(page, 8_000)
-    send(page, STORY)
-    until(page, "document.querySelector('.message.assistant')?.getAttribute('aria-busy') === 'true'")
-    assert page.locator("#log").get_attribute("aria-live") == "off"  # not each word
-    slowed(page, 0)
+    with stepped(served) as allow:
+        send(page, STORY)
+        grown(page, allow, "document.querySelector('.message.assistant')?.getAttribute('aria-busy') === 'true'")
+        assert page.locator("#log").get_attribute("aria-live") == "off"  # not each word
     answer = finished(page)
     assert answer.get_attribute("aria-busy") is None
     until(page, "document.querySelector('#announcer').textContent.startsWith('A word. A word.')")

@@ -15,6 +15,8 @@ from qtransformers.serve.server import Server
 
 PATIENCE = 300  # seconds: processes start slowly on a busy machine
 
+LONG = {"prompt": "Once", "max_tokens": 900, "stream": True, "min_tokens": 900}  # an answer
+
 
 @contextmanager
 def running(specs, config=None, keep_alive=None, painters=()):
@@ -61,3 +63,13 @@ def until(there):
     while not there():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def settled(entry):
+    """Whether nothing is under way any more, soon."""
+    for _ in range(500):
+        usage = entry.loaded.usage
+        if not (entry.answers or entry.users or usage.running or usage.waiting):
+            return usage
+        time.sleep(0.01)
+    raise AssertionError((entry, usage))

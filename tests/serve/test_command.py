@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 
 import httpx2 as httpx
 import pytest
@@ -110,3 +111,19 @@ def test_the_printed_lines_run_as_printed(demo, tmp_path, source, monkeypatch):
         pytest.importorskip("openai")
         exec(textwrap.dedent(python), {"print": (told := []).append})
         assert told[0]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="there a file that is mapped cannot become shorter")
+def test_a_model_that_is_written_over_is_named_in_the_end(data, tmp_path):
+    path = shutil.copy(data / "demo-Q8_0.gguf", tmp_path / "written-over.gguf")
+    command = [sys.executable, "-m", "qtransformers", "serve", str(path), "--port", "0", "--threads", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    url = next(line.split()[-1] for line in process.stderr if line.startswith("listening"))
+    with httpx.Client(base_url=url, timeout=60) as http:
+        while http.get("/health").status_code != 200:
+            time.sleep(0.02)
+        os.truncate(path, 4096)
+        with suppress(httpx.HTTPError):
+            http.post("/v1/completions", json={"prompt": "Once", "max_tokens": 20})
+    assert process.wait(60) == -signal.SIGBUS
+    assert f"qtransformers: {path} has become shorter" in process.stderr.read()

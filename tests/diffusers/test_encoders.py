@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from qtransformers.archs.diffusion.text import CLIP, CLIP_PROJECTED, T5
+from qtransformers.archs.diffusion.text import CLIP, CLIP_PROJECTED, QWEN2_VL, T5
 from qtransformers.diffusers import Picture, load_pipeline, load_text_encoder, paint
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.torch import QuantWeight
@@ -88,6 +88,71 @@ def test_a_language_model_by_the_class_that_its_config_names(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["Nonsense"]}))
     with pytest.raises(UnsupportedError, match="expected a class of transformers"):
         load_text_encoder(demo, tmp_path)
+
+
+QWEN = {
+    "vocab_size": 40, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}, "rms_norm_eps": 1e-6,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+SAYS = {"qwen2vl.attention.head_count": 4, "qwen2vl.attention.head_count_kv": 2, "qwen2vl.attention.layer_norm_rms_epsilon": 1e-6, "qwen2vl.rope.freq_base": 1e6}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    """Qwen2.5-VL whole, as the pipeline of Qwen-Image has it, and its text part in llama.cpp's names."""
+    sees = {"depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 256}
+    whole = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(text_config=QWEN, vision_config=sees))  # fmt: skip
+    g = torch.Generator().manual_seed(3)
+    whole.eval().requires_grad_(False)
+    for path, p in whole.named_parameters():
+        p.copy_((1.0 if p.ndim == 1 and path.endswith("weight") else 0.0) + (0.3 if p.ndim == 1 else 1.2 / p[0].numel() ** 0.5) * torch.randn(p.shape, generator=g))  # fmt: skip
+    state = original_layout(QWEN2_VL, {**QWEN, "kv_size": 128}, whole.model.language_model.state_dict())
+    return whole, {**state, "output.weight": whole.lm_head.weight}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not read output")
+@pytest.mark.parametrize("told", ["config", "flat", "metadata"])
+def test_the_text_part_of_qwen_vl_reads_prompts_as_the_whole_does(told, qwen, tmp_path):
+    whole, state = qwen
+    older = {**{k: v for k, v in QWEN.items() if k != "rope_parameters"}, "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]}}  # fmt: skip
+    config = {"config": whole.config.to_dict(), "flat": older, "metadata": {"mrope_section": [8, 12, 12]}}[told]
+    asked = {
+        "input_ids": torch.tensor([[3, 9, 27, 5, 2, 0], [4, 8, 2, 0, 0, 0]]),
+        "attention_mask": torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]]), "output_hidden_states": True,
+    }  # fmt: skip
+    there = asked["attention_mask"].bool()
+    wanted = whole(**asked).hidden_states[-1][there]
+    for type, most in (("F32", 1e-5), ("Q8_0", 0.1)):
+        path = write(tmp_path / f"{type}.gguf", "qwen2vl", state, type, SAYS if told == "metadata" else {})
+        ours = load_text_encoder(path, config, accuracy="exact")
+        assert len(ours(**asked).hidden_states) == len(whole(**asked).hidden_states)
+        off = error(ours(**asked).hidden_states[-1][there], wanted)
+        assert off < most and (type == "F32" or off > 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not read output")
+def test_the_text_part_of_qwen_vl_refuses_what_it_cannot(qwen, tmp_path):
+    whole, state = qwen
+    path = write(tmp_path / "m.gguf", "qwen2vl", state, metadata=SAYS)
+    ours = load_text_encoder(path, whole.config.to_dict())
+    with pytest.raises(
+        UnsupportedError, match=r"m\.gguf has the text part of Qwen2\.5-VL only, and cannot see pixel_values"
+    ):
+        ours(TOKENS, pixel_values=torch.ones(4, 1176))
+    with pytest.raises(ConfigError, match="no tensor shows num_attention_heads"):
+        load_text_encoder(write(tmp_path / "n.gguf", "qwen2vl", state))
+    with pytest.raises(ConfigError, match="no tensor shows mrope_section"):
+        load_text_encoder(path)
+    told = whole.config.to_dict()["text_config"]
+    with pytest.raises(LoadError, match=r"num_attention_heads is 8, but .*m\.gguf: metadata says 4"):
+        load_text_encoder(path, {**told, "num_attention_heads": 8})
+    with pytest.raises(LoadError, match="num_key_value_heads 4 do not fit hidden_size 256 and 128 rows"):
+        load_text_encoder(write(tmp_path / "n.gguf", "qwen2vl", state), {**told, "num_key_value_heads": 4})
+    with pytest.raises(UnsupportedError, match="rope type is 'yarn'; expected default or mrope"):
+        load_text_encoder(path, {**told, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}})
+    with pytest.raises(UnsupportedError, match="use_sliding_window is True"):
+        load_text_encoder(path, {**told, "use_sliding_window": True})
 
 
 def test_what_does_not_fit_is_told(tmp_path):

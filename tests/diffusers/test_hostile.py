@@ -222,3 +222,21 @@ def test_thousands_of_strange_tensors_are_a_report_that_one_can_read():
     _, misfits = match(found.spec, "original", config, {**found.tensors, **strange})
     assert len(misfits) == 201
     assert misfits[-1].text.startswith("19800 more tensors are in the file that Flux.1 does not have")
+
+
+def test_whether_a_file_is_of_qwen_image_layered_is_asked():
+    """Without the embedding that tells it, what is left has the tensors of the others, and would paint something else."""
+    found, _ = detected(next(c for c in CASES if c.name == "qwen_image-layered"))
+    name = "time_text_embed.addition_t_embedding.weight"
+    lacking = Detected(found.spec, found.layout, {n: t for n, t in found.tensors.items() if n != name})
+    with pytest.raises(
+        ConfigError, match=r"zero_cond_t .* and use_additional_t_cond \(true for Qwen-Image-Layered, false"
+    ):
+        planned(lacking, {})
+    with pytest.raises(ConfigError, match="use_additional_t_cond"):
+        planned(lacking, {"zero_cond_t": False})
+    layered = {"zero_cond_t": False, "use_additional_t_cond": True}
+    assert any(f"{name} is missing; expected [2, 256]" in text for text in planned(lacking, layered))
+    assert isinstance(planned(found, {"zero_cond_t": False}), DiffusionPlan)
+    texts = planned(lacking, {"zero_cond_t": False, "use_additional_t_cond": False, "use_layer3d_rope": True})
+    assert "expected both, as in Qwen-Image-Layered, or none" in texts[0]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from qtransformers.archs.diffusion import SPECS
-from qtransformers.diffusers import adapters, fuse_lora, load_lora, load_transformer, remove_lora, set_lora
+from qtransformers.diffusers import adapters, dequantized, fuse_lora, load_lora, load_transformer, remove_lora, set_lora
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
 from qtransformers.torch import QuantConv2d, QuantLinear
 from tiny_diffusion.cases import CASES
@@ -312,3 +312,23 @@ def test_other_convolutions_are_named_so(name, tmp_path):
     state = {f"{name}.lora_down.weight": torch.ones(4, 4, 3, 3), f"{name}.lora_up.weight": torch.ones(64, 4, 1, 1)}
     with pytest.raises(UnsupportedError, match="is a convolution of 3x3 pixels, whose LoRA is not supported"):
         load_lora(with_unet(tmp_path)(), state)
+
+
+@pytest.mark.parametrize("wrong", [5, None, [1], b"x", object()], ids=repr)
+def test_arguments_of_another_type_are_named(wrong, file):
+    model = loaded(file)
+    calls = {
+        "model=": (lambda: load_lora(wrong, {}), lambda: set_lora(wrong, {}), lambda: remove_lora(wrong), lambda: fuse_lora(wrong), lambda: adapters(wrong), lambda: dequantized(wrong)),
+        "path=": (lambda: load_lora(model, wrong),),
+        "path has": (lambda: load_lora(model, {"a": wrong}),),
+        "weights=": (lambda: set_lora(model, wrong),),
+    }  # fmt: skip
+    if wrong is not None:
+        calls["name="] = (lambda: load_lora(model, {}, wrong),)
+        calls["no adapter"] = (lambda: remove_lora(model, wrong),)
+        calls["type is"] = (lambda: fuse_lora(model, wrong),)
+    for text, tried in calls.items():
+        for call in tried:
+            with pytest.raises(ConfigError, match=text):
+                call()
+    assert not adapters(model)

@@ -11,12 +11,28 @@ from PIL import Image
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.cli import main
 from qtransformers.convert import convert
-from qtransformers.diffusers import Picture, dequantized, load_pipeline, load_transformer, paint, save_gguf
+from qtransformers.diffusers import (
+    Picture,
+    dequantized,
+    load_pipeline,
+    load_text_encoder,
+    load_transformer,
+    paint,
+    save_gguf,
+)
+from qtransformers.diffusers.pipelines import _placed
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
+from qtransformers.torch import QuantWeight
 from tiny_diffusion.files import model_of, original_layout, settings, write
 from tiny_diffusion.pipelines import AURA, saved
 
 WISH = Picture("a red fox in the rain", steps=2, width=32, height=32, guidance=3.5, seed=1)
+
+READY = {
+    f"{sign}prompt_{what}": values
+    for sign, seed in (("", 1), ("negative_", 2))
+    for what, values in (("embeds", torch.randn(1, 5, 256, generator=torch.Generator().manual_seed(seed))), ("attention_mask", torch.ones(1, 5)))
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +90,8 @@ def test_another_prompt_gives_another_picture(tiny):
 def test_ready_embeddings_go_through_and_count(tiny):
     _, base, files = tiny
     pipe = load_pipeline(files["diffusers"], base)
-    ready = {f"{sign}prompt_{what}": t for sign, seed in (("", 1), ("negative_", 2)) for what, t in (("embeds", torch.randn(1, 5, 256, generator=torch.Generator().manual_seed(seed))), ("attention_mask", torch.ones(1, 5)))}  # fmt: skip
-    a = pixels(pipe, **ready)
-    ready["prompt_embeds"] = ready["prompt_embeds"] * 1.5
-    assert np.abs(a - pixels(pipe, **ready)).max() > 1e-3
+    a = pixels(pipe, **READY)
+    assert np.abs(a - pixels(pipe, **{**READY, "prompt_embeds": READY["prompt_embeds"] * 1.5})).max() > 1e-3
 
 
 def test_any_one_bias_changes_the_picture(tiny):
@@ -157,35 +171,17 @@ def test_offloading_needs_a_gpu(tiny):
         load_pipeline(files["diffusers"], base, offload="disk")
 
 
-def test_layers_that_leave_and_come_back_are_what_they_were(tiny):
-    """Sequential offload of accelerate, from the meta device to the CPU and back: what it does before every layer on a GPU."""
-    import accelerate
-
-    _, _, files = tiny
-    told = {name: AURA.config[name] for name in AURA.told}
-    model = load_transformer(files["diffusers"], told)
-    inputs = AURA.inputs(model.config)
-    with torch.no_grad():
-        before = model(**inputs, return_dict=False)[0]
-        accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=True)
-        assert any(b.is_meta for b in model.buffers())
-        after = model(**inputs, return_dict=False)[0]
-        again = model(**inputs, return_dict=False)[0]
-    assert torch.equal(before, after)
-    assert torch.equal(before, again)
-
-
-def test_group_offload_of_diffusers_keeps_the_picture(tiny):
-    from diffusers.hooks import apply_group_offloading
-
-    _, _, files = tiny
-    told = {name: AURA.config[name] for name in AURA.told}
-    model = load_transformer(files["diffusers"], told)
-    inputs = AURA.inputs(model.config)
-    with torch.no_grad():
-        before = model(**inputs, return_dict=False)[0]
-        apply_group_offloading(model, onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type="leaf_level")  # fmt: skip
-        assert torch.equal(before, model(**inputs, return_dict=False)[0])
+@pytest.mark.parametrize("offload", ["model", "group", "sequential"])
+def test_offloading_keeps_what_the_transformer_makes(tiny, offload):
+    """Main memory stands for the card: the transformer goes to it through the same hooks, in `sequential` from the meta device."""
+    _, base, files = tiny
+    more = {**READY, "output_type": "latent"}
+    stays = paint(load_pipeline(files["diffusers"], base), WISH, **more).images[0]
+    pipe = _placed(load_pipeline(files["diffusers"], base), torch.device("cpu"), offload)
+    blocks = [m.blocks for m in pipe.transformer.modules() if isinstance(m, QuantWeight)]
+    assert blocks and all(b.is_meta == (offload == "sequential") for b in blocks)
+    for _ in range(2):
+        assert torch.equal(paint(pipe, WISH, **more).images[0], stays)
 
 
 def test_the_command_paints_a_png_that_says_how_it_was_made(tiny, tmp_path, capsys, monkeypatch):
@@ -205,7 +201,9 @@ def test_the_command_paints_a_png_that_says_how_it_was_made(tiny, tmp_path, caps
         "5",
     ]
     assert main([*words, "-o", "fox.png"]) == 0
-    assert capsys.readouterr().out == "fox.png\n"
+    told = capsys.readouterr()
+    assert told.out == "fox.png\n"
+    assert "oading" not in told.err  # bars of diffusers and transformers
     picture = Image.open("fox.png")
     assert picture.size == (32, 16)
     assert json.loads(picture.text["parameters"])["seed"] == 5
@@ -276,6 +274,16 @@ def test_arguments_of_other_types_are_refused(tiny, tmp_path):
     _, base, files = tiny
     with pytest.raises(ConfigError, match="base=5; expected the folder"):
         load_pipeline(files["diffusers"], 5)
+    for name in ("text_encoders", "loras"):
+        with pytest.raises(ConfigError, match=f"{name}=5; expected"):
+            load_pipeline(files["diffusers"], base, **{name: 5})
+    for load in (load_pipeline, load_transformer, load_text_encoder):
+        with pytest.raises(ConfigError, match="gguf_path=5; expected a path"):
+            load(5)
+    with pytest.raises(ConfigError, match="config=5; expected a path"):
+        load_text_encoder(files["diffusers"], 5)
+    with pytest.raises(ConfigError, match="progress=5; expected a function"):
+        paint(load_pipeline(files["diffusers"], base), WISH, 5)
     with pytest.raises(ConfigError, match="paint takes a pipeline"):
         paint(load_pipeline(files["diffusers"], base), "x")
     with pytest.raises(ConfigError, match="save_gguf of a Linear; expected a model"):

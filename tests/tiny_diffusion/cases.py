@@ -166,10 +166,11 @@ def _qwen(kind: str = "", **config: Any) -> Case:
             num_attention_heads=2,
             joint_attention_dim=512,
             zero_cond_t=False,
+            use_additional_t_cond=kind == "layered",
             **config,
         ),
         inputs,
-        told=("zero_cond_t",),
+        told=("zero_cond_t",) if kind else ("zero_cond_t", "use_additional_t_cond"),
         original=False,
         kind=kind,
     )
@@ -221,7 +222,7 @@ CASES = (
         idle=r".*\.ff_i\.(experts|gate)\b",  # diffusers computes experts without gradients
     ),
     _qwen(),
-    _qwen("layered", use_additional_t_cond=True, use_layer3d_rope=True),
+    _qwen("layered", use_layer3d_rope=True),
     Case(
         "z_image",
         dict(Z_IMAGE),

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from qtransformers.checks import path as a_path
 from qtransformers.checks import shown
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
 from qtransformers.gguf import GGUFFile
@@ -32,6 +33,12 @@ from qtransformers.torch.conv import CONVS
 from qtransformers.torch.conv import why_not as conv_why_not
 from qtransformers.torch.loading import _device, _dtype, _sent, set_tensor
 
+EXACT = (
+    "blocks",
+    "like",
+    "inv_freq",
+    "original_inv_freq",
+)  # buffers that keep their dtype: bytes, and rotary frequencies
 CONFIGS = ("transformer/config.json", "unet/config.json", "config.json")  # of a pipeline, or of the transformer itself
 
 
@@ -67,7 +74,7 @@ def load_transformer(
     """
     check_accuracy(accuracy)
     device, kind = check_device(device, dtype)
-    gguf = GGUFFile(gguf_path)
+    gguf = GGUFFile(a_path("gguf_path", gguf_path))
     given, name = read_config(config, hub or the_hub(settings))
     plan = plan_diffusion(gguf, given, name)
     for text in plan.warnings:
@@ -90,6 +97,20 @@ def check_device(device: str | torch.device, dtype: torch.dtype | str | None) ->
     """A device that has kernels, and what is computed in there; ConfigError, UnsupportedError."""
     found = _device(device)
     return found, _dtype(dtype, found)
+
+
+def check_model(model: Any) -> nn.Module:
+    """A model of torch; ConfigError."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model={shown(model)}; expected a model of load_transformer.")
+    return model
+
+
+def check_mapping(name: str, value: Any, what: str) -> Mapping[Any, Any]:
+    """A mapping; ConfigError."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name}={shown(value)}; expected {what}.")
+    return value
 
 
 def read_config(config: Mapping[str, Any] | str | Path | None, hub: Hub) -> tuple[Mapping[str, Any] | None, str]:
@@ -180,7 +201,7 @@ def fill(
     for name in plain:
         set_tensor(model, name, numbers[name])
     for name, buffer in model.named_buffers():
-        if buffer.is_floating_point() and name not in plain and name.rpartition(".")[2] not in ("blocks", "like"):
+        if buffer.is_floating_point() and name not in plain and name.rpartition(".")[2] not in EXACT:
             set_tensor(model, name, buffer.to(dtype))
 
 

@@ -20,8 +20,10 @@ import torch
 from torch import nn
 
 from qtransformers.archs.diffusion import Declared
+from qtransformers.checks import path as a_path
 from qtransformers.checks import shown
 from qtransformers.convert.recipes import that_fits
+from qtransformers.diffusers.loading import check_mapping, check_model
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
 from qtransformers.load.adapters import CONFIG, WEIGHTS, lora_scale, unsupported
 from qtransformers.load.config import read_json
@@ -124,6 +126,15 @@ def load_lora(model: Any, path: str | Path | Mapping[str, Tensor], name: str = "
     does not fit, and nothing changed; ModelNotFoundError where there is no file; UnsupportedError for kinds other than LoRA;
     ConfigError for a name in use or a weight that is no number.
     """
+    check_model(model)
+    if not isinstance(name, str):
+        raise ConfigError(f"name={shown(name)}; expected text.")
+    if isinstance(path, Mapping):
+        strange = next((k for k, v in path.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)), None)
+        if strange is not None:
+            raise ConfigError(f"path has {shown(strange)}: {shown(path[strange])}; expected tensors by their names.")
+    else:
+        path = a_path("path", path)
     name = name or (Path(path).stem if isinstance(path, (str, Path)) else "default")
     if name in adapters(model):
         raise ConfigError(f"the model has an adapter {name!r} already. Pass another name=, or remove_lora(model, {name!r}) first.")  # fmt: skip
@@ -144,13 +155,13 @@ def load_lora(model: Any, path: str | Path | Mapping[str, Tensor], name: str = "
 
 def adapters(model: Any) -> dict[str, float]:
     """The adapters of a model and their weights."""
-    return dict(getattr(model, "adapters_", {}))
+    return dict(getattr(check_model(model), "adapters_", {}))
 
 
 def set_lora(model: Any, weights: Mapping[str, float]) -> None:
     """Weigh the adapters anew, those not named by 0; ConfigError for a name that the model does not have."""
-    known = {name for layer in _layers(model) for name in layer.pairs}
-    for name, weight in weights.items():
+    known = {name for layer in _layers(check_model(model)) for name in layer.pairs}
+    for name, weight in check_mapping("weights", weights, "numbers by the names of adapters").items():
         if name not in known:
             raise ConfigError(f"the model has no adapter {name!r}; it has {', '.join(sorted(known)) or 'none'}.")
         check_weight(name, weight)
@@ -161,9 +172,10 @@ def set_lora(model: Any, weights: Mapping[str, float]) -> None:
 
 def remove_lora(model: Any, name: str | None = None) -> None:
     """Take one adapter away, or all of them; layers are then what they were."""
+    check_model(model)
     known = adapters(model)
-    if name is not None and name not in known:
-        raise ConfigError(f"the model has no adapter {name!r}; it has {', '.join(sorted(known)) or 'none'}.")
+    if name is not None and (not isinstance(name, str) or name not in known):
+        raise ConfigError(f"the model has no adapter {shown(name)}; it has {', '.join(sorted(known)) or 'none'}.")
     for path, layer in [(p, m) for p, m in model.named_modules() if isinstance(m, LoRALinear)]:
         for gone in [n for n in layer.pairs if name in (None, n)]:
             del layer.pairs[gone]
@@ -179,7 +191,8 @@ def fuse_lora(model: Any, type: str | None = None) -> int:
 
     Rounding happens a second time, so beside the weights they do no harm. ConfigError for an unknown type; UnsupportedError for one without an encoder.
     """
-    if type is not None and type.upper() not in BY_NAME:
+    check_model(model)
+    if type is not None and (not isinstance(type, str) or type.upper() not in BY_NAME):
         raise ConfigError(f"type is {shown(type)}; expected one such as Q8_0.")
     layers = [(p, m) for p, m in model.named_modules() if isinstance(m, LoRALinear)]
     total = 0

@@ -14,9 +14,11 @@ from typing import Any, Literal, get_args
 import accelerate
 import diffusers
 import torch
+import transformers
 
+from qtransformers.checks import path as a_path
 from qtransformers.checks import shown
-from qtransformers.diffusers.loading import check_device, load_transformer, read_config
+from qtransformers.diffusers.loading import check_device, check_mapping, load_transformer, read_config
 from qtransformers.diffusers.lora import load_lora
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, QTransformersError, UnsupportedError
 from qtransformers.gguf import GGUFFile
@@ -67,7 +69,9 @@ def load_pipeline(
         raise ConfigError(f"offload={offload!r} moves parts to a GPU and back, but device is the CPU. Leave offload out, or pass device='cuda'.")  # fmt: skip
     if base is not None and not isinstance(base, (str, Path)):
         raise ConfigError(f"base={shown(base)}; expected the folder or Hub id of a pipeline.")
-    gguf = GGUFFile(gguf_path)
+    text_encoders = check_mapping("text_encoders", text_encoders or {}, "GGUF files by the names of components")
+    loras = check_mapping("loras", loras or {}, "weights by the paths of adapters")
+    gguf = GGUFFile(a_path("gguf_path", gguf_path))
     spec = detect(gguf).spec
     if base is None:
         such = f", such as {spec.base}" if spec.base else ""
@@ -81,7 +85,7 @@ def load_pipeline(
     if config is None and (annotated(gguf.metadata, str(gguf.path)) is None or _has_config(base, component, hub)):
         config = base
     parts: dict[str, Any] = {}
-    for name, path in (text_encoders or {}).items():
+    for name, path in text_encoders.items():
         if not isinstance(index.get(name), Sequence):
             there = ", ".join(n for n in index if n.startswith("text_encoder"))
             raise ConfigError(f"text_encoders={shown(name)}; {index_file} has {there or 'no text encoder'}.")
@@ -89,7 +93,7 @@ def load_pipeline(
 
         parts[name] = load_text_encoder(path, component_config(base, name, hub), dtype=kind, accuracy=accuracy)
     parts[component] = load_transformer(gguf.path, config, dtype=kind, accuracy=accuracy, settings=settings, hub=hub)
-    for path, weight in (loras or {}).items():
+    for path, weight in loras.items():
         load_lora(parts[component], path, weight=weight)
     pipe = _assembled(base, parts, kind, hub)
     pipe.set_progress_bar_config(disable=True)
@@ -113,9 +117,23 @@ def _assembled(base: str | Path, parts: Mapping[str, Any], dtype: torch.dtype, h
         where["revision"] = ref.revision
     try:
         pipelines: Any = diffusers.DiffusionPipeline  # untyped there
-        return pipelines.from_pretrained(ref.repo if ref else str(base), dtype=dtype, **where, **parts)
+        with _quiet():
+            return pipelines.from_pretrained(ref.repo if ref else str(base), dtype=dtype, **where, **parts)
     except Exception as e:  # whatever classes say to files that are not theirs
         raise LoadError(f"{base}: diffusers {diffusers.__version__} cannot build the pipeline ({type(e).__name__}: {e}). Fetch its files again, or pass another base=.") from e  # fmt: skip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars of diffusers and transformers while parts are read, which is done in a moment; afterwards as it was."""
+    loud = [log for log in (diffusers.utils.logging, transformers.utils.logging) if log.is_progress_bar_enabled()]
+    for log in loud:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in loud:
+            log.enable_progress_bar()
 
 
 def _placed(pipe: Any, device: torch.device, offload: Offload) -> Any:
@@ -124,11 +142,13 @@ def _placed(pipe: Any, device: torch.device, offload: Offload) -> Any:
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
-        ours = [name for name, part in pipe.components.items() if getattr(part, "gguf", None)]
-        for name in ours:  # blocks are buffers, which diffusers would leave on the GPU
-            accelerate.cpu_offload(getattr(pipe, name), device, offload_buffers=True, preload_module_classes=WHOLE)
-        pipe._exclude_from_cpu_offload = [*pipe._exclude_from_cpu_offload, *ours]
+        ours = {name: part for name, part in pipe.components.items() if getattr(part, "gguf", None)}
+        for name in ours:  # out of its sight: diffusers takes hooks away that it finds, and leaves blocks, which are buffers, on the GPU
+            setattr(pipe, name, None)
         pipe.enable_sequential_cpu_offload(device=device)
+        for name, part in ours.items():
+            setattr(pipe, name, part)
+            accelerate.cpu_offload(part, device, offload_buffers=True, preload_module_classes=WHOLE)
     else:
         pipe.enable_group_offload(onload_device=device, offload_type="leaf_level")
     return pipe
@@ -218,6 +238,8 @@ def paint(pipe: Any, wish: Picture, progress: Callable[[int, int], None] | None 
     base: Any = diffusers.DiffusionPipeline  # untyped there
     if not isinstance(pipe, base) or not isinstance(wish, Picture):
         raise ConfigError(f"paint takes a pipeline of diffusers and a Picture; found {type(pipe).__name__} and {type(wish).__name__}.")  # fmt: skip
+    if progress is not None and not callable(progress):
+        raise ConfigError(f"progress={shown(progress)}; expected a function of (steps done, all).")
     takes = inspect.signature(pipe.__call__).parameters
     seed = secrets.randbelow(2**32) if wish.seed is None else wish.seed
     wanted = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from qtransformers.diffusers.loading import check_model
 from qtransformers.diffusers.lora import LoRALinear
 from qtransformers.errors import ConfigError
 from qtransformers.torch import QuantEmbedding, QuantLinear
@@ -18,7 +19,7 @@ def dequantized(model: Any) -> Any:
 
     It needs the memory of an unquantised model. ConfigError for a model without quantised layers, or with adapters beside them.
     """
-    twin = copy.deepcopy(model)
+    twin = copy.deepcopy(check_model(model))
     if any(isinstance(m, LoRALinear) for m in twin.modules()):
         raise ConfigError("the model has adapters beside its weights; fuse_lora or remove_lora first.")
     layers = [(path, m) for path, m in twin.named_modules() if type(m) in PLAIN]

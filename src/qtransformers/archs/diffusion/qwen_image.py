@@ -19,7 +19,6 @@ from qtransformers.archs.diffusion.hparams import (
     pixels,
     setting,
     sized,
-    told_by,
 )
 from qtransformers.archs.diffusion.parts import (
     ADDED,
@@ -44,6 +43,8 @@ ZERO = "__index_timestep_zero__"  # a tool's mark of Edit-2511: nothing is in it
 
 def _check(c: Mapping[str, Any]) -> Iterator[Problem]:
     yield from adds_up(c, "axes_dims_rope", c["attention_head_dim"])
+    if c["use_layer3d_rope"] and not c["use_additional_t_cond"]:
+        yield Problem("use_layer3d_rope is True and use_additional_t_cond False; expected both, as in Qwen-Image-Layered, or none")  # fmt: skip
 
 
 def _stream(stream: str, layers: tuple[str, ...], norms: tuple[str, ...]) -> Iterator[TensorSpec]:
@@ -93,7 +94,7 @@ SPEC = DiffusionSpec(
         setting("guidance_embeds", False, kind=bool),
         axes("axes_dims_rope", 16, 56, 56),
         setting("zero_cond_t", kind=bool, required=True, derive=lambda s: s.has(ZERO) or None, hint="true for Qwen-Image-Edit-2511, false for Qwen-Image and Edit before"),
-        told_by("use_additional_t_cond", "time_text_embed.addition_t_embedding"),
+        setting("use_additional_t_cond", kind=bool, required=True, derive=lambda s: s.has("time_text_embed.addition_t_embedding") or None, hint="true for Qwen-Image-Layered, false for all others"),
         setting("use_layer3d_rope", lambda c: c["use_additional_t_cond"], kind=bool),
     ),
     sizes=lambda c: {"dim": dim(c), "pixels": pixels(c)},

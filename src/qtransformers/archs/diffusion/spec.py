@@ -92,6 +92,7 @@ class DiffusionSpec:
     check: Callable[[Mapping[str, Any]], Iterator[Problem]] | None = None  # what is wrong between settings
     aliases: tuple[str, ...] = ()
     family: str = ""  # general.architecture that other tools give such files, where that is the id of another spec
+    keys: Mapping[str, str] = field(default_factory=dict)  # settings -> metadata that other tools write, after `<id>.`
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # published models: what no tensor shows
     original_names: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) on names that tools write otherwise
     unused: tuple[str, ...] = ()  # patterns of tensors in published files that nothing reads: left out with a warning

@@ -1,6 +1,6 @@
-"""Text encoders of diffusion models: T5 and UMT5 in llama.cpp's names or those of transformers, CLIP in those of transformers.
+"""Text encoders of diffusion models: T5 and UMT5 in llama.cpp's names or those of transformers, CLIP in those of transformers, Qwen2.5-VL in llama.cpp's.
 
-Raffel et al. 2019 (arXiv:1910.10683), Chung et al. 2023 (arXiv:2304.09151), Radford et al. 2021 (arXiv:2103.00020).
+Raffel et al. 2019 (arXiv:1910.10683), Chung et al. 2023 (arXiv:2304.09151), Radford et al. 2021 (arXiv:2103.00020), Bai et al. 2025 (arXiv:2502.13923).
 """
 
 from __future__ import annotations
@@ -124,4 +124,54 @@ CLIP = _clip("clip_text", "CLIP text encoder", "CLIPTextModel", "", False)
 CLIP_PROJECTED = _clip(
     "clip_text_projected", "CLIP text encoder with projection", "CLIPTextModelWithProjection", "text_model.", True
 )
-ENCODERS = (T5, CLIP_PROJECTED, CLIP)
+
+
+def _qwen_check(c: Mapping[str, Any]) -> Iterator[Problem]:
+    n, groups = c["num_attention_heads"], c["num_key_value_heads"]
+    if c["hidden_size"] % n or n % groups or c["kv_size"] * n != c["hidden_size"] * groups:
+        yield Problem(f"num_attention_heads {n} and num_key_value_heads {groups} do not fit hidden_size {c['hidden_size']} and {c['kv_size']} rows of keys")  # fmt: skip
+    if len(c["mrope_section"]) != 3 or sum(c["mrope_section"]) * 2 * n != c["hidden_size"]:
+        yield Problem(f"mrope_section is {list(c['mrope_section'])}; expected three numbers that add up to half a head")
+
+
+QWEN_LAYER, BLK = "layers.{i}", "blk.{i}"
+QWEN_LAYERS = {"i": "num_hidden_layers"}
+# What Qwen-Image reads prompts with. Its class for pictures is another, and needs the vision part that such files lack
+QWEN2_VL = DiffusionSpec(
+    id="qwen2vl",
+    title="Qwen2.5-VL text part",
+    class_name="Qwen2_5_VLTextModel",
+    hparams=(
+        setting("num_hidden_layers", derive=lambda s: s.count(f"{QWEN_LAYER}.self_attn.q_proj")),
+        sized("vocab_size", "embed_tokens", 0),
+        sized("hidden_size", "embed_tokens", 1),
+        sized("intermediate_size", f"{QWEN_LAYER}.mlp.gate_proj", 0),
+        sized("kv_size", f"{QWEN_LAYER}.self_attn.k_proj", 0),
+        setting("num_attention_heads", required=True),
+        setting("num_key_value_heads", lambda c: c["kv_size"] * c["num_attention_heads"] // c["hidden_size"]),
+        setting("rms_norm_eps", 1e-6, kind=float, minimum=0, maximum=1),
+        setting("rope_theta", 1e6, kind=float, maximum=1e9),
+        setting("mrope_section", lambda c: (16, 24, 24) if c["hidden_size"] == 128 * c["num_attention_heads"] else None, kind=tuple),
+        setting("hidden_act", "silu", kind=str, choices=("silu",)),
+        setting("use_sliding_window", False, kind=bool, choices=(False,)),
+    ),
+    check=_qwen_check,
+    tensors=(
+        embedding("embed_tokens", "vocab_size", "hidden_size", "token_embd"),
+        norm(f"{QWEN_LAYER}.input_layernorm", "hidden_size", f"{BLK}.attn_norm", repeat=QWEN_LAYERS),
+        *(linear(f"{QWEN_LAYER}.self_attn.{n}_proj", size, "hidden_size", f"{BLK}.attn_{n}", role="attn", repeat=QWEN_LAYERS) for n, size in (("q", "hidden_size"), ("k", "kv_size"), ("v", "kv_size"))),
+        linear(f"{QWEN_LAYER}.self_attn.o_proj", "hidden_size", "hidden_size", f"{BLK}.attn_output", bias="never", role="attn", repeat=QWEN_LAYERS),
+        norm(f"{QWEN_LAYER}.post_attention_layernorm", "hidden_size", f"{BLK}.ffn_norm", repeat=QWEN_LAYERS),
+        *(linear(f"{QWEN_LAYER}.mlp.{n}_proj", "intermediate_size", "hidden_size", f"{BLK}.ffn_{n}", bias="never", role="dense_ffn", repeat=QWEN_LAYERS) for n in ("gate", "up")),
+        linear(f"{QWEN_LAYER}.mlp.down_proj", "hidden_size", "intermediate_size", f"{BLK}.ffn_down", bias="never", role="dense_ffn", repeat=QWEN_LAYERS),
+        norm("norm", "hidden_size", "output_norm"),
+    ),
+    marks={"original": (Marks(("token_embd.weight", "blk.0.attn_q.bias", "blk.0.attn_k.bias", "blk.0.ffn_gate.weight"), none=("blk.0.attn_q_norm.weight", "blk.0.attn_output.bias")),)},
+    keys={
+        "num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv",
+        "rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base",
+    },
+    variants={"Qwen2.5-VL 7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28}},
+    unused=(r"output\.weight",),
+)  # fmt: skip
+ENCODERS = (T5, CLIP_PROJECTED, CLIP, QWEN2_VL)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from qtransformers.archs.diffusion import DiffusionSpec
 from qtransformers.archs.spec import Problem
 from qtransformers.checks import shown
 from qtransformers.errors import LoadError, UnsupportedError
@@ -33,6 +34,17 @@ def annotated(metadata: Mapping[str, Any], file: str) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise LoadError(f"{file}: {CONFIG_KEY} is {shown(text)}; expected a JSON object. Convert the model again.")
     return config
+
+
+def of_keys(spec: DiffusionSpec, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Settings in the metadata that other tools write for an architecture, None where it has no such keys."""
+    found = {name: metadata.get(f"{spec.id}.{key}") for name, key in spec.keys.items()}
+    return {name: _shortest(value) for name, value in found.items() if value is not None} or None
+
+
+def _shortest(value: Any) -> Any:
+    """A float of 32 bits as it was written: 1e-06, and not 9.99999997e-07."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def other_layout(said: Any, found: Detected, file: str) -> list[Problem]:

@@ -11,7 +11,15 @@ from qtransformers.archs.hparams import Hyperparameters
 from qtransformers.archs.spec import Problem
 from qtransformers.gguf import GGUFFile
 from qtransformers.load.config import raise_problems
-from qtransformers.load.diffusion.annotations import BIASES_KEY, LAYOUT_KEY, annotated, other_biases, other_layout
+from qtransformers.load.diffusion.annotations import (
+    BIASES_KEY,
+    CONFIG_KEY,
+    LAYOUT_KEY,
+    annotated,
+    of_keys,
+    other_biases,
+    other_layout,
+)
 from qtransformers.load.diffusion.detection import detect
 from qtransformers.load.diffusion.matching import Part, match
 from qtransformers.load.diffusion.settings import read_settings
@@ -47,7 +55,10 @@ def plan_diffusion(
     """
     found = detect(gguf, specs)
     spec, file = found.spec, str(gguf.path)
-    settings, extra, problems = read_settings(found, file, annotated(gguf.metadata, file), config, config_file)
+    said, key = annotated(gguf.metadata, file), CONFIG_KEY
+    if said is None and spec.keys:
+        said, key = of_keys(spec, gguf.metadata), "metadata"
+    settings, extra, problems = read_settings(found, file, said, config, config_file, key)
     headline = f"{file} cannot be loaded as {spec.title}"
     problems += other_layout(gguf.metadata.get(LAYOUT_KEY), found, file)
     raise_problems(headline, problems)

@@ -18,16 +18,22 @@ LIST_LIMIT = 64  # longest list in a config worth a look
 
 
 def read_settings(
-    found: Detected, file: str, annotated: Mapping[str, Any] | None, given: Mapping[str, Any] | None, given_file: str
+    found: Detected,
+    file: str,
+    annotated: Mapping[str, Any] | None,
+    given: Mapping[str, Any] | None,
+    given_file: str,
+    key: str = CONFIG_KEY,
 ) -> tuple[Hyperparameters, dict[str, Any], list[Problem]]:
-    """Settings with their origins, what the spec does not know of those given, and what is wrong with them."""
+    """Settings with their origins, what the spec does not know of those given, and what is wrong with them.
+
+    `annotated` are those in the file's metadata, under `key`.
+    """
     spec = found.spec
     rows = () if callable(spec.tensors) else spec.tensors
     shapes = Shapes(rows, found.layout, found.shapes)
     said = [
-        (source, name)
-        for source, name in ((given, given_file), (annotated, f"{file}: {CONFIG_KEY}"))
-        if source is not None
+        (source, name) for source, name in ((given, given_file), (annotated, f"{file}: {key}")) if source is not None
     ]
     derived = {p.name: p.derive(shapes) for p in spec.hparams if p.derive}
     values: dict[str, Any] = {}
@@ -84,7 +90,7 @@ def read_settings(
         others = (k for k in given if k not in known and not k.startswith("_"))
         for k in others:
             if given[k] is not None and annotated.get(k) is not None and _plain(given[k]) != _plain(annotated[k]):
-                problems.append(_contradiction(k, given[k], given_file, annotated[k], f"{file}: {CONFIG_KEY}"))
+                problems.append(_contradiction(k, given[k], given_file, annotated[k], f"{file}: {key}"))
     extra = {k: v for source, _ in reversed(said) for k, v in source.items() if k not in known and not k.startswith("_")}  # fmt: skip
     told = (
         Problem(f"{n.text.partition('. They')[0]}, as where nobody says; the former is used", "warning") for n in notes

@@ -33,6 +33,21 @@ def test_json_adds_up(data, capsys):
     assert host["needed"] == sum(host[k] for k in ("weights", "cache", "activations", "program", "system"))
 
 
+def test_a_draft_counts_beside_the_model(data, capsys):
+    words = data / "demo-Q8_0.gguf", "--json", "--context", 512
+    draft = json.loads(planned(capsys, data / "demo-draft-Q8_0.gguf", *words[1:], "--ram", "1GiB"))["devices"][0]
+    alone = json.loads(planned(capsys, *words, "--ram", "1GiB"))["devices"][0]
+    words += "--draft", data / "demo-draft-Q8_0.gguf", "--ram"
+    both = json.loads(planned(capsys, *words, "1GiB"))["devices"][0]
+    assert (
+        both["beside"] == sum(draft[k] for k in ("weights", "cache", "activations")) > 1 << 20 and not alone["beside"]
+    )
+    assert both["needed"] == alone["needed"] + both["beside"]
+    least = both["needed"] - both["system"]
+    assert json.loads(planned(capsys, *words, least))["verdict"] == "tight"
+    assert json.loads(planned(capsys, *words, least - 1, code=5))["verdict"] == "does not fit"
+
+
 def test_one_that_is_too_big(tmp_path, capsys):
     giant = deepseek.sparse(tmp_path / "giant-Q5_K_M.gguf")
     out = planned(capsys, giant, "--context", 32768, "--ram", "256GiB", code=5)

@@ -1,5 +1,6 @@
 """What a model is loaded with: checked, frozen, told where it came from."""
 
+import warnings
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
@@ -11,6 +12,8 @@ from qtransformers.errors import (
     ModelNotFoundError,
     QTransformersError,
 )
+from qtransformers.load.fit import Budget, fit
+from qtransformers.machine import Memory
 from qtransformers.model import Model
 from qtransformers.options import LoadOptions, ModelConfig
 
@@ -47,6 +50,19 @@ HOSTILE_LOADS = [
 def test_a_bad_load_field_is_named(data, name, value):
     with pytest.raises(ConfigError, match=f"^{name}="):
         Model.load(**{"gguf_path": data / "demo-Q8_0.gguf", name: value})
+
+
+def test_a_draft_that_does_not_fit_beside_its_model_is_told(data, monkeypatch):
+    paths = {"gguf_path": data / "demo-Q8_0.gguf", "draft": data / "demo-draft-Q8_0.gguf", "threads": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Model.load(**paths) as model:
+            (need, *_) = fit(model.plan, Budget(None)).needs
+    free = need.model + (1 << 20)  # enough for each alone
+    monkeypatch.setattr("qtransformers.load.memory", lambda: Memory(free, free, free, None))
+    with pytest.warns(UserWarning, match="the draft: .*demo-draft-Q8_0.gguf needs .* beside the model's") as told:
+        Model.load(**paths).close()
+    assert len(told) == 1
 
 
 def test_every_load_field_is_tried():

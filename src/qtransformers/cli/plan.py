@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, how it would be loaded, and the machine."""
     parser.add_argument("model", metavar="MODEL", help="a GGUF file or folder, `demo`, or user/repo:QUANT from the Hub")
-    add_flags(parser, "model-path", "ctx-size", "cache", "placement", "ram", "vram", "save", "json")
+    add_flags(parser, "model-path", "ctx-size", "cache", "placement", "draft", "ram", "vram", "save", "json")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan on stdout."""
     from qtransformers import machine
+    from qtransformers.errors import ConfigError
     from qtransformers.load import placement
     from qtransformers.load.devices import Devices
     from qtransformers.load.diffusion import is_diffusion
-    from qtransformers.load.fit import Budget, fit
+    from qtransformers.load.fit import Budget, fit, taken
     from qtransformers.load.survey import find_sources, survey
 
     budget, devices = Budget.of(machine.memory(), args.ram, args.vram), Devices.of(machine.gpus())
@@ -41,12 +42,15 @@ def run(args: argparse.Namespace) -> int:
         budget = replace(budget, devices=devices.free)
     sources, others = find_sources(args.model, args.model_path)
     if sources.gguf is not None and is_diffusion(sources.gguf):
+        if args.draft:
+            raise ConfigError("--draft guesses tokens, and a diffusion model makes none. Leave it out.")
         return plan_diffusion.run(sources.gguf, sources.files.get("config.json"), budget, args)
     found = survey(sources, others, context_length=args.ctx_size, cache=args.cache or "f16")
-    wanted = args.placement or "auto"
-    table = placement.resolve(found.plan, wanted, budget)
+    draft = _draft(args, found) if args.draft else None
+    beside = taken(draft.plan if draft else None, budget)
+    table = placement.resolve(found.plan, args.placement or "auto", budget.less(beside))
     found = replace(found, plan=placement.placed(found.plan, table))
-    result = fit(found.plan, budget, found.others)
+    result = fit(found.plan, budget, found.others, beside)
     if args.save:
         placement.save(args.save, found.plan, table)
     places = placement.entries(table)
@@ -60,6 +64,17 @@ def run(args: argparse.Namespace) -> int:
             lines += _in_memory(sources)
         print("\n".join(map(printable, [lines[0], *shown, *lines[1:]])))
     return 4 if found.problems else 5 if result.verdict == "does not fit" else 0
+
+
+def _draft(args: argparse.Namespace, model: Survey) -> Survey:
+    """The plan of --draft as it would be loaded beside the model; LoadError where it cannot be."""
+    from qtransformers.errors import LoadError
+    from qtransformers.load.survey import find_sources, survey
+
+    found = survey(find_sources(args.draft)[0], context_length=model.plan.context_length, cache=model.plan.cache)
+    if found.problems:
+        raise LoadError(f"draft {found.plan.file}: {found.problems[0].text}")
+    return found
 
 
 def as_json(found: Survey, result: Fit) -> dict[str, Any]:
@@ -136,6 +151,7 @@ def _need(plan: LoadPlan, need: Need) -> list[str]:
         ("recurrent states", need.states, "of all requests that may run at once"),
         ("peak temporaries", need.activations, "of one forward pass"),
         ("program, vocabulary", need.program, ""),
+        ("the draft", need.beside, "its weights, keys and values, temporaries"),
         ("for the system", need.system, "page tables, and what should stay free" if main else "the driver's context"),
     ]
     lines = table([(what, text(n), why) for what, n, why in rows if n], right=(1,))

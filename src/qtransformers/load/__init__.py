@@ -89,6 +89,7 @@ def load(
     preload: bool = False,
     part: Part | None = None,
     progress: Progress | None = None,
+    beside: LoadPlan | None = None,
     settings: Settings | None = None,
     hub: Hub | None = None,
     **options: Unpack[PrepareOptions],
@@ -98,15 +99,15 @@ def load(
     `placement` says which device holds what: only the CPU unless it says more. `accuracy` is that of products with
     quantised weights (kernels.cpu.bind); `pre` overrides the GGUF's pre-tokenizer. Weights are read ahead in the
     background; `preload` waits until they are in memory, `mlock` keeps them there. `part` loads the layers of one stage
-    of a pipeline and nothing else; `progress` hears of weights on their way to GPUs. Raises LoadError or UnsupportedError with everything that is wrong,
-    and what `resolve` raises.
+    of a pipeline and nothing else; `progress` hears of weights on their way to GPUs; `beside` is the plan of a model that is
+    loaded already. Raises LoadError or UnsupportedError with everything that is wrong, and what `resolve` raises.
     """
     sources = resolve(gguf_path, model_path, settings, hub)
     gguf = sources.gguf
     if gguf is None:
         raise no_weights(sources)
     prepared = prepare(sources, **options)
-    from qtransformers.load.fit import Budget, fit, too_large
+    from qtransformers.load.fit import Budget, fit, taken, too_large
     from qtransformers.load.warm import in_background, lock
     from qtransformers.load.warm import preload as read_all
 
@@ -114,8 +115,8 @@ def load(
     if part is not None:
         prepared, layers = part_of(prepared, part)
     budget = Budget.of(memory())
-    plan, budget = on_devices(prepared, placement, budget)
-    verdict = fit(plan, budget)
+    plan, budget = on_devices(prepared, placement, budget, beside)
+    verdict = fit(plan, budget, beside=taken(beside, budget, loaded=True))
     if verdict.needs[0].verdict == "does not fit":
         plan = replace(plan, warnings=(*plan.warnings, too_large(plan, verdict)))
     views = None if part is None else bytes_of(plan, gguf)
@@ -147,13 +148,15 @@ def load(
     )
 
 
-def on_devices(prepared: Prepared, placement: str, budget: Budget) -> tuple[LoadPlan, Budget]:
+def on_devices(
+    prepared: Prepared, placement: str, budget: Budget, beside: LoadPlan | None = None
+) -> tuple[LoadPlan, Budget]:
     """The plan with everything where `placement` says, and what this machine has; errors as `placement.resolve` and `Devices.check`.
 
-    InsufficientMemoryError where a GPU is to hold more than it has.
+    `beside` is loaded already. InsufficientMemoryError where a GPU is to hold more than it has.
     """
     from qtransformers.load.devices import Devices
-    from qtransformers.load.fit import device_too_small, fit
+    from qtransformers.load.fit import device_too_small, fit, taken
     from qtransformers.load.placement import parse, placed
     from qtransformers.load.placement import resolve as resolve_placement
 
@@ -167,8 +170,9 @@ def on_devices(prepared: Prepared, placement: str, budget: Budget) -> tuple[Load
             raise UnsupportedError(f"placement={placement!r}: {plan.file} is an encoder, which runs on the CPU only. Leave placement out.")  # fmt: skip
         return plan, budget
     budget = replace(budget, devices=devices.free)
-    found = placed(plan, resolve_placement(plan, placement, budget))
-    for need in fit(found, budget).needs:
+    others = taken(beside, budget, loaded=True)
+    found = placed(plan, resolve_placement(plan, placement, budget.less(others)))
+    for need in fit(found, budget, beside=others).needs:
         if need.device != "cpu" and need.verdict == "does not fit":
             raise device_too_small(found, need)
     if not found.devices:

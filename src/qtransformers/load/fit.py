@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 from qtransformers.cache import CODECS, PAGE_TOKENS
@@ -22,6 +23,7 @@ Verdict = Literal["fits", "tight", "does not fit", "unknown"]
 SPARE_SHARE, SPARE_LEAST, SPARE_MOST = 50, 256 << 20, 8 << 30  # what stays free for others: a 50th of main memory
 CONTEXT_BYTES = 768 << 20  # of a GPU, for its driver's context and libraries
 FEWEST_TOKENS = 512  # a context below this is no remedy
+NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Budget:
         """Bytes of a device that a model may take."""
         return self.ram if device == "cpu" else self.devices[device] - CONTEXT_BYTES
 
+    def less(self, beside: Mapping[str, int]) -> Budget:
+        """What is left of it beside so many bytes on each device."""
+        ram = None if self.ram is None else self.ram - beside.get("cpu", 0)
+        return replace(self, ram=ram, devices={name: n - beside.get(name, 0) for name, n in self.devices.items()})
+
 
 @dataclass(frozen=True)
 class Need:
@@ -65,11 +72,12 @@ class Need:
     system: int  # of main memory only: page tables, and what stays free; of a GPU: its context
     have: int | None
     staging: int = 0  # of pinned main memory, only while weights are copied to this GPU
+    beside: int = 0  # what another model takes: a draft, or the model that it is for
 
     @property
     def model(self) -> int:
-        """What the model itself takes."""
-        return self.weights + self.cache + self.states + self.activations + self.program
+        """What the model itself takes, and what is beside it."""
+        return self.weights + self.cache + self.states + self.activations + self.program + self.beside
 
     @property
     def verdict(self) -> Verdict:
@@ -114,9 +122,17 @@ class Fit:
         }
 
 
-def fit(plan: LoadPlan, budget: Budget, other_files: Mapping[str, int] | None = None) -> Fit:
-    """Hold a plan against what there is; `other_files` are bytes by name of other quantisations at hand."""
-    needs = tuple(_need(plan, budget, device) for device in ("cpu", *budget.devices))
+def fit(
+    plan: LoadPlan,
+    budget: Budget,
+    other_files: Mapping[str, int] | None = None,
+    beside: Mapping[str, int] = NOTHING,
+) -> Fit:
+    """Hold a plan against what there is; `other_files` are bytes by name of other quantisations at hand.
+
+    `beside` are bytes by device of a model that is to be there at the same time.
+    """
+    needs = tuple(replace(_need(plan, budget, d), beside=beside.get(d, 0)) for d in ("cpu", *budget.devices))
     short = [need for need in needs if need.verdict == "does not fit"]
     note = ""
     host = needs[0]
@@ -137,20 +153,30 @@ def fit(plan: LoadPlan, budget: Budget, other_files: Mapping[str, int] | None = 
     return Fit(needs, remedies, note)
 
 
+def taken(plan: LoadPlan | None, budget: Budget, loaded: bool = False) -> dict[str, int]:
+    """Bytes of each device that a model takes, if there is one, but the program; of one that is `loaded`, those that its GPUs do not miss yet."""
+    if plan is None:
+        return {}
+    needs = [_need(plan, budget, device) for device in ("cpu", *budget.devices)]
+    return {n.device: n.model - n.program - (n.weights if loaded and n.device != "cpu" else 0) for n in needs}
+
+
 def too_large(plan: LoadPlan, found: Fit) -> str:
     """A warning for a model that is loaded although it does not fit."""
     (host, *_) = found.needs
+    beside = f" beside the model's {_gib(host.beside)}" if host.beside else ""
     return (
-        f"{plan.file} needs {_gib(host.model)} of memory, and {_gib(host.have or 0)} are free. {found.note}. "
+        f"{plan.file} needs {_gib(host.model - host.beside)} of memory{beside}, and {_gib(host.have or 0)} are free. {found.note}. "
         "What would fit: qtransformers plan."
     )
 
 
 def device_too_small(plan: LoadPlan, need: Need) -> InsufficientMemoryError:
     """What to say where a GPU is asked to hold more than it has free."""
+    beside = f"{_gib(need.beside)} are another model's, " if need.beside else ""
     return InsufficientMemoryError(
         f"{plan.file}: {need.device} would hold {_gib(need.weights)} of weights, {_gib(need.cache + need.states)} of cache and "
-        f"{_gib(need.activations + need.system)} of temporaries and driver, {_gib(need.model + need.system)} in all, and has {_gib(need.have or 0)} "
+        f"{_gib(need.activations + need.system)} of temporaries and driver, {beside}{_gib(need.model + need.system)} in all, and has {_gib(need.have or 0)} "
         "free. Leave the choice to the plan (placement=auto), lower context_length, or take a smaller cache type."
     )
 

@@ -50,6 +50,7 @@ def load_draft(config: ModelConfig, model: Loaded) -> Loaded | None:
         placement="auto" if model.plan.devices else "cpu",
         cache_tokens=model.plan.cache_tokens,
         threads=_threads(config),
+        beside=model.plan,
         **{name: getattr(config, name) for name in SHARED},
     )
 

@@ -74,7 +74,7 @@ class OpenModel:
             pool=pool_of(config.threads),
         )
         self._prepare = Preparer(loaded, self._engine, self.sampling, self.eos_ids, small is not None)
-        for message in plan.warnings:
+        for message in (*plan.warnings, *(f"the draft: {text}" for text in (small.plan.warnings if small else ()))):
             warnings.warn(message, stacklevel=3)
 
     @property

@@ -11,6 +11,7 @@ within a round (the median of all rounds) says more of a server than that of all
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import re
@@ -60,9 +61,12 @@ LLAMA: set[int] = set()
 
 async def round_of(port: int, clients: int, n: int) -> tuple[float, list[float]]:
     """Tokens a second of all clients together, and seconds between the events of each."""
+    gc.collect()
+    gc.disable()  # a collection of this process would be told of as a pause of the server
     start = time.perf_counter()
     found = await asyncio.gather(*(client(port, i, n) for i in range(clients)))
     seconds = time.perf_counter() - start
+    gc.enable()
     assert all(tokens == n for tokens, _ in found), [tokens for tokens, _ in found]
     gaps = [b - a for _, times in found for a, b in pairwise(times[:-1])]  # the last event is no token
     return clients * n / seconds, gaps

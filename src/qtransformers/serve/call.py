@@ -65,19 +65,20 @@ class Call:
             ) from None
 
     async def _body(self, limit: int) -> bytes:
-        parts, n = [], 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            part = message.get("body", b"")
-            n += len(part)
-            if n > limit:
-                raise _too_large(limit, "more")
-            parts.append(part)
-            if not message.get("more_body"):
-                self.size = n
-                return b"".join(parts)
+        parts: list[bytes] = []
+        try:
+            while True:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                parts.append(message.get("body", b""))
+                self.size += len(parts[-1])
+                if self.size > limit:
+                    raise _too_large(limit, "more")
+                if not message.get("more_body"):
+                    return b"".join(parts)
+        finally:
+            parts.clear()  # or an error keeps them, by this frame, until cycles are collected
 
     async def gone(self) -> None:
         """Until the client has hung up; to be awaited once the body has been read."""

@@ -21,6 +21,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from qtransformers.errors import ConfigError
+from qtransformers.machine import trim
 from qtransformers.native import lib
 from qtransformers.serve.app import app_of
 from qtransformers.serve.config import ServerConfig
@@ -226,11 +227,12 @@ class Listening(uvicorn.Server):
             self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def on_tick(self, counter: int) -> bool:
-        """Collect now and then what the collector leaves, as it runs rarely; best while nobody waits."""
+        """Collect now and then what the collector leaves, as it runs rarely, and let go of what is free; best while nobody waits."""
         self._ticks += 1
         if self._ticks >= (5 * TICKS if self.server_state.tasks else TICKS):
             self._ticks = 0
             gc.collect()
+            trim()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

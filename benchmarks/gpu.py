@@ -14,6 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
+UNMEASURED = "GPU: no figure of a real card has been measured yet"
 PARTS = sorted(path.stem.removeprefix("gpu_") for path in Path(__file__).parent.glob("gpu_*.py"))
 
 
@@ -47,7 +48,7 @@ def main() -> int:
             if options.tiny:
                 print(f"## {title}\n\n{body}\n", flush=True)
             else:
-                publish(__file__, f"GPU: {title}", f"{card}.\n\n{body}")
+                publish(__file__, f"GPU: {title}", f"{card}.\n\n{body}", instead=UNMEASURED)
         except Exception:
             failed.append(part)
             print(f"{part} failed:\n{traceback.format_exc()}", flush=True)

@@ -23,7 +23,16 @@ PROMPT, DEPTHS, TOGETHER, TOKENS = 512, (16, 4096), (1, 4, 8), 128
 CONTEXT = 8192
 KERNELS = 12  # shown of a step
 ROUNDS = 30
-TINY = {"SHAPE": "tiny", "PROMPT": 3, "DEPTHS": (2,), "TOGETHER": (1,), "TOKENS": 2, "CONTEXT": 256, "ROUNDS": 0}
+TINY = {
+    "SHAPE": "tiny",
+    "RECIPE": "Q4_0",
+    "PROMPT": 3,
+    "DEPTHS": (2,),
+    "TOGETHER": (1,),
+    "TOKENS": 2,
+    "CONTEXT": 256,
+    "ROUNDS": 0,
+}
 
 
 def measure(card: Card, options) -> tuple[str, str]:

@@ -51,10 +51,12 @@ def command(script: str) -> str:
     return " ".join(words)
 
 
-def publish(script: str, title: str, body: str, path: Path = RESULTS, how: str | None = None) -> None:
+def publish(
+    script: str, title: str, body: str, path: Path = RESULTS, how: str | None = None, instead: str | None = None
+) -> None:  # fmt: skip
     """Print a section and put it in RESULTS.md, in place of the one of the same title; sections stand by script, then title.
 
-    `how` is the command that measures it, where that is not a script of benchmarks/.
+    `how` is the command that measures it, where that is not a script of benchmarks/; `instead` is the title of a section that goes.
     """
     how = how or f"python benchmarks/{command(script)}"
     section = f"## {title}\n<!-- {Path(script).name} -->\n{time.strftime('%Y-%m-%d')}, {machine()}. `{how}`\n\n{body.strip()}\n"
@@ -69,4 +71,6 @@ def publish(script: str, title: str, body: str, path: Path = RESULTS, how: str |
     for text in [*sections, section]:
         named, made_by = re.match(r"## (.*)\n<!-- (\S+) -->", text).groups()
         kept[made_by, named] = text.rstrip() + "\n"
+    if instead is not None:
+        kept.pop((Path(script).name, instead), None)
     path.write_text(head.rstrip() + "\n\n" + "\n".join(kept[key] for key in sorted(kept)), encoding="utf-8")

@@ -1,6 +1,7 @@
 """AuraFlow: joint blocks of text and image, then single blocks of both, without biases in blocks; norms have no weights.
 
 https://huggingface.co/fal/AuraFlow; queries and keys are normed without weights, so no tensor shows how many heads there are.
+The published models have the defaults of the class in diffusers, as scripts/convert_aura_flow_to_diffusers.py says.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Cosmos (predict, 1.0 and 2): worlds from text and images, every norm modulated by a narrow pair of matrices; hardly a bias.
 
 https://arxiv.org/abs/2501.03575; the two versions name the same tensors otherwise, of which the second's names count here.
+Variants: TRANSFORMER_CONFIGS in scripts/convert_cosmos_to_diffusers.py of diffusers.
 """
 
 from __future__ import annotations

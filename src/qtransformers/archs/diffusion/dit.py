@@ -1,6 +1,7 @@
 """DiT: pictures of a class of ImageNet, norms modulated by class and timestep, which every block embeds for itself.
 
 https://arxiv.org/abs/2212.09748; published for its class in diffusers, whose layout is the only one here.
+Heads and sizes of samples: scripts/convert_dit_to_diffusers.py of diffusers, and the defaults of the class.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Flux.2: blocks as in Flux.1 without biases, one modulation for all blocks of a kind, gated feed-forward layers.
 
 https://github.com/black-forest-labs/flux2; the klein models are smaller and have no guidance.
+What no tensor shows: the defaults of the class in diffusers, which are those of the dev model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """HiDream-I1: joint and single blocks whose feed-forward layers are experts; each block takes a layer of Llama's states.
 
 https://arxiv.org/abs/2505.22705; published in the layout of diffusers. Queries and keys are normed across all heads, so no
-tensor shows how many there are.
+tensor shows how many there are. Heads and experts are the defaults of the class; axes and layers of Llama those of the script that
+converted the published model (its config.json).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """LTX-Video: video from text in strongly compressed latents, one token a latent; modulation from tables and one embedding.
 
 https://arxiv.org/abs/2501.00103; queries and keys are normed across heads, so no tensor shows how many heads there are.
+The 2B model has the defaults of the class in diffusers; the 13B one what loaders of its single file write out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lumina-Image 2.0: text and image refined apart, then blocks of both in one stream; fewer heads for keys and values.
 
-https://arxiv.org/abs/2503.21758
+https://arxiv.org/abs/2503.21758; what no tensor shows: the defaults of the class in diffusers, and transformer/config.json.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Sana: linear attention and gated convolutions, so that many tokens are cheap; one table of modulation a block.
 
 https://arxiv.org/abs/2410.10629; Sana 1.5 and Sprint norm queries and keys across heads, Sprint embeds its guidance too.
+Variants, sizes of samples and scales of positions: scripts/convert_sana_to_diffusers.py of diffusers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Wan: video from text and images, blocks of self-attention, cross-attention and feed-forward under one modulation.
 
 https://arxiv.org/abs/2503.20314; patches are cut by a convolution over frames, rows and columns.
+Variants: wan/configs of the published code (2.1 and 2.2).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Z-Image: text and image refined apart, then blocks of both in one stream; Omni has refined SigLIP features too.
 
-https://github.com/Tongyi-MAI/Z-Image
+https://github.com/Tongyi-MAI/Z-Image; what no tensor shows is as transformer/config.json of Z-Image-Turbo has it, whose axes_lens
+are not the class's (1536, not 1024).
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ SPEC = DiffusionSpec(
         setting("rope_theta", 256.0, kind=float, maximum=1e9),
         setting("t_scale", 1000.0, kind=float),
         axes("axes_dims", 32, 48, 48, size=lambda c: c["dim"] // c["n_heads"]),
-        setting("axes_lens", (1024, 512, 512), kind=tuple, maximum=2**16),
+        setting("axes_lens", (1536, 512, 512), kind=tuple, maximum=2**16),
     ),
     sizes=_sizes,
     check=_check,

@@ -1,14 +1,16 @@
 """The lists of architectures in the README and docs/diffusion.md, made anew from the registry: `PYTHONPATH=src python tools/readme.py`."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 from qtransformers.archs import ALL
 from qtransformers.archs.diffusion import ALL as DIFFUSION
 from qtransformers.archs.diffusion import DiffusionSpec
+from qtransformers.archs.diffusion.folds import KINDS as KINDS_OF_FOLDS
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- architectures, by tools/readme.py -->", "<!-- end -->"
+BEGIN, END = "<!-- {}, by tools/readme.py -->", "<!-- end -->"
 KINDS = {"language": "Language models", "encoder": "Encoders"}
 
 
@@ -34,6 +36,14 @@ def diffusion() -> str:
     return "\n".join(lines)
 
 
+def folds() -> str:
+    """Where scales move in each diffusion transformer, and why not."""
+    titles = {"modulation": "into the modulation", "norm": "into norms", "values": "from attention's output into values", "gated": "through gated layers"}  # fmt: skip
+    lines = ["| | " + " | ".join(titles[kind] for kind in KINDS_OF_FOLDS) + " |", "|---|" + "---|" * len(titles)]
+    lines += (f"| {s.title} | " + " | ".join(s.unfolded.get(kind, "yes") for kind in KINDS_OF_FOLDS) + " |" for s in DIFFUSION)  # fmt: skip
+    return "\n".join(lines)
+
+
 def _names(spec: DiffusionSpec) -> str:
     others = f"; {', '.join(f'`{n}`' for n in spec.aliases)}" if spec.aliases else ""
     return f"`{spec.id}`{others}" + (f"; of other tools `{spec.family}`" if spec.family else "")
@@ -46,16 +56,27 @@ def _asked(spec: DiffusionSpec) -> str:
     return ", ".join(f"`{n}`" for n in names) + (f" (known of {', '.join(known)})" if names and known else "")
 
 
-PAGES = {"README.md": architectures, "docs/diffusion.md": diffusion}
+PAGES = {
+    "README.md": {"architectures": architectures},
+    "docs/diffusion.md": {"architectures": diffusion, "folds": folds},
+}
+
+
+def _put(text: str, found: re.Match[str]) -> str:
+    return text
 
 
 def renewed(name: str) -> str:
-    """A page with its list as it is today."""
+    """A page with its lists as they are today."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    section = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if not section.search(text):
-        raise SystemExit(f"{name} has no section between {BEGIN} and {END}.")
-    return section.sub(lambda _: f"{BEGIN}\n{PAGES[name]()}\n{END}", text)
+    for what, made in PAGES[name].items():
+        begin = BEGIN.format(what)
+        section_text = f"{begin}\n{made()}\n{END}"
+        section = re.compile(f"{re.escape(begin)}.*?{re.escape(END)}", re.DOTALL)
+        if not section.search(text):
+            raise SystemExit(f"{name} has no section between {begin} and {END}.")
+        text = section.sub(partial(_put, section_text), text)
+    return text
 
 
 if __name__ == "__main__":

@@ -222,3 +222,15 @@ def test_types_of_weights_that_will_learn_are_those_with_importance(data):
         plan_conversion(data / "demo_model", "IQ2_XS")
     plan = plan_conversion(data / "demo_model", "IQ2_XS", learns=True)
     assert "IQ2_XS" in {t.type.name for t in plan.tensors} and all(t.importance is None for t in plan.tensors)
+
+
+def test_an_importance_matrix_of_zeros_is_refused_and_zeros_of_some_are_told(data):
+    plan = plan_conversion(data / "demo_model", "Q4_K_M")
+    importance = {t.name: np.zeros(t.shape[-1], np.float32) for t in plan.tensors if len(t.shape) > 1}
+    with pytest.raises(ConfigError, match=r"is all zeros \(.*collected from\. Collect it again"):
+        plan_conversion(data / "demo_model", "Q4_K_M", importance=importance)
+    idle = "blk.1.ffn_up.weight"
+    some = {name: values + (name != idle) for name, values in importance.items()}
+    with pytest.warns(UserWarning, match=rf"zeros alone for 1 weights \({idle}, \.\.\.\)"):
+        plan = plan_conversion(data / "demo_model", "Q4_K_M", importance=some)
+    assert {t.name for t in plan.tensors if t.importance is None and t.type.is_quantized} == {idle}

@@ -62,6 +62,7 @@ def _run(args: argparse.Namespace, scratch: Path | None) -> int:
     from qtransformers.convert.estimate import seconds, time_text
     from qtransformers.convert.plan import Asked
     from qtransformers.convert.write import DEFAULT_TYPE, planned
+    from qtransformers.gguf.writer import check_free, check_room
     from qtransformers.load.diffusion import LAYOUT_KEY
 
     learns = learned.wanted(args)
@@ -82,6 +83,8 @@ def _run(args: argparse.Namespace, scratch: Path | None) -> int:
         note(f"would write {output}, {_size(plan, plan.nbytes)}, {time}")
         return 0
     if learns and LAYOUT_KEY in plan.metadata:
+        check_free(output, args.overwrite)
+        check_room(output.parent, plan.nbytes)
         with learned.of_diffusion(args, model, asked) as plan:
             return _written(args, plan, output)
     if learns:

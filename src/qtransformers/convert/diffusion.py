@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from qtransformers.archs.diffusion.spec import LAYOUTS
 from qtransformers.archs.hparams import Hyperparameters
 from qtransformers.archs.spec import Problem
 from qtransformers.checks import shown
+from qtransformers.convert.eight import decoded
 from qtransformers.convert.layouts import Dress, Piece, laid_out
 from qtransformers.convert.plan import (
     QUANTIZATION_VERSION,
@@ -29,7 +30,7 @@ from qtransformers.convert.plan import (
 )  # fmt: skip
 from qtransformers.convert.recipes import recipe_of
 from qtransformers.convert.requantize import kept_metadata, warn_of_requantizing
-from qtransformers.convert.sources import Factors
+from qtransformers.convert.sources import Factors, Lying
 from qtransformers.errors import ConfigError, ModelNotFoundError
 from qtransformers.gguf import GGUFFile
 from qtransformers.gguf.values import Typed
@@ -48,6 +49,7 @@ from qtransformers.load.diffusion import (
     detected,
     is_diffusion,
     match,
+    matches,
     other_layout,
     read_settings,
     tensors_of,
@@ -137,7 +139,8 @@ def known(source: DiffusionSource) -> Model:
     notes += [f"{file}: {p.text}" for p in misfits if p.grade == "warning"]
     for note in (*found.warnings, *notes):
         warnings.warn(note, stacklevel=5)
-    return Model(found.spec, found.layout, settings, extra, parts)
+    beside = {n: t for n, t in found.tensors.items() if matches(found.spec.beside, n)}
+    return Model(found.spec, found.layout, settings, extra, parts, beside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +152,7 @@ class Model:
     config: Hyperparameters
     extra: Mapping[str, Any]  # settings that the spec does not know
     parts: tuple[Part, ...]
+    beside: Mapping[str, QTensor] = field(default_factory=dict)  # what only other programs ask for, in the same layout
 
 
 def of_model(
@@ -173,6 +177,8 @@ def of_model(
         targets = typed(bare, {}, asked, kept=F32, policy_of={p.name: policy(p, spec) for p in pieces})
         targets = tuple(_halved(t) if quantised and policy(p, spec) == "keep" else t for p, t in zip(pieces, targets, strict=True))  # fmt: skip
         id = np.uint32(file_type_of(targets, recipe_of(asked.type)[0]))
+    if to == model.layout:
+        targets += tuple(Target(n, t.type, t.shape, (Lying(t),)) for n, t in model.beside.items())
     warn_of_requantizing(file, targets)
     metadata = {
         **{k: v for k, v in (kept_metadata(gguf) if gguf else {}).items() if not k.startswith(ORIG_SHAPE)},
@@ -275,6 +281,7 @@ def _inner(path: Path) -> Path | None:
 
 def _of_checkpoint(stored: Mapping[str, Stored]) -> dict[str, QTensor]:
     """The diffusion model's tensors of a checkpoint, which may hold a text encoder and a VAE too, without a common prefix."""
+    stored = decoded(stored)
     prefix = next((p for p in WHOLE if any(name.startswith(p) for name in stored)), None) or stripped(stored)
     return {
         name.removeprefix(prefix): QTensor(name, tensor.type, tensor.shape, tensor.data, tensor.file)

@@ -37,7 +37,7 @@ class Fp8(OfTensor):
         at = np.arange(self.shape[0])[rows] // high
         scales = np.repeat(self.scales[at], wide, axis=1)[:, : self.shape[1]]
         with np.errstate(invalid="ignore"):  # NaN is found and named later
-            return np.asarray(_FP8[self.tensor.dtype][self.tensor.view()[rows]] * scales, np.float32)
+            return np.asarray(FP8[self.tensor.dtype][self.tensor.view()[rows]] * scales, np.float32)
 
     def blocks(self, rows: Rows, to: QuantType) -> NDArray[np.uint8] | None:
         """See Source."""
@@ -65,7 +65,7 @@ class Nvfp4(OfTensor):
 
     def rows(self, rows: Rows) -> Values:
         """See Source."""
-        pairs, scales = self.tensor.view()[rows], _FP8["F8_E4M3"][self.scales.view()[rows]] * np.float32(self.factor)
+        pairs, scales = self.tensor.view()[rows], FP8["F8_E4M3"][self.scales.view()[rows]] * np.float32(self.factor)
         codes = np.stack((pairs & 15, pairs >> 4), axis=-1)
         values = _E2M1[codes].reshape(*scales.shape, 16) * scales[..., None]
         return np.asarray(values.reshape(len(pairs), -1), np.float32)
@@ -137,7 +137,7 @@ def _e4m3() -> Values:
     return np.where(code & 128, -values, values).astype(np.float32)
 
 
-_FP8: Mapping[str, Values] = {
+FP8: Mapping[str, Values] = {
     "F8_E4M3": _e4m3(),
     "F8_E5M2": (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float32),
 }
@@ -176,7 +176,7 @@ def _of_compressed(prefix: str, parts: Parts, said: Mapping[str, Any]) -> Source
         return _nvfp4(prefix, parts["weight_packed"], parts["weight_scale"], 1 / _number(parts["weight_global_scale"]))
     return (
         _fp8(prefix, parts, said)
-        if "weight" in parts and parts["weight"].dtype in _FP8
+        if "weight" in parts and parts["weight"].dtype in FP8
         else compressed(prefix, parts, said)
     )
 

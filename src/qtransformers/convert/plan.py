@@ -139,7 +139,7 @@ def typed(
     """
     name, recipe = recipe_of(asked.type)
     shapes = {t.name: t.shape for t in targets}
-    overrides, keep, importance = asked.overrides, asked.keep, asked.importance
+    overrides, keep, importance = asked.overrides, asked.keep, _of_some(asked.importance)
     _check_patterns([pattern for pattern, _ in overrides] + list(keep), shapes)
     if importance is not None and not shapes.keys() & importance.keys():
         raise ConfigError(
@@ -209,6 +209,18 @@ def refiled(plan: ConversionPlan, types: Mapping[str, QuantType]) -> ConversionP
     most = bytes_of.most_common(1)[0][0]
     id = next((r.id for r in RECIPES.values() if r.base == most), int(plan.metadata["general.file_type"]))
     return replace(plan, tensors=tensors, metadata=plan.metadata | {"general.file_type": np.uint32(id)})
+
+
+def _of_some(importance: Importance | None) -> Importance | None:
+    """The importance of weights that anything came to; ConfigError where that is none."""
+    if not importance:
+        return importance
+    idle = [name for name, values in importance.items() if not values.any()]
+    if len(idle) == len(importance):
+        raise ConfigError(f"the importance matrix is all zeros ({shown(idle[0])}, ...): nothing came to the model it was collected from. Collect it again (qtransformers imatrix).")  # fmt: skip
+    if idle:
+        warnings.warn(f"the importance matrix has zeros alone for {len(idle)} weights ({idle[0]}, ...), to which nothing came: they count as not in it. Collect it on more text", stacklevel=5)  # fmt: skip
+    return {name: values for name, values in importance.items() if name not in idle}
 
 
 def _importance_of(target: Target, to: QuantType, importance: Importance | None) -> Values | None:

@@ -93,6 +93,8 @@ def make(
     if (how.fold or how.compensate) and not any(t.type.is_quantized for t in plan.tensors) and not how.sized:
         raise ConfigError(f"{plan.file_type} rounds nothing that could be improved: take a type of fewer bits (-t Q4_K_M), or convert without learning.")  # fmt: skip
 
+    check_room(output.parent, _needed(plan, how, output))
+
     def told(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(what, done, total) if progress else None
 
@@ -120,6 +122,14 @@ def make(
         model.settle()
         model.sources.gguf.close()
     return Made(paths, types, made.errors, verdict)
+
+
+def _needed(plan: ConversionPlan, how: How, output: Path) -> int:
+    """Bytes that all of it takes on disk at once, but for what an earlier run has left: the original in floats, what is found out, the file."""
+    floats = 0 if plan.model.is_file() else sum(replace(t, type=_plain_type(t)).nbytes for t in plan.tensors)
+    made = how.nbytes or (int(plan.n_parameters * how.bits_per_weight / 8) if how.bits_per_weight else plan.nbytes)
+    left = sum(path.stat().st_size for path in output.parent.glob(f".{escape(output.name[:40])}.*"))
+    return max(0, floats + 2 * made - left)
 
 
 @contextmanager

@@ -146,6 +146,7 @@ SPEC = DiffusionSpec(
         "diffusers": (Marks(("patch_embed.proj.weight", "caption_norm.weight", "transformer_blocks.0.ff.conv_inverted.weight")),),
     },
     unused=("pos_embed", r"y_embedder\.y_embedding", r"logvar_linear\.(weight|bias)"),
+    beside=("pos_embed", r"y_embedder\.y_embedding"),  # which diffusers' own reader takes out
     variants={
         "Sana 1.6B": _variant(70, 20, 112, num_layers=20, cross_attention_dim=2240),
         "Sana 4.8B": _variant(70, 20, 112, num_layers=60, cross_attention_dim=2240),

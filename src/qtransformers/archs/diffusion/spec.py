@@ -96,6 +96,9 @@ class DiffusionSpec:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # published models: what no tensor shows
     original_names: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) on names that tools write otherwise
     unused: tuple[str, ...] = ()  # patterns of tensors in published files that nothing reads: left out with a warning
+    beside: tuple[
+        str, ...
+    ] = ()  # patterns of those of them that other programs ask for: written where they are at hand
     pipelines: tuple[str, ...] = ()  # classes of diffusers that run it, the usual one first
     folds: (
         tuple[Folding, ...] | Callable[[Mapping[str, Any]], Iterable[Folding]]

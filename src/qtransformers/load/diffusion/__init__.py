@@ -11,7 +11,7 @@ from qtransformers.load.diffusion.annotations import (
     other_layout,
 )
 from qtransformers.load.diffusion.detection import ORIG_SHAPE, Detected, detect, detected, is_diffusion, tensors_of
-from qtransformers.load.diffusion.matching import Part, match, source_name, whole_shape
+from qtransformers.load.diffusion.matching import Part, match, matches, source_name, whole_shape
 from qtransformers.load.diffusion.plan import DiffusionPlan, plan_diffusion
 from qtransformers.load.diffusion.settings import read_settings
 
@@ -31,6 +31,7 @@ __all__ = [
     "detected",
     "is_diffusion",
     "match",
+    "matches",
     "other_layout",
     "plan_diffusion",
     "read_settings",

@@ -46,7 +46,7 @@ def match(
         if name := source_name(declared, layout):
             expected.setdefault(name, []).append(declared)
     _all_or_none(expected, tensors, spec, findings)
-    unread = [n for n in tensors if n not in expected and any(re.fullmatch(u, n) for u in spec.unused)]
+    unread = [n for n in tensors if n not in expected and matches(spec.unused, n)]
     strangers = [n for n in tensors if n not in expected and n not in unread]
     like_stranger = _nearest_of(strangers, "the file")
     told = _told_sizes(spec, layout, settings, origins or {})
@@ -77,7 +77,10 @@ def match(
             findings.add(name, f"is in the file, but {spec.title} has no such tensor.{like_missing(name)} {OTHER}.")
     if more := sum(unnumbered(name) not in kinds for name in strangers):
         findings.add(f"{more} more tensors", f"are in the file that {spec.title} does not have. {OTHER}.")
-    return tuple(parts), [*findings.problems(), *_left_out([n for n in unread if tensors[n].n_values > 1], spec)]
+    return tuple(parts), [
+        *findings.problems(),
+        *_left_out([n for n in unread if tensors[n].n_values > 1 and not matches(spec.beside, n)], spec),
+    ]
 
 
 def _told_sizes(spec: DiffusionSpec, layout: Layout, settings: Mapping[str, Any], origins: Mapping[str, str]) -> Callable[[str], list[str]]:  # fmt: skip
@@ -107,6 +110,11 @@ def _all_or_none(expected: Mapping[str, list[Declared]], tensors: Mapping[str, Q
         for name in names if there else ():
             if name not in tensors:
                 findings.add(name, f"is missing, but {there[0]} is there, and {spec.title} has such biases in all layers or in none. {OTHER}.")  # fmt: skip
+
+
+def matches(patterns: Iterable[str], name: str) -> bool:
+    """Whether a tensor's whole name is as one of these."""
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _left_out(names: Sequence[str], spec: DiffusionSpec) -> Iterable[Problem]:

@@ -3,6 +3,7 @@
 #include <nanobind/stl/optional.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -113,37 +114,47 @@ void attend(Call& call, const Kernels& kernels, float* out) {
     auto to = [&](const Tile& tile) { return out + call.first[tile.sequence] * any.n_heads * any.dv; };
     if (call.tiles.size() >= 4 * size_t(width()) || segments == call.tiles.size()) {
         parallel(call.tiles.size(), 1, work, [&](size_t begin, size_t end) {
-            float *state = scratch(scratch_floats + 2 * attend_rows * ld), *next = state + attend_rows * ld, *room = next + attend_rows * ld;
+            constexpr size_t some = 4;  // segments of a tile whose results wait to be merged
+            float *states = scratch(scratch_floats + some * attend_rows * ld), *room = states + some * attend_rows * ld;
             for (size_t i = begin; i < end; i++) {
                 const Tile& tile = call.tiles[i];
-                for (size_t s = 0; s < tile.n_segments; s++) {
-                    kernels.attend(job(tile), tile.kv_head, tile.row, tile.n, tile.first_segment + s, s ? next : state, room);
-                    if (s) merge(state, next, tile.n, any.dv, ld);
+                const size_t each = tile.n * ld, last = tile.first_segment + tile.n_segments;
+                size_t kept = 0;
+                for (size_t s = tile.first_segment; s < last;) {
+                    const size_t n = std::min(some - kept, last - s);
+                    kernels.attend(job(tile), tile.kv_head, tile.row, tile.n, s, s + n, states + kept * each, room);
+                    for (size_t k = 1; k < n + kept; k++) merge(states, states + k * each, tile.n, any.dv, ld);
+                    s += n, kept = 1;
                 }
-                kernels.attend_finish(job(tile), tile.kv_head, tile.row, tile.n, state, to(tile));
+                kernels.attend_finish(job(tile), tile.kv_head, tile.row, tile.n, states, to(tile));
             }
         });
         return;
     }
-    std::vector<float> partial(states);
-    std::vector<std::pair<size_t, size_t>> items;
+    Room<float> partial(states);
+    struct Item {
+        size_t tile, begin, end;  // segments
+    };
+    std::vector<Item> items;
+    // Neighbours in one thread: they share the queries, and the end of a segment has fetched the beginning of the next.
+    const size_t together = std::max<size_t>(1, segments / (8 * size_t(width())));
     for (size_t i = 0; i < call.tiles.size(); i++)
-        for (size_t s = 0; s < call.tiles[i].n_segments; s++) items.emplace_back(i, s);
-    // Neighbours in one thread: the end of a segment has fetched the beginning of the next.
-    const size_t grain = std::max<size_t>(1, items.size() / (8 * size_t(width())));
-    parallel(items.size(), grain, work, [&](size_t begin, size_t end) {
+        for (size_t s = 0; s < call.tiles[i].n_segments; s += together) items.push_back({i, s, std::min(s + together, call.tiles[i].n_segments)});
+    std::vector<std::atomic<size_t>> left(call.tiles.size());
+    for (size_t i = 0; i < left.size(); i++) left[i].store(call.tiles[i].n_segments, std::memory_order_relaxed);
+    parallel(items.size(), 1, work, [&](size_t begin, size_t end) {
         float* room = scratch(scratch_floats);
         for (size_t i = begin; i < end; i++) {
-            const auto [which, s] = items[i];
-            const Tile& tile = call.tiles[which];
-            kernels.attend(job(tile), tile.kv_head, tile.row, tile.n, tile.first_segment + s, partial.data() + tile.state + s * tile.n * ld, room);
+            const Item& item = items[i];
+            const Tile& tile = call.tiles[item.tile];
+            float* state = partial.data + tile.state;
+            const size_t each = tile.n * ld, first = tile.first_segment, n = item.end - item.begin;
+            kernels.attend(job(tile), tile.kv_head, tile.row, tile.n, first + item.begin, first + item.end, state + item.begin * each, room);
+            if (left[item.tile].fetch_sub(n, std::memory_order_acq_rel) != n) continue;  // who comes last puts the tile together
+            for (size_t s = 1; s < tile.n_segments; s++) merge(state, state + s * each, tile.n, any.dv, ld);
+            kernels.attend_finish(job(tile), tile.kv_head, tile.row, tile.n, state, to(tile));
         }
     });
-    for (const Tile& tile : call.tiles) {
-        float* state = partial.data() + tile.state;
-        for (size_t s = 1; s < tile.n_segments; s++) merge(state, state + s * tile.n * ld, tile.n, any.dv, ld);
-        kernels.attend_finish(job(tile), tile.kv_head, tile.row, tile.n, state, to(tile));
-    }
 }
 
 Out attention(Floats q, Floats k, Floats v, Pages pages, int keys, int values, Ints positions, Ints starts, Ints tables, float scale, int64_t window, float softcap,

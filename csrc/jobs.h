@@ -102,8 +102,8 @@ QT_INLINE size_t attend_scratch(size_t d, size_t dv) {  // floats
     const size_t widest = padded(d) > padded(dv) ? padded(d) : padded(dv);
     return attend_rows * (2 * padded(d) + page_tokens) + 2 * 8 * page_tokens + attend_block * widest;
 }
-// Rows [row, row + n) of a KV head over the keys of one segment, into `state` [n][state_floats()].
-using Attend = void (*)(const AttendJob&, size_t kv_head, size_t row, size_t n, size_t segment, float* state, float* scratch);
+// Rows [row, row + n) of a KV head over the keys of each segment from `begin` to `end`, into `state` [segments][n][state_floats()].
+using Attend = void (*)(const AttendJob&, size_t kv_head, size_t row, size_t n, size_t begin, size_t end, float* state, float* scratch);
 // The output of such rows, from the merged states of all segments, for `out` [tokens][n_heads][dv].
 using AttendFinish = void (*)(const AttendJob&, size_t kv_head, size_t row, size_t n, const float* state, float* out);
 // Keys [d] and values [dv] of one KV head and position into their slot.

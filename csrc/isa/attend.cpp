@@ -94,20 +94,22 @@ static Rows look(const AttendJob& a, size_t row, size_t n, size_t first) {
     return rows;
 }
 
-void attend(const AttendJob& a, size_t kv_head, size_t row, size_t n, size_t segment, float* state, float* scratch) {
+void attend(const AttendJob& a, size_t kv_head, size_t row, size_t n, size_t begin_segment, size_t end_segment, float* state, float* scratch) {
     const size_t vp = padded(a.dv), ld = a.state_floats();
     float *scores = scratch + attend_rows * 2 * padded(a.d), *room = scores + attend_rows * page_tokens;
     const Queries q = prepare(a, kv_head, row, n, scratch);
-    for (size_t r = 0; r < n; r++) {
-        for (size_t i = 0; i < ld; i++) state[r * ld + i] = 0;
-        state[r * ld + vp] = -INFINITY;
-    }
     const size_t begin = a.begin(row / a.group()), end = a.end((row + n - 1) / a.group());  // positions rise with tokens
-    const size_t pages = attend_segment / page_tokens;
-    for (size_t page = segment * pages; page < (segment + 1) * pages; page++) {
+    constexpr size_t pages = attend_segment / page_tokens;
+    for (size_t page = begin_segment * pages; page < end_segment * pages; page++) {
+        if (page % pages == 0) {
+            if (page != begin_segment * pages) state += n * ld;
+            for (size_t r = 0; r < n; r++) {
+                for (size_t i = 0; i < ld; i++) state[r * ld + i] = 0;
+                state[r * ld + vp] = -INFINITY;
+            }
+        }
         const size_t first = page * page_tokens;
-        if (first >= end) break;
-        if (first + page_tokens <= begin) continue;
+        if (first >= end || first + page_tokens <= begin) continue;
         const Rows rows = look(a, row, n, first);
         const uint8_t *keys = a.head(page, kv_head), *values = keys + a.key_bytes;
         const bool more = first + page_tokens < end;

@@ -95,10 +95,9 @@ QT_INLINE float raise(const float* scores, size_t begin, size_t end, float& top)
     return shrink;
 }
 
-// Scores become probabilities relative to the row's largest score so far, 0 where it sees nothing.
+// Hidden scores become probabilities relative to the row's largest score so far, 0 where it sees nothing.
 QT_INLINE float soften(float* scores, Seen seen, float& top, float& total) {
     const size_t b = seen.begin / VL * VL, e = round_up(seen.end, VL);
-    hide(scores, seen);
     const float shrink = raise(scores, b, e, top);
     for (size_t j = 0; j < b; j += VL) store(scores + j, V{});
     for (size_t j = e; j < page_tokens; j += VL) store(scores + j, V{});
@@ -112,9 +111,19 @@ QT_INLINE float soften(float* scores, Seen seen, float& top, float& total) {
     return shrink;
 }
 
-// f(row, seen, top, total) softens the scores of a row that sees any and returns what its earlier sums shrink by.
-template <class F>
-QT_INLINE void soften_rows(float* scores, size_t d, const Rows& rows, float softcap, float* state, size_t ld, Ahead& next, F&& f) {
+// Scores as the softmax wants them: capped, and minus infinity where a row sees nothing.
+QT_INLINE void cap_and_hide(float* scores, const Rows& rows, float softcap) {
+    for (size_t i = 0; i < rows.tokens; i++)
+        for (size_t r = rows.first[i]; r < rows.first[i + 1]; r++) {
+            float* s = scores + r * page_tokens;
+            if (softcap)
+                for (size_t j = rows.begin[i] / VL * VL; j < rows.end[i]; j += VL) store(s + j, tanh(load(s + j) / all(softcap * log2_e)) * all(softcap * log2_e));
+            hide(s, {rows.begin[i], rows.end[i]});
+        }
+}
+
+QT_INLINE void soften_rows(float* scores, size_t d, const Rows& rows, float softcap, float* state, size_t ld, Ahead& next) {
+    cap_and_hide(scores, rows, softcap);
     next.pace(soften_share, rows.n);
     for (size_t i = 0; i < rows.tokens; i++) {
         const Seen seen{rows.begin[i], rows.end[i]};
@@ -124,9 +133,7 @@ QT_INLINE void soften_rows(float* scores, size_t d, const Rows& rows, float soft
                 for (size_t j = 0; j < page_tokens; j += VL) store(s + j, V{});
                 continue;
             }
-            if (softcap)
-                for (size_t j = seen.begin / VL * VL; j < seen.end; j += VL) store(s + j, tanh(load(s + j) / all(softcap * log2_e)) * all(softcap * log2_e));
-            const float shrink = f(r, seen, o[padded(d)], o[padded(d) + 1]);
+            const float shrink = soften(s, seen, o[padded(d)], o[padded(d) + 1]);
             if (shrink != 1)
                 for (size_t j = 0; j < padded(d); j += VL) store(o + j, load(o + j) * all(shrink));
         }

@@ -63,7 +63,7 @@ static void score_expanded(const Queries& q, size_t d, const uint8_t* keys, cons
 template <int kind>
 static void blend_expanded(float* p, size_t d, const uint8_t* values, const Rows& rows, float softcap, float* state, size_t ld, float* room, Ahead& next) {
     Ahead none(nullptr, 0);
-    soften_rows(p, d, rows, softcap, state, ld, next, [&](size_t r, Seen seen, float& top, float& total) { return soften(p + r * page_tokens, seen, top, total); });
+    soften_rows(p, d, rows, softcap, state, ld, next);
     next.pace(blend_share, page_tokens);
     for (size_t b = rows.any_begin, e; b < rows.any_end; b = e) {
         e = b / attend_block * attend_block + attend_block;

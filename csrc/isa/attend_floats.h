@@ -111,7 +111,7 @@ static void score_floats(const Queries& q, size_t d, const uint8_t* keys, const 
 
 template <class L>
 static void blend_floats(float* p, size_t d, const uint8_t* values, const Rows& rows, float softcap, float* state, size_t ld, float*, Ahead& next) {
-    soften_rows(p, d, rows, softcap, state, ld, next, [&](size_t r, Seen seen, float& top, float& total) { return soften(p + r * page_tokens, seen, top, total); });
+    soften_rows(p, d, rows, softcap, state, ld, next);
     next.pace(blend_share, page_tokens * (d / 64 + 1) / 2);
     blend_block<L>(rows, p, values, padded(d), 0, rows.any_begin, rows.any_end, state, ld, next);
 }

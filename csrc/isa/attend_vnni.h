@@ -26,6 +26,14 @@ QT_INLINE void key_codes(const uint8_t* low, const uint8_t* high, size_t c, Z* k
     }
 }
 
+// A word in all lanes of a register. Left alone, the compiler loads it anew for each of `uses`, and loads are as scarce as products.
+template <int uses>
+QT_INLINE Z shared(const void* word) {
+    Z x = _mm512_set1_epi32(get<int32_t>(word));
+    if constexpr (uses > 1) asm("" : "+v"(x));
+    return x;
+}
+
 // R rows times T tiles of keys.
 template <int kind, int R, int T>
 QT_INLINE void score_tiles(const Queries& q, size_t row, size_t d, const uint8_t* keys, size_t tile, float* scores, Ahead& next) {
@@ -42,16 +50,14 @@ QT_INLINE void score_tiles(const Queries& q, size_t row, size_t d, const uint8_t
                 if constexpr (P == 2) a[1][r][t] = _mm512_setzero_si512();
             }
         for (size_t c = g * eights; c < (g + 1) * eights; c++) {
-            for (int t = 0; t < T; t++) {
-                Z codes[2];
-                key_codes<kind>(low + (tile + t) * vectors * 64, high + (tile + t) * more * 64, c, codes);
-                for (int i = 0; i < 2; i++)
-                    for (int r = 0; r < R; r++) {
-                        const size_t at = (row + r) * q.ld + 8 * c + 4 * i;
-                        a[0][r][t] = _mm512_dpbusd_epi32(a[0][r][t], codes[i], _mm512_set1_epi32(get<int32_t>(q.low + at)));
-                        if constexpr (P == 2) a[1][r][t] = _mm512_dpbusd_epi32(a[1][r][t], codes[i], _mm512_set1_epi32(get<int32_t>(q.high + at)));
+            Z codes[T][2];
+            for (int t = 0; t < T; t++) key_codes<kind>(low + (tile + t) * vectors * 64, high + (tile + t) * more * 64, c, codes[t]);
+            for (int i = 0; i < 2; i++)
+                for (int r = 0; r < R; r++)
+                    for (int p = 0; p < P; p++) {
+                        const Z x = shared<T>((p ? q.high : q.low) + (row + r) * q.ld + 8 * c + 4 * i);
+                        for (int t = 0; t < T; t++) a[p][r][t] = _mm512_dpbusd_epi32(a[p][r][t], codes[t][i], x);
                     }
-            }
             next.step();
         }
         for (int t = 0; t < T; t++) {
@@ -89,14 +95,25 @@ struct alignas(64) Weights {
     int32_t offset[4];  // what the code of 0 adds up to, negated: of every 64, or 0 and of all
 };
 constexpr size_t weighed = 64;  // tokens of a word in all its lanes
+// Thresholds of rounding, of each token of 64 its own (bits reversed), on a number whose floats have 8 bits for the fraction.
 struct Thresholds {
     float at[weighed];
     constexpr Thresholds() : at{} {
-        for (size_t t = 0; t < weighed; t++)
-            for (int b = 0; b < 6; b++) at[t] += float(t >> b & 1) / float(2 << b) + (b ? 0 : 1.f / 128);  // bits reversed
+        for (size_t t = 0; t < weighed; t++) {
+            at[t] = 49152 + 1.f / 128;  // 1.5 * 2^15
+            for (int b = 0; b < 6; b++) at[t] += float(t >> b & 1) / float(2 << b);
+        }
     }
 };
 alignas(64) static constexpr Thresholds thresholds;
+// The second byte of every word of two vectors, [2][16] to [16][2 of 4].
+struct Seconds {
+    uint8_t at[64];
+    constexpr Seconds() : at{} {
+        for (int i = 0; i < 64; i++) at[i] = uint8_t((i % 4 % 2) * 64 + i / 4 * 4 + 1);
+    }
+};
+alignas(64) static constexpr Seconds seconds;
 template <int kind>
 constexpr bool coarse = kv_kinds[kind].bits == 4;
 template <int kind>
@@ -126,36 +143,84 @@ QT_INLINE bool widen_scales(const uint8_t* halves, size_t groups, float* scales,
     return false;
 }
 
-// Soften for rows that meet codes: the probabilities come scaled so that with no scale of their span they exceed the largest
-// weight. steps: what a weight of 1 then stands for.
-template <int kind, bool finite>
-static float soften_weights(float* p, Seen seen, const float* most, float* steps, float& top, float& total) {
-    hide(p, seen);
-    const float shrink = raise(p, 0, page_tokens, top);
-    const V by = all(top);
-    V part{};
-    for (size_t s = 0; s < page_tokens / span<kind>; s++, p += span<kind>, most += span<kind>) {
-        V x[span<kind> / 16];
-        Z size = _mm512_setzero_si512();
-QT_UNROLL
-        for (size_t i = 0; i < span<kind> / 16; i++) {
-            x[i] = exp2_negative(load(p + 16 * i) - by);
-            part += x[i];
-            V y = x[i] * load(most + 16 * i);
-            if constexpr (!finite) y = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x[i], V{}, _CMP_NEQ_UQ), y);  // unseen scales may be anything
-            size = _mm512_max_epu32(size, (Z)y);
-        }
-        const uint32_t bits = _mm512_reduce_max_epu32(size) & 0x7fffffff;  // a NaN may have a sign
-        float largest;
-        __builtin_memcpy(&largest, &bits, 4);
-        largest = largest > 1e-30f ? largest : 1e-30f;
-        const V scale = all(most_weight<kind> / largest);
-QT_UNROLL
-        for (size_t i = 0; i < span<kind> / 16; i++) store(p + 16 * i, x[i] * scale);
-        steps[s] = bits >= 0x7f800000 ? __builtin_nanf("") : largest / most_weight<kind>;
+// 2^x for x <= 0, within 1e-4 of it: far below what codes lose. NaN stays NaN.
+QT_INLINE V exp2_near(V x) {
+    const V part = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    V p = fma(part, all(0.0780245364f), all(0.2260672f));
+    p = fma(p, part, all(0.695833504f));
+    p = fma(p, part, all(0.999925256f));
+    return _mm512_scalef_ps(p, x);
+}
+
+// How much the weights of a row's spans have grown from probability times scale, and what a weight of 1 then stands for.
+struct Growth {
+    float by[4], step[4];
+};
+
+// The largest bits of each of four vectors of magnitudes, or of all of them.
+template <bool apart>
+QT_INLINE __m128i largest_bits(const Z* size) {
+    Z m;
+    if constexpr (apart) {
+        const Z ab = _mm512_max_epu32(_mm512_unpacklo_epi32(size[0], size[1]), _mm512_unpackhi_epi32(size[0], size[1])), cd = _mm512_max_epu32(_mm512_unpacklo_epi32(size[2], size[3]), _mm512_unpackhi_epi32(size[2], size[3]));
+        m = _mm512_max_epu32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    } else {
+        m = _mm512_max_epu32(_mm512_max_epu32(size[0], size[1]), _mm512_max_epu32(size[2], size[3]));
+        m = _mm512_max_epu32(m, _mm512_shuffle_epi32(m, _MM_PERM_BADC));
+        m = _mm512_max_epu32(m, _mm512_shuffle_epi32(m, _MM_PERM_CDAB));
     }
-    total = total * shrink + sum(part);
-    return shrink;
+    const __m256i half = _mm256_max_epu32(_mm512_castsi512_si256(m), _mm512_extracti64x4_epi64(m, 1));
+    return _mm_max_epu32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+// Scores of R rows become probabilities relative to each row's largest score so far. Three passes over all of them, since each ends
+// in a sum across lanes that the next rows' arithmetic hides.
+template <int kind, bool finite, int R>
+static void soften_codes(float* p, const float* most, float* state, size_t ld, size_t d, Growth* growth) {
+    float tops[R];
+    for (int r = 0; r < R; r++) {
+        V m[4];
+        for (int i = 0; i < 4; i++) m[i] = load(p + r * page_tokens + 16 * i);
+        for (size_t t = 64; t < page_tokens; t += 64)
+QT_UNROLL
+            for (int i = 0; i < 4; i++) m[i] = larger(load(p + r * page_tokens + t + 16 * i), m[i]);
+        tops[r] = largest(larger(larger(m[0], m[1]), larger(m[2], m[3])));
+    }
+    for (int r = 0; r < R; r++) {
+        float* o = state + r * ld;
+        float& top = o[padded(d)];
+        if (!(tops[r] > top)) {
+            tops[r] = top;
+            continue;
+        }
+        const V shrink = exp2_negative(all(top - tops[r]));
+        top = tops[r], o[padded(d) + 1] *= shrink[0];
+        for (size_t i = 0; i < padded(d); i += VL) store(o + i, load(o + i) * all(shrink[0]));
+    }
+    for (int r = 0; r < R; r++) {
+        float* s = p + r * page_tokens;
+        const V by = all(tops[r] == -INFINITY ? 0 : tops[r]);
+        V part[2] = {};
+        Z size[4] = {};
+        for (size_t t = 0; t < page_tokens; t += 64)
+QT_UNROLL
+            for (size_t i = 0; i < 4; i++) {
+                const size_t at = t + 16 * i;
+                const V x = exp2_near(load(s + at) - by);
+                store(s + at, x);
+                part[i % 2] += x;
+                V y = x * load(most + at);
+                if constexpr (!finite) y = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, V{}, _CMP_NEQ_UQ), y);  // unseen scales may be anything
+                Z& found = size[coarse<kind> ? t / 64 : i];
+                found = _mm512_max_epu32(found, (Z)magnitude(y));  // a NaN may have a sign
+            }
+        state[r * ld + padded(d) + 1] += sum(part[0] + part[1]);
+        const __m128i bits = largest_bits<coarse<kind>>(size);
+        const __m128 span = _mm_max_ps(_mm_castsi128_ps(bits), _mm_set1_ps(1e-30f)), room = _mm_set1_ps(most_weight<kind>);  // the latter for a NaN
+        _mm_storeu_ps(growth[r].by, _mm_div_ps(room, span));
+        const __m128i broken = _mm_cmpgt_epi32(bits, _mm_set1_epi32(0x7f7fffff));
+        _mm_storeu_ps(growth[r].step, _mm_or_ps(_mm_mul_ps(span, _mm_set1_ps(1 / most_weight<kind>)), _mm_castsi128_ps(broken)));
+    }
 }
 
 // The bytes of four vectors' lanes, from [4 vectors][16] to [16][4].
@@ -167,24 +232,26 @@ QT_INLINE Z quads_of(Z ab, Z cd) {
 // Few bits are rounded up or down by thresholds that differ from token to token: small weights count on average, where
 // rounding to the nearest would lose them all.
 template <int kind>
-QT_INLINE void weigh(const float* p, const float* scales, Weights& w) {
+QT_INLINE void weigh(const float* p, const float* scales, const Growth& growth, Weights& w) {
     constexpr int half = kv_kinds[kind].half();
     Z sums[4];
     QT_UNROLL
     for (size_t b = 0; b < 4; b++) {
+        const V by = all(growth.by[b]);
         Z x[4];
         QT_UNROLL
         for (size_t i = 0; i < 4; i++) {
-            const V a = load(p + 64 * b + 16 * i), s = load(scales + 64 * b + 16 * i);
-            if constexpr (coarse<kind>) x[i] = _mm512_cvt_roundps_epi32(fma(a, s, load(thresholds.at + 16 * i)), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+            const V a = load(p + 64 * b + 16 * i) * by, s = load(scales + 64 * b + 16 * i);
+            if constexpr (coarse<kind>) x[i] = (Z)_mm512_fmadd_round_ps(a, s, load(thresholds.at + 16 * i), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
             else x[i] = _mm512_cvtps_epi32(a * s);
         }
-        const Z ab = _mm512_packs_epi32(x[0], x[1]), cd = _mm512_packs_epi32(x[2], x[3]);
         if constexpr (coarse<kind>) {
-            const Z q = quads_of(ab, cd);
+            const Z at = read(seconds.at), ab = _mm512_permutex2var_epi8(x[0], at, x[1]), cd = _mm512_permutex2var_epi8(x[2], at, x[3]);
+            const Z q = _mm512_mask_blend_epi16(0xaaaaaaaa, ab, cd);
             put(w.quads[0] + 16 * b, q);
             sums[b] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(half), q);
         } else {
+            const Z ab = _mm512_packs_epi32(x[0], x[1]), cd = _mm512_packs_epi32(x[2], x[3]);
             auto high = [](Z x) { return _mm512_srai_epi16(_mm512_add_epi16(x, _mm512_set1_epi16(128)), 8); };
             auto low = [](Z x) { return _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8); };
             put(w.quads[0] + 16 * b, quads_of(high(ab), high(cd)));
@@ -220,7 +287,7 @@ QT_INLINE void value_codes(const uint8_t* low, const uint8_t* high, size_t width
 
 // Adds N vectors of values to R rows of `out`. `other` weighs lanes 8 to 15 where groups are that short.
 template <int kind, int R, int N, bool two>
-QT_INLINE void blend_vectors(const Weights* w, const Weights* other, const float* steps, const uint8_t* low, const uint8_t* high, size_t width, size_t begin, size_t end, float* out, size_t ld, Ahead& next) {
+QT_INLINE void blend_vectors(const Weights* w, const Weights* other, const Growth* growth, const uint8_t* low, const uint8_t* high, size_t width, size_t begin, size_t end, float* out, size_t ld, Ahead& next) {
     constexpr size_t fields = 8 / kv_kinds[kind].planes[0], block = weighed * fields;
     Z a[2][R][N];  // of the two spans of a block, or of the two bytes of weights
     auto start = [&](size_t s) {
@@ -241,10 +308,10 @@ QT_INLINE void blend_vectors(const Weights* w, const Weights* other, const float
             for (int n = 0; n < N; n++) {
                 float* o = out + r * ld + n * 16;
                 if constexpr (coarse<kind>) {
-                    const V first = fma(_mm512_cvtepi32_ps(a[0][r][n]), all(steps[4 * r + s]), load(o));
-                    store(o, fma(_mm512_cvtepi32_ps(a[1][r][n]), all(steps[4 * r + s + 1]), first));
+                    const V first = fma(_mm512_cvtepi32_ps(a[0][r][n]), all(growth[r].step[s]), load(o));
+                    store(o, fma(_mm512_cvtepi32_ps(a[1][r][n]), all(growth[r].step[s + 1]), first));
                 } else {
-                    store(o, fma(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(a[0][r][n], 8), a[1][r][n])), all(steps[4 * r]), load(o)));
+                    store(o, fma(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(a[0][r][n], 8), a[1][r][n])), all(growth[r].step[0]), load(o)));
                 }
             }
     };
@@ -262,7 +329,7 @@ QT_INLINE void blend_vectors(const Weights* w, const Weights* other, const float
             QT_UNROLL
                     for (int plane = 0; plane < (coarse<kind> ? 1 : 2); plane++) {
                         const size_t at = (b * fields + f) * 16 + i;
-                        Z y = _mm512_set1_epi32(w[r].quads[plane][at]);
+                        Z y = shared<N>(w[r].quads[plane] + at);
                         if constexpr (two) y = _mm512_mask_set1_epi32(y, 0xff00, other[r].quads[plane][at]);
             QT_UNROLL
                         for (int n = 0; n < N; n++) {
@@ -285,11 +352,14 @@ static void blend_codes(float* p, size_t d, const uint8_t* values, const Rows& r
     const uint8_t *low = values, *high = low + value_plane(k.planes[0], d), *halves = high + (k.planes[1] ? value_plane(k.planes[1], d) : 0);
     const size_t groups = d / n;
     Weights *w = reinterpret_cast<Weights*>(room), *other = w + 8;
-    float *steps = reinterpret_cast<float*>(other + 8), *most = steps + 4 * attend_rows, *scales = most + page_tokens;
+    Growth* growth = reinterpret_cast<Growth*>(other + 8);
+    float *most = reinterpret_cast<float*>(growth + attend_rows), *scales = most + page_tokens;
     const bool finite = widen_scales(halves, groups, scales, most);
-    for (size_t i = 0; i < 4 * rows.n; i++) steps[i] = 0;
-    soften_rows(p, d, rows, softcap, state, ld, next, [&](size_t r, Seen seen, float& top, float& total) {
-        return (finite ? soften_weights<kind, true> : soften_weights<kind, false>)(p + r * page_tokens, seen, most, steps + 4 * r, top, total);
+    cap_and_hide(p, rows, softcap);
+    next.pace(soften_share, rows.n);
+    by_rows(rows.n, [&]<int R>(size_t r) {
+        (finite ? soften_codes<kind, true, R> : soften_codes<kind, false, R>)(p + r * page_tokens, most, state + r * ld, ld, d, growth + r);
+        for (int i = 0; i < R; i++) next.step();
     });
     const size_t step = n == 32 ? 32 : 16;
     size_t blocks = 0;
@@ -297,10 +367,10 @@ static void blend_codes(float* p, size_t d, const uint8_t* values, const Rows& r
     next.pace(blend_share, blocks * ((d + step - 1) / step) * ((end - begin) / block * 16));
     for (size_t i = 0; i < d; i += step)
         by_rows(rows.n, [&]<int R>(size_t r) {
-            for (int j = 0; j < R; j++) weigh<kind>(p + (r + j) * page_tokens, scales + i / n * page_tokens, w[j]);
+            for (int j = 0; j < R; j++) weigh<kind>(p + (r + j) * page_tokens, scales + i / n * page_tokens, growth[r + j], w[j]);
             float* out = state + r * ld + i;
             const uint8_t *from = low + 4 * i, *more = high + 4 * i;
-            const float* unit = steps + 4 * r;
+            const Growth* unit = growth + r;
             if (n == 32) {
                 if constexpr (R <= 4) return blend_vectors<kind, R, 2, false>(w, nullptr, unit, from, more, width, begin, end, out, ld, next);
                 blend_vectors<kind, R, 1, false>(w, nullptr, unit, from, more, width, begin, end, out, ld, next);
@@ -308,7 +378,7 @@ static void blend_codes(float* p, size_t d, const uint8_t* values, const Rows& r
             }
             if (n == 16) return blend_vectors<kind, R, 1, false>(w, nullptr, unit, from, more, width, begin, end, out, ld, next);
             const size_t second = i + 8 < d ? i / 8 + 1 : i / 8;
-            for (int j = 0; j < R; j++) weigh<kind>(p + (r + j) * page_tokens, scales + second * page_tokens, other[j]);
+            for (int j = 0; j < R; j++) weigh<kind>(p + (r + j) * page_tokens, scales + second * page_tokens, growth[r + j], other[j]);
             blend_vectors<kind, R, 1, true>(w, other, unit, from, more, width, begin, end, out, ld, next);
         });
 }

@@ -19,7 +19,7 @@ void gate_gpt_oss(const float* gate, const float* up, float* out, size_t n);
 void layer_norm(const float* x, const float* weight, const float* bias, double eps, float* out, size_t rows, size_t n);
 void activate(int kind, const float* x, const float* up, float* out, size_t n);
 void rope(const RopeJob&, size_t t0, size_t t1, float* turns);
-void attend(const AttendJob&, size_t kv_head, size_t row, size_t n, size_t segment, float* state, float* scratch);
+void attend(const AttendJob&, size_t kv_head, size_t row, size_t n, size_t begin, size_t end, float* state, float* scratch);
 void attend_finish(const AttendJob&, size_t kv_head, size_t row, size_t n, const float* state, float* out);
 void kv_store(const AttendJob&, size_t kv_head, size_t position, const float* k, const float* v, float* scratch);
 void delta(const DeltaJob&, size_t head, size_t c0, size_t c1, float* state, float* scratch);

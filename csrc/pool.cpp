@@ -55,7 +55,7 @@ struct Pool::Team {
         next.store(0, std::memory_order_relaxed);
         gate.fetch_or(open, std::memory_order_release);
         announce();
-        claim();
+        claim([] { return false; });
         gate.fetch_and(~open, std::memory_order_relaxed);  // who has not come by now need not come
         for (int k = 0; gate.load(std::memory_order_acquire); k++)  // what is left is one chunk long
             k < 1 << 12 ? pause() : std::this_thread::yield();
@@ -70,25 +70,36 @@ struct Pool::Team {
         if (asleep.load(std::memory_order_seq_cst)) epoch.notify_all();
     }
 
-    void claim() {
+    // Chunk after chunk, until none is left or `tired` says so; returns whether it was the latter.
+    template <class F>
+    bool claim(F&& tired) {
         try {
             for (;;) {
+                if (tired()) return true;
                 const size_t i = next.fetch_add(grain, std::memory_order_relaxed);
-                if (i >= items) return;
+                if (i >= items) return false;
                 chunk(argument, i, std::min(i + grain, items));
             }
         } catch (...) {
             next.store(items, std::memory_order_relaxed);
             if (!failed.exchange(true)) failure = std::current_exception();
         }
+        return false;
     }
 
     void work() {
+        using clock = std::chrono::steady_clock;
+        constexpr auto turn = std::chrono::milliseconds(2);  // the system's own are longer
+        auto rested = clock::now();
         for (uint32_t seen = 0;;) {
             seen = wait(seen);
             if (stop) return;
-            if (gate.fetch_add(1, std::memory_order_acquire) & open) claim();
-            gate.fetch_sub(1, std::memory_order_release);
+            // Whoever else wants this core gets it between two chunks: taken amid one, all would wait for its end.
+            for (bool again = true; again;) {
+                again = (gate.fetch_add(1, std::memory_order_acquire) & open) && claim([&] { return clock::now() - rested > turn; });
+                gate.fetch_sub(1, std::memory_order_release);
+                if (again) std::this_thread::yield(), rested = clock::now();
+            }
         }
     }
 

@@ -1,8 +1,12 @@
 """/v1/completions: texts go on, with what came before where that is asked for."""
 
+import json
+
 import numpy as np
 import openai
 import pytest
+
+from servers import until
 
 PROMPT = "Once there lived a proud duck called Arthur near the windmill."
 
@@ -42,7 +46,8 @@ def test_the_usual_length_is_openai_s(client):
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 5])
-def test_echo_scores_the_prompt(client, model, tokens):
+def test_echo_scores_the_prompt(client, model, tokens, caplog):
+    caplog.set_level("INFO", "qtransformers.serve")
     found = client.completions.create(
         model="demo", prompt=PROMPT, max_tokens=tokens, temperature=0, echo=True, logprobs=2
     )
@@ -59,6 +64,9 @@ def test_echo_scores_the_prompt(client, model, tokens):
     assert all(
         max(top.values()) >= own - 1e-6 for top, own in zip(lp.top_logprobs[1:], lp.token_logprobs[1:], strict=True)
     )
+    until(lambda: '"seconds"' in caplog.text)  # the log tells of it once it is over
+    told = json.loads(caplog.records[-1].message)
+    assert (told["prompt_tokens"], told.get("tokens", 0), told["finish"]) == (len(ids), tokens, "length")
 
 
 def test_echo_of_a_stream_says_the_same(client):

@@ -122,7 +122,10 @@ def test_methods_are_those_of_one_process(http):
 def test_both_take_part_and_a_conversation_stays(http, two):
     """Long beginnings are computed once: the same replica has them in its cache."""
     _, router = two
-    counts = lambda: [router_metric(router, r, "vllm:prompt_tokens_total") for r in router.replicas]  # noqa: E731
+
+    def counts():
+        return [router_metric(router, r, "vllm:prompt_tokens_total") for r in router.replicas]
+
     before = counts()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda i: http.post("/v1/chat/completions", json=chat(f"{i} foxes?", max_tokens=60, min_tokens=60)), range(4)))  # fmt: skip

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Listen until told to end."""
     from qtransformers.cli.models import fetched
     from qtransformers.cli.terminal import note, plain_warnings
+    from qtransformers.serve.app import app_of
     from qtransformers.serve.models import Models
     from qtransformers.serve.painters import Painters
     from qtransformers.serve.run import log_to_stderr, serve
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
             _serve_replicas(args, config, specs, painters, ready)
         else:
             models = Models(specs, args.keep_alive, may_be_none=bool(painters))
-            serve(Server(models, config, Painters(painters, args.keep_alive)), ready)
+            server = Server(models, config, Painters(painters, args.keep_alive))
+            serve(server, ready, app_of(server))
     return 0
 
 

@@ -66,7 +66,8 @@ async def closing(call: Call, entry: Entry, streams: list[AsyncStream]) -> Async
             await stream.aclose()
         done = [stream.completion for stream in streams]
         entry.meters.finished(done)
-        tell(call, done)
+        if done:
+            tell(call, done)
 
 
 async def merged(streams: list[AsyncStream], between: Callable[[float], None]) -> AsyncIterator[tuple[int, Chunk]]:

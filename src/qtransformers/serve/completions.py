@@ -57,6 +57,8 @@ async def completions(server: Server, call: Call, body: bytes) -> None:
             [] if ask.max_tokens == 0 else await server.off_loop(call, _prepared, call, entry, ask, prompts, ids, n)
         )
         head = {"id": f"cmpl-{call.id[4:]}", "object": "text_completion", "created": int(time.time()), "model": ask.model or entry.spec.name}  # fmt: skip
+        if not streams:
+            call.told |= {"prompt_tokens": sum(map(len, ids)), "finish": "length"}
         async with closing(call, entry, streams):
             if ask.stream:
                 await call.events(_events(entry, ask, streams, head, echoes, ids))

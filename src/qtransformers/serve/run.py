@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import msgspec
 import uvicorn
@@ -23,7 +23,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from qtransformers.errors import ConfigError
 from qtransformers.machine import trim
 from qtransformers.native import lib
-from qtransformers.serve.app import app_of
 from qtransformers.serve.config import ServerConfig
 from qtransformers.serve.errors import HTTPError, openai_shape
 from qtransformers.serve.server import Server
@@ -63,8 +62,9 @@ class Patient(HttpToolsProtocol):
         self._unread: asyncio.TimerHandle | None = None  # looks whether the client reads
         self._left = 0  # bytes to be read when it looked last
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start waiting for headers."""
+        transport = cast("asyncio.Transport", transport)
         super().connection_made(transport)
         self._peer = _peer(self.client[0] if self.client else "")
         self._peers[self._peer] += 1
@@ -248,7 +248,7 @@ class Listening(uvicorn.Server):
 def uvicorn_config(app: ASGIApp, c: ServerConfig) -> uvicorn.Config:
     """How uvicorn serves an app."""
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         http=partial(Patient, stall=c.stall, peers=Counter()),  # type: ignore[arg-type]
         ws="none",
         log_config=None,
@@ -261,10 +261,10 @@ def uvicorn_config(app: ASGIApp, c: ServerConfig) -> uvicorn.Config:
     )
 
 
-def serve(server: Server | Router, ready: Callable[[str], None], app: ASGIApp | None = None) -> None:
+def serve(server: Server | Router, ready: Callable[[str], None], app: ASGIApp) -> None:
     """Listen until SIGTERM or SIGINT; `ready` gets the address. ConfigError where it cannot be listened at, and what keeps the first model from loading."""
     c = server.config
-    config = uvicorn_config(app or app_of(server), c)  # type: ignore[arg-type]
+    config = uvicorn_config(app, c)
     bound = listen(c.host, c.port)
     listening = Listening(config, server, ready)
     errors: list[Exception] = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
+import accelerate
 import diffusers
 import diffusers.loaders.single_file_utils as theirs
 import numpy as np
@@ -25,11 +26,14 @@ from tiny_diffusion.cases import Case
 def model_of(case: Case, **config: Any) -> Any:
     """A model of the class with random weights, none of them zero or one: a tensor that is left out shows."""
     generator = torch.Generator().manual_seed(7)
-    made = getattr(diffusers, SPECS[case.id].class_name)(**{**case.config, **config}).eval().requires_grad_(False)
-    for name, p in made.named_parameters():
+    with accelerate.init_empty_weights(include_buffers=False):  # the class's own numbers would be thrown away
+        made = getattr(diffusers, SPECS[case.id].class_name)(**{**case.config, **config}).eval()
+    for name, p in list(made.named_parameters()):
         around = 1.0 if p.ndim == 1 and name.endswith("weight") else 0.0
         scale = 0.3 if p.ndim == 1 else min(0.3, 1.4 / max(1, p[0].numel()) ** 0.5)
-        p.copy_(around + scale * torch.randn(p.shape, generator=generator))
+        values = around + scale * torch.randn(p.shape, generator=generator)
+        parent, _, own = name.rpartition(".")
+        setattr(made.get_submodule(parent), own, torch.nn.Parameter(values, requires_grad=False))
     return made
 
 

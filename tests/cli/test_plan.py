@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -6,6 +7,7 @@ import deepseek
 from qtransformers import machine
 from qtransformers.cli import main
 from qtransformers.gguf import GGUFFile, GGUFWriter
+from qtransformers.gguf.metadata import edit_metadata
 
 GIB = 1 << 30
 
@@ -46,6 +48,35 @@ def test_a_draft_counts_beside_the_model(data, capsys):
     least = both["needed"] - both["system"]
     assert json.loads(planned(capsys, *words, least))["verdict"] == "tight"
     assert json.loads(planned(capsys, *words, least - 1, code=5))["verdict"] == "does not fit"
+
+
+def test_a_draft_is_counted_where_loading_would_put_it(data, capsys):
+    words = data / "demo-Q8_0.gguf", "--json", "--context", 512, "--ram", "1GiB", "--vram"
+    _, card = json.loads(planned(capsys, *words, "2GiB"))["devices"]
+    words = *words[:-1], "--draft", data / "demo-draft-Q8_0.gguf", "--vram"
+    host, both = json.loads(planned(capsys, *words, "2GiB"))["devices"]
+    with GGUFFile(data / "demo-draft-Q8_0.gguf") as file:
+        weights = sum(t.nbytes for t in file.tensors.values())
+    assert host["weights"] == host["cache"] == 0 and both["weights"] == card["weights"]
+    assert both["needed"] == card["needed"] + both["beside"] and both["beside"] > weights
+    host, both = json.loads(planned(capsys, *words, card["needed"]))["devices"]  # the model alone fills it
+    assert both["beside"] == 0 and host["beside"] > weights
+
+
+def test_a_draft_of_another_vocabulary_is_refused(data, tmp_path, capsys):
+    other = shutil.copy(data / "demo-draft-Q8_0.gguf", tmp_path / "other.gguf")
+    with GGUFFile(other) as file:
+        tokens = [*file.metadata["tokenizer.ggml.tokens"][:-1], "elsewhere"]
+    edit_metadata(other, set={"tokenizer.ggml.tokens": tokens})
+    assert main(["plan", str(data / "demo-Q8_0.gguf"), "--draft", str(other)]) == 2
+    assert "token 2047 is 'elsewhere' in" in capsys.readouterr().err
+
+
+def test_errors_of_a_draft_name_its_flag(data, capsys):
+    assert main(["plan", "demo", "--draft", str(data / "demo_model")]) == 3
+    assert "gguf_path is --draft)" in capsys.readouterr().err
+    assert main(["plan", str(data / "demo_model")]) == 3
+    assert "gguf_path is MODEL)" in capsys.readouterr().err
 
 
 def test_one_that_is_too_big(tmp_path, capsys):

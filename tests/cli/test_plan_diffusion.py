@@ -148,3 +148,12 @@ def test_language_models_are_not_made_of_it(flux, tmp_path):
         Model.load(flux)
     with pytest.raises(UnsupportedError, match="diffusion transformer"):
         Model.load(write(tmp_path / "none.gguf", SPECS["flux"], FLUX, ""))
+
+
+def test_what_is_for_language_models_is_refused_or_said(flux, tmp_path, capsys):
+    for flag in ("--draft", "--save"):
+        assert main(["plan", str(flux), flag, str(tmp_path / "x.json")]) == 2
+        assert f"{flag} is for language models" in capsys.readouterr().err
+    assert main(["plan", str(flux), "--ram", "8GiB", "--cache", "q4", "--placement", "auto"]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("is for language models: not heeded") == 2 and "fits" in out

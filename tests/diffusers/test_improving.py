@@ -1,5 +1,7 @@
 """Scales that fold without changing a picture, rounding that makes up for itself, types by budget; and what they are worth."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import save_file
 from qtransformers.archs.diffusion import ALL
 from qtransformers.archs.diffusion.folds import KINDS, resolved
 from qtransformers.cli import main
-from qtransformers.convert import convert, write
+from qtransformers.convert import convert, plan_conversion, write
 from qtransformers.convert.diffusion import at_hand, known, of_model
 from qtransformers.convert.plan import Asked
 from qtransformers.diffusers import load_transformer, noise, save_gguf
@@ -238,3 +240,34 @@ def test_the_command_learns_from_noise_or_from_calls_in_files(little_noise, tmp_
     capsys.readouterr()
     assert main(["convert", "original.gguf", "-t", "Q4_0", "--refine", "--chunks", "3", "-o", "c.gguf"]) == 2
     assert "--chunks is of texts" in capsys.readouterr().err and not (tmp_path / "c.gguf").exists()
+
+
+def test_what_hinders_the_writing_is_said_before_anything_is_learned(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    original(AURA, tmp_path)
+    monkeypatch.setattr("qtransformers.diffusers.improving.plan_improved", None)  # which is not reached
+    words = ["convert", "original.gguf", "-t", "Q4_0", "--refine"]
+    (tmp_path / "a-00001-of-00002.gguf").write_bytes(b"precious")
+    assert main([*words, "-o", "a.gguf", "--shard-size", "1MB"]) == 2
+    assert "a-00001-of-00002.gguf exists" in capsys.readouterr().err
+    assert main([*words, "-o", ".", "--overwrite"]) == 2 and ". is a folder" in capsys.readouterr().err
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    needed = {n: plan_conversion("original.gguf", n).nbytes for n in ("Q4_0", "Q8_0")}
+    for more, n in (([], needed["Q4_0"]), (["--fit", "1MiB"], 1 << 20), (["--fit", "1TiB"], needed["Q8_0"])):
+        assert main([*words, *more, "-o", "a.gguf"]) == 1
+        assert f"has 1000 bytes free; {n} are needed" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-00001-of-00002.gguf", "original.gguf"]
+
+
+def test_an_interrupted_run_does_not_promise_to_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    original(AURA, tmp_path)
+    save_file(dict(AURA.inputs(AURA.config)), tmp_path / "call.safetensors")
+
+    def interrupted(*given, **how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qtransformers.convert.write", interrupted)
+    words = ["convert", "original.gguf", "-t", "Q4_0", "-o", "a.gguf"]
+    assert main(words) == 130 and "goes on where it was" in capsys.readouterr().err
+    assert main([*words, "--awq", "-f", "call.safetensors"]) == 130 and "goes on" not in capsys.readouterr().err

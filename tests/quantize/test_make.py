@@ -2,13 +2,14 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from qtransformers.convert import convert, plan_conversion
-from qtransformers.errors import ConfigError
+from qtransformers.errors import ConfigError, QTransformersError
 from qtransformers.gguf import GGUFFile
 from qtransformers.load import load
 from qtransformers.quantize import improve as improve_module
@@ -80,6 +81,55 @@ def test_a_text_that_is_too_short(data, tmp_path):
     with pytest.raises(ConfigError, match="tokens"):
         make(plan_conversion(data / "demo_model", "Q4_K_M"), tmp_path / "a.gguf", How(text="short"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_room_on_the_disk_is_looked_for_before_anything_is_learned(data, original, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(make_module, "load", None)  # which is not reached
+    folder, file = (plan_conversion(source, "Q4_K_M") for source in (data / "demo_model", original))
+    with GGUFFile(original) as whole:
+        floats = sum(t.nbytes for t in whole.tensors.values())
+    largest = plan_conversion(original, "Q8_0").nbytes  # however much a budget allows
+    wanted = [
+        (folder, How(fold=True), floats + 2 * folder.nbytes),  # the original, what was found out, the file
+        (file, How(fold=True), 2 * file.nbytes),
+        (file, How(nbytes=1_500_000), 3_000_000),
+        (file, How(bits_per_weight=4.0), 2 * (file.n_parameters // 2)),
+        (file, How(nbytes=1 << 40), 2 * largest),
+        (file, How(bits_per_weight=32.0), 2 * largest),
+    ]
+    for plan, how, needed in wanted:
+        with pytest.raises(QTransformersError, match=f"has 1000 bytes free; {needed} are needed"):
+            make(plan, tmp_path / "a.gguf", how)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".a.gguf.0123456789ab.part").write_bytes(bytes(5000))  # of an earlier run
+    (tmp_path / ".a.gguf.gone").symlink_to("nowhere")
+    with pytest.raises(QTransformersError, match=f"{2 * file.nbytes - 5000} are needed"):
+        make(file, tmp_path / "a.gguf", How(fold=True))
+
+
+def test_no_more_room_is_taken_than_was_looked_for(data, original, tmp_path):
+    plan, most = plan_conversion(data / "demo_model", "Q4_K_M"), 0
+
+    def look(what, done, total):
+        nonlocal most
+        most = max(most, sum(path.stat().st_size for path in tmp_path.iterdir()))
+
+    make(plan, tmp_path / "a.gguf", How(fold=True, judged=False, **FEW), progress=look)
+    with GGUFFile(original) as whole:
+        needed = sum(t.nbytes for t in whole.tensors.values()) + 2 * plan.nbytes
+    headers = 3 << 17  # of three files, the vocabulary in two of them
+    assert 0.9 * needed < most < needed + headers
+
+
+def test_a_folder_is_no_file_to_write(original, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(make_module, "load", None)
+    plan = plan_conversion(original, "Q4_K_M")
+    for output, more in ((tmp_path, {}), (Path("."), {}), (Path("."), {"max_bytes": 1_000_000})):
+        with pytest.raises(ConfigError, match="is a folder; expected the name of a file"):
+            make(plan, output, How(fold=True, **FEW), overwrite=True, **more)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_gate_names_what_hurts(original, tmp_path):

@@ -62,7 +62,6 @@ def _run(args: argparse.Namespace, scratch: Path | None) -> int:
     from qtransformers.convert.estimate import seconds, time_text
     from qtransformers.convert.plan import Asked
     from qtransformers.convert.write import DEFAULT_TYPE, planned
-    from qtransformers.gguf.writer import check_free, check_room
     from qtransformers.load.diffusion import LAYOUT_KEY
 
     learns = learned.wanted(args)
@@ -83,9 +82,7 @@ def _run(args: argparse.Namespace, scratch: Path | None) -> int:
         note(f"would write {output}, {_size(plan, plan.nbytes)}, {time}")
         return 0
     if learns and LAYOUT_KEY in plan.metadata:
-        check_free(output, args.overwrite)
-        check_room(output.parent, plan.nbytes)
-        with learned.of_diffusion(args, model, asked) as plan:
+        with learned.of_diffusion(args, model, asked, plan, output) as plan:
             return _written(args, plan, output)
     if learns:
         with plain_warnings(args.color):
@@ -102,7 +99,8 @@ def _written(args: argparse.Namespace, plan: ConversionPlan, output: Path) -> in
         with plain_warnings(args.color), progress(f"writing {output.name}", args.color) as update:
             paths = write(plan, output, overwrite=args.overwrite, max_bytes=args.shard_size, progress=update)
     except KeyboardInterrupt:
-        note(f"{output}: interrupted; the same command goes on where it was")
+        if plan.files:  # of what was learned beside it nothing stays
+            note(f"{output}: interrupted; the same command goes on where it was")
         raise
     written = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     note(f"{written}: {_size(plan, sum(path.stat().st_size for path in paths))}")

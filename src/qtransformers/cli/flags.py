@@ -238,6 +238,7 @@ _ROWS = (
 )  # fmt: skip
 FLAGS: dict[str, Flag] = {row.name: row for row in _ROWS}
 DESTS = frozenset(row.dest for row in _ROWS)
+GGUF_FILES = ("draft", "kl-divergence")  # that name one beside MODEL
 COMMON = ("verbose", "debug", "color")
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -247,8 +248,10 @@ def in_flags(message: str, known: Container[str] = DESTS) -> str:
     names = {
         f.field or f.dest: f.spellings[-1] for f in FLAGS.values() if f.dest in known and (f.field or "_" in f.dest)
     }
+    given = known if isinstance(known, Mapping) else {}
     if "model" in known:
-        names["gguf_path"] = "MODEL"
+        others = (FLAGS[name] for name in GGUF_FILES if f"gguf_path {given.get(FLAGS[name].dest)} " in message)
+        names["gguf_path"] = next((flag.spellings[-1] for flag in others), "MODEL")
     said = [
         f"{name} is {flag}"
         for name, flag in names.items()

@@ -57,17 +57,26 @@ def convert(args: argparse.Namespace, plan: ConversionPlan, output: Path) -> str
 
 
 @contextmanager
-def of_diffusion(args: argparse.Namespace, model: Path, asked: Asked) -> Iterator[ConversionPlan]:
-    """The plan of a diffusion model that learned from calls in .safetensors (-f), or from noise; it is written within the context."""
+def of_diffusion(
+    args: argparse.Namespace, model: Path, asked: Asked, plan: ConversionPlan, output: Path
+) -> Iterator[ConversionPlan]:
+    """The plan of a diffusion model that learned from calls in .safetensors (-f), or from noise; it is written within the context.
+
+    What would hinder the writing is said before anything is learned.
+    """
     from qtransformers.diffusers.improving import plan_improved
     from qtransformers.diffusers.observing import read_call
+    from qtransformers.gguf.writer import check_room, in_the_way
     from qtransformers.quantize.make import How
 
     for flag in ("chunks", "parse_special"):
         if getattr(args, flag):
             raise ConfigError(f"--{flag.replace('_', '-')} is of texts, from which language models learn; a diffusion model learns from noise, or from calls (-f CALL.safetensors).")  # fmt: skip
-    calls = [read_call(Path(file)) for file in args.file] if args.file else None
     how = How(args.awq, args.refine, args.budget, args.fit)
+    if (there := in_the_way(output, args.shard_size is not None)) and not args.overwrite:
+        raise ConfigError(f"{there} exists. Choose another name, or replace it with --overwrite.")
+    check_room(output.parent, how.most_bytes(plan))
+    calls = [read_call(Path(file)) for file in args.file] if args.file else None
     with ExitStack() as stack:
         with progress("learning", args.color, "steps") as update:
             plan = stack.enter_context(plan_improved(model, asked, how, calls=calls, progress=update))

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from qtransformers.cli import plan_diffusion
 from qtransformers.cli.flags import add_flags
-from qtransformers.cli.terminal import COLOURS, count, painter, printable, table
+from qtransformers.cli.terminal import COLOURS, count, note, painter, printable, table
 
 if TYPE_CHECKING:
-    from qtransformers.load.fit import Fit, Need
+    from qtransformers.load.fit import Budget, Fit, Need
     from qtransformers.load.plan import LoadPlan
     from qtransformers.load.source import Sources
     from qtransformers.load.survey import Survey
+
+TOKENS = "tokenizer.ggml.tokens"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan on stdout."""
     from qtransformers import machine
-    from qtransformers.errors import ConfigError
     from qtransformers.load import placement
     from qtransformers.load.devices import Devices
     from qtransformers.load.diffusion import is_diffusion
@@ -42,14 +43,12 @@ def run(args: argparse.Namespace) -> int:
         budget = replace(budget, devices=devices.free)
     sources, others = find_sources(args.model, args.model_path)
     if sources.gguf is not None and is_diffusion(sources.gguf):
-        if args.draft:
-            raise ConfigError("--draft guesses tokens, and a diffusion model makes none. Leave it out.")
+        _check_diffusion(args)
         return plan_diffusion.run(sources.gguf, sources.files.get("config.json"), budget, args)
     found = survey(sources, others, context_length=args.ctx_size, cache=args.cache or "f16")
-    draft = _draft(args, found) if args.draft else None
-    beside = taken(draft.plan if draft else None, budget)
-    table = placement.resolve(found.plan, args.placement or "auto", budget.less(beside))
+    table = placement.resolve(found.plan, args.placement or "auto", budget)
     found = replace(found, plan=placement.placed(found.plan, table))
+    beside = taken(_draft(args.draft, sources, found.plan, budget) if args.draft else None, budget)
     result = fit(found.plan, budget, found.others, beside)
     if args.save:
         placement.save(args.save, found.plan, table)
@@ -66,15 +65,35 @@ def run(args: argparse.Namespace) -> int:
     return 4 if found.problems else 5 if result.verdict == "does not fit" else 0
 
 
-def _draft(args: argparse.Namespace, model: Survey) -> Survey:
-    """The plan of --draft as it would be loaded beside the model; LoadError where it cannot be."""
+def _draft(draft: str, model: Sources, plan: LoadPlan, budget: Budget) -> LoadPlan:
+    """The plan of --draft as it would be loaded beside a model that is placed; LoadError or ConfigError where it cannot be."""
     from qtransformers.errors import LoadError
+    from qtransformers.generate.drafting import check_vocabulary
+    from qtransformers.load import placement
+    from qtransformers.load.fit import taken
     from qtransformers.load.survey import find_sources, survey
 
-    found = survey(find_sources(args.draft)[0], context_length=model.plan.context_length, cache=model.plan.cache)
+    sources, _ = find_sources(draft)
+    found = survey(sources, context_length=plan.context_length, cache=plan.cache)
     if found.problems:
         raise LoadError(f"draft {found.plan.file}: {found.problems[0].text}")
-    return found
+    own, other = (s.gguf.metadata.get(TOKENS) if s.gguf is not None else None for s in (model, sources))
+    if own and other:
+        check_vocabulary(own, other, plan.file, found.plan.file)
+    where = placement.resolve(found.plan, "auto" if plan.devices else "cpu", budget.less(taken(plan, budget)))
+    return placement.placed(found.plan, where)
+
+
+def _check_diffusion(args: argparse.Namespace) -> None:
+    """ConfigError or a warning for flags that mean nothing to a diffusion model."""
+    from qtransformers.errors import ConfigError
+
+    for flag in ("draft", "save"):
+        if getattr(args, flag):
+            raise ConfigError(f"--{flag} is for language models, and {args.model} is a diffusion model. Leave it out.")
+    for flag in ("placement", "cache"):
+        if getattr(args, flag):
+            note(f"--{flag} is for language models: not heeded", "yellow", args.color)
 
 
 def as_json(found: Survey, result: Fit) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -334,6 +335,16 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise ConfigError(f"{path} is a folder; expected the name of a file to write.")
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists. Choose another name, or ask to overwrite it.")
+
+
+def in_the_way(path: Path, split: bool) -> Path | None:
+    """What lies where a file is to be written; of one that is `split`, any shard of its name. ConfigError for a folder."""
+    if not path.name:
+        raise ConfigError(f"{path} is a folder; expected the name of a file to write.")
+    if split:
+        return min(path.parent.glob(f"{escape(path.name.removesuffix('.gguf'))}-?????-of-?????.gguf"), default=None)
+    check_free(path, overwrite=True)
+    return path if path.exists() else None
 
 
 def _spec(name: str, shape: tuple[int, ...], type: QuantType | str) -> TensorSpec:

@@ -18,9 +18,9 @@ from qtransformers.convert import ConversionPlan, write
 from qtransformers.convert.plan import Target, refiled
 from qtransformers.errors import ConfigError
 from qtransformers.gguf import GGUFWriter
-from qtransformers.gguf.writer import check_room, key_of, sweep
+from qtransformers.gguf.writer import check_room, in_the_way, key_of, sweep
 from qtransformers.load import load
-from qtransformers.quantize.budget import allot, survey
+from qtransformers.quantize.budget import CHOICES, allot, survey
 from qtransformers.quantize.gate import Verdict, judge
 from qtransformers.quantize.improve import Improved, improve
 from qtransformers.quantize.journal import Journal
@@ -54,6 +54,14 @@ class How:
         """Whether types are chosen by how large the file may be."""
         return self.bits_per_weight is not None or self.nbytes is not None
 
+    def most_bytes(self, plan: ConversionPlan) -> int:
+        """Bytes of tensor data that the file of a plan may come to: by a budget no more than with its largest type."""
+        if not self.sized:
+            return plan.nbytes
+        allowed = self.nbytes if self.nbytes is not None else int(plan.n_parameters * (self.bits_per_weight or 0) / 8)
+        largest = BY_NAME[CHOICES[-1]]
+        return min(allowed, sum(max(t.nbytes, replace(t, type=largest).nbytes if t.type.is_quantized else 0) for t in plan.tensors))  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
 class Made:
@@ -81,8 +89,8 @@ def make(
     ConfigError where there is no budget for even the smallest types, the text is too short, or the original's architecture cannot
     be run; what `plan_conversion`, `load` and `GGUFWriter` raise.
     """
-    taken = sorted(output.parent.glob(f"{escape(output.name.removesuffix('.gguf'))}-?????-of-?????.gguf")) if max_bytes else [output]  # fmt: skip
-    if not overwrite and (there := next((path for path in taken if path.exists()), None)):
+    there = in_the_way(output, max_bytes is not None)
+    if there and not overwrite:
         _floats(output).unlink(missing_ok=True)  # of a run that was killed at its end
         sweep(output, before=there.stat().st_mtime_ns)
         raise ConfigError(f"{there} exists. Choose another name, or replace it with overwrite.")
@@ -127,9 +135,11 @@ def make(
 def _needed(plan: ConversionPlan, how: How, output: Path) -> int:
     """Bytes that all of it takes on disk at once, but for what an earlier run has left: the original in floats, what is found out, the file."""
     floats = 0 if plan.model.is_file() else sum(replace(t, type=_plain_type(t)).nbytes for t in plan.tensors)
-    made = how.nbytes or (int(plan.n_parameters * how.bits_per_weight / 8) if how.bits_per_weight else plan.nbytes)
-    left = sum(path.stat().st_size for path in output.parent.glob(f".{escape(output.name[:40])}.*"))
-    return max(0, floats + 2 * made - left)
+    left = 0
+    for path in output.parent.glob(f".{escape(output.name[:40])}.*"):
+        with suppress(OSError):  # of a run that ends just now
+            left += path.stat().st_size
+    return max(0, floats + 2 * how.most_bytes(plan) - left)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -157,3 +158,41 @@ def test_a_step_that_would_have_to_wait_is_left_to_the_thread():
         other.join(10)
         assert found == [False]
     assert not w.threads
+
+
+def test_what_arrives_amid_steps_of_a_loop_is_begun_by_the_thread():
+    w = Watched()
+    here, hooked = threading.get_ident(), []
+
+    def hook(tokens, logits):
+        hooked.append(threading.get_ident())
+        return logits
+
+    async def run():
+        first = asyncio.ensure_future(w.stream(0, 300).read())
+        found = []
+        for i in range(1, 20):
+            while here not in w.threads[-2:] and not first.done():
+                await asyncio.sleep(0)
+            for _ in range(i % 5):
+                await asyncio.sleep(0)
+            found.append(await w.stream(i, 3, hooks=(hook,)).read())
+        return [done.tokens for done in (await first, *found)]
+
+    assert asyncio.run(run()) == [*expected([0], 300), *expected(range(1, 20), 3)]
+    assert here in w.threads and len(hooked) == 19 * 3
+    assert here not in hooked
+
+
+def test_a_loop_that_was_slow_once_computes_again(monkeypatch):
+    monkeypatch.setattr(asynchronous, "PATIENCE", 0.02)
+    here, slow = threading.get_ident(), []
+
+    def amid(n):
+        if not slow and threading.get_ident() == here:
+            slow.append(n)
+            time.sleep(0.2)
+
+    w = Watched(amid)
+    assert asyncio.run(texts([w.stream(1, 400)])) == expected([1], 400)
+    assert here in w.threads[slow[0] :]

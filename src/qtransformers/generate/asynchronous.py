@@ -114,6 +114,7 @@ class Driver:
         worked, error = self._step(wait=False)
         with self._turn:
             self._steps += 1
+            self._late = None if self._late is loop else self._late  # it has, if slowly
             self._tell(error, loop)
             if self._guest is loop and worked and self._short() is loop:
                 _soon(loop, self._visit, loop)

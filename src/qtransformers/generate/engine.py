@@ -130,9 +130,12 @@ class Engine:
                     self._end_turn()
 
     def step(self, *, wait: bool = True) -> bool:
-        """One forward for all that run; whether there was anything to do. `wait=False`: nothing where another thread computes."""
+        """One forward for all that run; whether there was anything to do.
+
+        `wait=False`: nothing where another thread computes, or where there is more to do than to continue answers.
+        """
         with self._exclusive(wait) as mine:
-            return mine and self._step()
+            return mine and (wait or self.only_answers) and self._step(admits=wait)
 
     @property
     def only_answers(self) -> bool:
@@ -272,9 +275,9 @@ class Engine:
             finally:
                 self._turn.release()
 
-    def _step(self) -> bool:
+    def _step(self, *, admits: bool = True) -> bool:
         engine = self._use()
-        while self._arrived:
+        while admits and self._arrived:
             sequence = self._arrived.popleft()
             if not sequence.ended:  # it may have been dropped meanwhile
                 engine.scheduler.add(sequence)

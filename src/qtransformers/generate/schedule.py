@@ -54,7 +54,7 @@ class Scheduler:
         """Whether the next forward does nothing but continue answers that have no hooks."""
         running = [s for s in self.running if s.runs]
         admits = bool(self.waiting) and len(running) < self._parallel
-        return not admits and all(s.decodes and not s.request.hooks for s in running)
+        return not admits and all(s.decodes for s in running) and not any(s.request.hooks for s in self.running)
 
     def add(self, sequence: Sequence) -> None:
         """Let it wait for its turn."""

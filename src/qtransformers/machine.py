@@ -140,8 +140,17 @@ def memory(root: Path = Path("/")) -> Memory:
 
 def resident() -> int | None:
     """Bytes of main memory that this process has in use, files it has mapped included."""
+    return _pages(1)
+
+
+def mapped() -> int | None:
+    """Bytes of `resident` that are of files, which other processes may share."""
+    return _pages(2)
+
+
+def _pages(field: int) -> int | None:
     for line in _lines("/proc/self/statm"):
-        return int(line.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(line.split()[field]) * os.sysconf("SC_PAGE_SIZE")
     return None
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,9 +17,11 @@ import httpx2 as httpx
 
 from qtransformers import Model
 from qtransformers.errors import ConfigError
+from qtransformers.serve.call import Call
 from qtransformers.serve.config import ServerConfig, hashed
 from qtransformers.serve.models import ModelSpec
-from qtransformers.serve.router import SLACK, Router, marks_of, summed
+from qtransformers.serve.replicas import _answer
+from qtransformers.serve.router import SLACK, Router, marks_of, summed, together
 from servers import PATIENCE, replicated, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="socket files")
@@ -226,6 +229,60 @@ def test_who_paints():
     assert router.choose_painter().number == 0
     with pytest.raises(ConfigError, match="Leave --replicas out"):
         Router([], ServerConfig(), 2)
+
+
+def test_models_of_several_as_of_one(two):
+    def said(state, running, memory, mapped):
+        more = {"running": running, "waiting": 1, "context_length": 64 if state == "ready" else None}
+        models = [
+            {"id": "a", "state": state, "qtransformers": more},
+            {"id": "p", "state": "unloaded", "qtransformers": {"kind": "diffusion"}},
+        ]
+        return {"object": "list", "data": models, "qtransformers": {"memory_bytes": memory, "mapped_bytes": mapped}}
+
+    own = {"memory_bytes": 50, "mapped_bytes": 20}
+    found = together([said("loading", 0, 100, 90), said("ready", 3, 300, 250)], own)
+    assert found["qtransformers"] == {"memory_bytes": 30 + 10 + 50 + 250, "mapped_bytes": 250}
+    assert [m["state"] for m in found["data"]] == ["ready", "unloaded"]
+    assert found["data"][0]["qtransformers"] == {"running": 3, "waiting": 2, "context_length": 64}
+    unknown = {"memory_bytes": None, "mapped_bytes": None}
+    assert together([said("ready", 0, None, None)], unknown)["qtransformers"] == unknown
+
+    url, router = two
+    one = asyncio.run(router.replicas[0].get("/v1/models"))[1]
+    both = httpx.get(f"{url}/v1/models", headers={"x-api-key": KEY}).json()
+    assert [m["id"] for m in both["data"]] == ["demo"] and both["data"][0]["state"] == "ready"
+    assert both["qtransformers"]["memory_bytes"] > json.loads(one)["qtransformers"]["memory_bytes"] > 0
+    assert httpx.get(f"{url}/v1/models").status_code == 401
+
+
+def test_replicas_know_who_asks(spec):
+    """Their threads are shared out among clients: keys, or addresses where there are none."""
+    found = []
+
+    async def app(scope, receive, send):
+        found.append(Call(scope, receive, send, ServerConfig()).client)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def run():
+        router = Router([spec], ServerConfig(), 1)
+        router.replicas[0].state = "ready"
+        async with await asyncio.start_unix_server(partial(_answer, app), router.replicas[0]._path):
+            for address, key in (("10.0.0.7", ""), ("10.0.0.8", ""), ("10.0.0.8", "bob")):
+                messages = [{"type": "http.request", "body": b"{}"}]
+
+                async def receive(messages=messages):
+                    return messages.pop() if messages else await asyncio.Event().wait()
+
+                async def send(message):
+                    assert message.get("status", 200) == 200
+
+                scope = {"type": "http", "method": "POST", "path": "/tokenize", "query_string": b"", "headers": [], "client": (address, 5), "qtransformers.key": key}  # fmt: skip
+                await router(scope, receive, send)
+
+    asyncio.run(run())
+    assert found == ["10.0.0.7", "10.0.0.8", "bob"]
 
 
 def test_metrics_of_several_as_of_one():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qtransformers.machine import resident
+from qtransformers.machine import mapped, resident
 from qtransformers.sampling.settings import RANGES
 
 if TYPE_CHECKING:
@@ -33,7 +33,12 @@ async def list_models(server: Server, call: Call, body: bytes) -> None:
     """The models, and their adapters."""
     data = [_model(*item) for item in server.models.names.items()]
     data += [_painter(*item) for item in server.painters.names.items()]
-    await call.json({"object": "list", "data": data, "qtransformers": {"memory_bytes": resident()}})
+    await call.json({"object": "list", "data": data, "qtransformers": memory_of()})
+
+
+def memory_of() -> dict[str, int | None]:
+    """Main memory that this process has in use, and how much of it is of files, in bytes."""
+    return {"memory_bytes": resident(), "mapped_bytes": mapped()}
 
 
 async def show_model(server: Server, call: Call, body: bytes) -> None:

@@ -125,7 +125,7 @@ class Replica:
         """Status and body of the answer to a GET; Lost."""
         status, parts = 0, []
         async with self.asking(
-            {"method": "GET", "path": path, "query": b"", "headers": [], "key": ""}, b""
+            {"method": "GET", "path": path, "query": b"", "headers": [], "key": "", "client": ""}, b""
         ) as messages:
             async for message in messages:
                 if message["type"] == "http.response.start":
@@ -243,7 +243,7 @@ async def _answer(app: Any, reader: asyncio.StreamReader, writer: asyncio.Stream
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": head["method"], "scheme": "http",
         "path": head["path"], "raw_path": head["path"].encode(), "root_path": "", "query_string": head["query"],
-        "headers": [tuple(pair) for pair in head["headers"]], "client": None, "server": None,
+        "headers": [tuple(pair) for pair in head["headers"]], "client": (head["client"], 0), "server": None,
         "qtransformers.key": head["key"], "qtransformers.told": told,
     }  # fmt: skip
     await app(scope, receive, send)

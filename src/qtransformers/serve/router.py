@@ -20,6 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qtransformers.errors import ConfigError, UnsupportedError
+from qtransformers.serve.about import memory_of
 from qtransformers.serve.app import LOG, log, public_paths
 from qtransformers.serve.call import Call, Gone, event
 from qtransformers.serve.config import ServerConfig
@@ -32,7 +33,9 @@ from qtransformers.serve.replicas import Lost, Replica
 BLOCK = 256  # bytes of a request that share a mark
 MOST_BLOCKS = 256  # of a request
 MOST_MARKS = 1 << 16  # that are remembered
-OWN = ("/health", "/metrics")  # routes that no replica answers
+OWN = ("/health", "/metrics", "/v1/models")  # routes that no replica answers alone
+STATES = ("ready", "loading", "unloaded", "broken")  # of a model, the best first
+PATIENCE = 5.0  # seconds that a replica has to tell how it is
 PAINTS = "/v1/images/generations"
 SLACK = 2  # answers more than the least busy that a replica may have for what is in its cache
 
@@ -126,6 +129,8 @@ class Router:
             elif scope["path"] == "/metrics":
                 texts = await self._all("/metrics")
                 await call.data(summed(texts), CONTENT_TYPE_LATEST.encode())
+            elif scope["path"] == "/v1/models":
+                await self._models(call)
             else:
                 await self._hand_on(call, scope, send)
         except Gone:
@@ -152,7 +157,7 @@ class Router:
         if self.draining:
             raise HTTPError(503, "the server is about to end. Ask another, or again later.", "draining", retry=10)
         headers = [[name, value] for name, value in scope["headers"] if name not in (b"authorization", b"x-api-key")]
-        head = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"], "headers": headers, "key": call.key}  # fmt: skip
+        head = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"], "headers": headers, "key": call.key, "client": call.client}  # fmt: skip
         choose = self.choose_painter if scope["path"] == PAINTS else partial(self.choose, marks_of(call.key, body) if post else ())  # fmt: skip
         tried: list[Replica] = []
         if post:
@@ -167,7 +172,7 @@ class Router:
         finally:
             if post:
                 self._rates.leave(call.key)
-        raise HTTPError(503, "no replica can answer at the moment. Ask again.", "loading", retry=2)
+        raise _none_answers()
 
     async def _through(self, chosen: Replica, head: dict[str, Any], body: bytes, call: Call, send: Send) -> None:
         """Send an answer as it comes. Lost where there is none, and nothing was sent yet."""
@@ -192,9 +197,16 @@ class Router:
         state = "draining" if self.draining else "ready" if "ready" in states else "loading"
         await call.json({"status": state, "replicas": states}, 200 if state == "ready" else 503)
 
+    async def _models(self, call: Call) -> None:
+        texts = await self._all("/v1/models")
+        if not texts:
+            raise _none_answers()
+        await call.json(together([json.loads(text) for text in texts], memory_of()))
+
     async def _all(self, path: str) -> list[str]:
         found = await asyncio.gather(
-            *(r.get(path) for r in self.replicas if r.state == "ready"), return_exceptions=True
+            *(asyncio.wait_for(r.get(path), PATIENCE) for r in self.replicas if r.state == "ready"),
+            return_exceptions=True,
         )
         return [x[1].decode() for x in found if not isinstance(x, BaseException) and x[0] == 200]
 
@@ -249,6 +261,28 @@ async def _pass(
 def routed(router: Router) -> ASGIApp:
     """The app of a router, with the same guard as that of a server."""
     return Guard(router, router.config, public_paths(), log)
+
+
+def _none_answers() -> HTTPError:
+    return HTTPError(503, "no replica can answer at the moment. Ask again.", "loading", retry=2)
+
+
+def together(lists: Sequence[dict[str, Any]], router: dict[str, int | None]) -> dict[str, Any]:
+    """/v1/models of several processes as of one: what they do is summed, and the memory that is theirs and the router's; files count once."""
+    data = []
+    for models in zip(*(said["data"] for said in lists), strict=True):
+        best = min(models, key=lambda m: STATES.index(m["state"]))
+        more = best["qtransformers"]
+        doing = {name: sum(m["qtransformers"][name] for m in models) for name in ("running", "waiting") if name in more}
+        data.append({**best, "qtransformers": {**more, **doing}})
+    parts = [router, *(said["qtransformers"] for said in lists)]
+    files = max(part["mapped_bytes"] or 0 for part in parts)
+    own = sum((part["memory_bytes"] or 0) - (part["mapped_bytes"] or 0) for part in parts)
+    return {
+        **lists[0],
+        "data": data,
+        "qtransformers": {"memory_bytes": own + files or None, "mapped_bytes": files or None},
+    }
 
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*(?:\{.*\})?) (\S+)$")

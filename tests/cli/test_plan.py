@@ -72,8 +72,13 @@ def test_a_draft_of_another_vocabulary_is_refused(data, tmp_path, capsys):
     assert "token 2047 is 'elsewhere' in" in capsys.readouterr().err
 
 
-def test_errors_of_a_draft_name_its_flag(data, capsys):
+def test_errors_of_a_draft_name_its_flag(data, tmp_path, capsys):
     assert main(["plan", "demo", "--draft", str(data / "demo_model")]) == 3
+    assert "gguf_path is --draft)" in capsys.readouterr().err
+    matrix = tmp_path / "m.gguf"
+    with GGUFWriter(matrix, {"general.type": "imatrix"}, []):
+        pass
+    assert main(["plan", "demo", "--draft", str(matrix)]) == 4
     assert "gguf_path is --draft)" in capsys.readouterr().err
     assert main(["plan", str(data / "demo_model")]) == 3
     assert "gguf_path is MODEL)" in capsys.readouterr().err

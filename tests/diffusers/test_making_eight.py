@@ -1,5 +1,6 @@
 """Diffusion models from files of 8-bit floats: plain, and with scales as ComfyUI writes them."""
 
+import errno
 import json
 import re
 from types import SimpleNamespace
@@ -113,4 +114,16 @@ def test_a_full_disk_is_told(state, tmp_path, monkeypatch):
     file, _ = rounded(state, E4M3)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(QTransformersError, match=re.escape("has 10 bytes free")):
+        converted(file, tmp_path)
+
+
+def test_a_disk_that_another_fills_is_told_before_anything_is_decoded(state, tmp_path, monkeypatch):
+    def full(descriptor, start, nbytes):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file, _ = rounded(state, E4M3)
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    with pytest.raises(
+        QTransformersError, match=r"No space left on device; [\d,]+ bytes are needed to decode .* TMPDIR"
+    ):
         converted(file, tmp_path)

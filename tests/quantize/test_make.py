@@ -103,8 +103,9 @@ def test_room_on_the_disk_is_looked_for_before_anything_is_learned(data, origina
             make(plan, tmp_path / "a.gguf", how)
     assert not list(tmp_path.iterdir())
     (tmp_path / ".a.gguf.0123456789ab.part").write_bytes(bytes(5000))  # of an earlier run
+    (tmp_path / "..a.gguf.0123456789ab.floats.gguf.0123456789ab.part").write_bytes(bytes(700))
     (tmp_path / ".a.gguf.gone").symlink_to("nowhere")
-    with pytest.raises(QTransformersError, match=f"{2 * file.nbytes - 5000} are needed"):
+    with pytest.raises(QTransformersError, match=f"{2 * file.nbytes - 5700} are needed"):
         make(file, tmp_path / "a.gguf", How(fold=True))
 
 

@@ -248,16 +248,26 @@ def in_flags(message: str, known: Container[str] = DESTS) -> str:
     names = {
         f.field or f.dest: f.spellings[-1] for f in FLAGS.values() if f.dest in known and (f.field or "_" in f.dest)
     }
-    given = known if isinstance(known, Mapping) else {}
     if "model" in known:
-        others = (FLAGS[name] for name in GGUF_FILES if f"gguf_path {given.get(FLAGS[name].dest)} " in message)
-        names["gguf_path"] = next((flag.spellings[-1] for flag in others), "MODEL")
+        names["gguf_path"] = _file_flag(message, known if isinstance(known, Mapping) else {})
     said = [
         f"{name} is {flag}"
         for name, flag in names.items()
         if re.search(rf"\b{name}\b", message) and flag not in message
     ]
     return f" ({', '.join(said)})" if said else ""
+
+
+def _file_flag(message: str, given: Mapping[str, Any]) -> str:
+    """The flag whose file a message speaks of, where it does not speak of MODEL's."""
+
+    def spoken(dest: str) -> bool:
+        return bool(given.get(dest)) and bool(
+            re.search(rf"(?<![\w/.-]){re.escape(str(given[dest]))}(?![\w/-])", message)
+        )
+
+    others = (FLAGS[name] for name in GGUF_FILES if spoken(FLAGS[name].dest) and not spoken("model"))
+    return next((flag.spellings[-1] for flag in others), "MODEL")
 
 
 def add_flags(

@@ -6,6 +6,7 @@ A weight's scale is `<layer>.scale_weight` beside a mark `scaled_fp8`, or `<laye
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -49,7 +50,10 @@ def decoded(stored: Mapping[str, Stored]) -> dict[str, Stored]:
     check_room(Path(tempfile.gettempdir()), total)
     try:
         with tempfile.TemporaryFile() as file:
-            file.truncate(total)
+            if hasattr(os, "posix_fallocate"):  # taken now: a disk that is full later would end the process
+                os.posix_fallocate(file.fileno(), 0, total)
+            else:
+                file.truncate(total)
             room: NDArray[np.uint8] = np.memmap(file, np.uint8, "r+", shape=(total,))
     except OSError as e:
         raise QTransformersError(f"{tempfile.gettempdir()}: {e.strerror or e}; {total:,} bytes are needed to decode {eight[0].file}. Free some, or set TMPDIR.") from e  # fmt: skip

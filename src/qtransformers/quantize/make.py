@@ -135,8 +135,11 @@ def make(
 def _needed(plan: ConversionPlan, how: How, output: Path) -> int:
     """Bytes that all of it takes on disk at once, but for what an earlier run has left: the original in floats, what is found out, the file."""
     floats = 0 if plan.model.is_file() else sum(replace(t, type=_plain_type(t)).nbytes for t in plan.tensors)
-    left = 0
-    for path in output.parent.glob(f".{escape(output.name[:40])}.*"):
+    left, name = 0, escape(output.name[:40])
+    for path in (
+        *output.parent.glob(f".{name}.*"),
+        *output.parent.glob(f"..{name}.*"),
+    ):  # that of the original in floats
         with suppress(OSError):  # of a run that ends just now
             left += path.stat().st_size
     return max(0, floats + 2 * how.most_bytes(plan) - left)

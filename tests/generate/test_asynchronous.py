@@ -196,3 +196,25 @@ def test_a_loop_that_was_slow_once_computes_again(monkeypatch):
     w = Watched(amid)
     assert asyncio.run(texts([w.stream(1, 400)])) == expected([1], 400)
     assert here in w.threads[slow[0] :]
+
+
+@pytest.mark.parametrize("beside", ["a thread", "a loop"])
+def test_an_end_that_comes_while_one_looks_loses_nothing(beside):
+    w = Watched()
+    s = stream(w.engine, random_prompt(1, 30), 5)
+    look, rest = s.ready, AsyncStream(s, w.driver) if beside == "a loop" else s
+
+    def ready():
+        found = look()
+        while found is None and w.engine.step():
+            pass  # what another thread may do just then
+        return found
+
+    s.ready = ready
+
+    async def read():
+        return [chunk async for chunk in rest]
+
+    chunks = asyncio.run(read()) if beside == "a loop" else list(rest)
+    assert tuple(token for chunk in chunks for token in chunk.tokens) == expected([1], 5)[0]
+    assert chunks[-1].finish_reason == "length"

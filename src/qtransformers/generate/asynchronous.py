@@ -149,10 +149,12 @@ class AsyncStream(AsyncIterator[Chunk]):
 
     async def __anext__(self) -> Chunk:
         try:
+            ended = self._stream.ended  # before it looks, as `Stream` does
             while (chunk := self._stream.ready()) is None:
-                if self._stream.ended:
+                if ended:
                     raise StopAsyncIteration
                 await self._driver.wait(self._stream)
+                ended = self._stream.ended
         except BaseException:
             self._stream.close()
             raise

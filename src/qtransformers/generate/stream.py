@@ -32,8 +32,10 @@ class Stream(Iterator[Chunk]):
 
     def __next__(self) -> Chunk:
         try:
-            while (chunk := self.ready()) is None and not self.ended:
+            ended = self.ended  # before it looks: another thread may bring the last chunk and the end meanwhile
+            while (chunk := self.ready()) is None and not ended:
                 self._engine.advance(self._sequence)
+                ended = self.ended
         except BaseException:
             self.close()
             raise

@@ -20,7 +20,6 @@ from qtransformers.convert.diffusion import Model
 from qtransformers.convert.plan import Target
 from qtransformers.diffusers.loading import values
 from qtransformers.diffusers.observing import Observed, Seen
-from qtransformers.errors import ConfigError
 from qtransformers.load.diffusion import LAYOUT_KEY, Part, source_name
 from qtransformers.quantize.budget import PROBE, SAMPLE, Choice, allot, types_of_width
 from qtransformers.quantize.make import How
@@ -56,11 +55,7 @@ def allotted(model: Model, plan: ConversionPlan, run: Observed, how: How, progre
         name: tuple(Choice(BY_NAME[t], _bytes(BY_NAME[t], shapes[name]), _between(name, moved) * e) for t, e in of.items())
         for name, of in errors.items()
     }  # fmt: skip
-    fixed = sum(t.nbytes for t in plan.tensors if t.name not in choices)
-    total = how.nbytes if how.nbytes is not None else int(plan.n_parameters * (how.bits_per_weight or 0) / 8)
-    if fixed > total:
-        raise ConfigError(f"{plan.model}: what is plain, kept or stated takes {fixed:,} bytes, and {total:,} are allowed for all. Allow more, or state less.")  # fmt: skip
-    return {t.name: t.type for t in plan.tensors} | allot(choices, total - fixed)
+    return {t.name: t.type for t in plan.tensors} | allot(choices, how.left(plan, choices))
 
 
 def _bytes(type: QuantType, shape: tuple[int, ...]) -> int:

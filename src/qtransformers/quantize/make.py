@@ -7,7 +7,7 @@ is known. A checkpoint is first written as a GGUF file in the type it has, besid
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from glob import escape
@@ -54,13 +54,23 @@ class How:
         """Whether types are chosen by how large the file may be."""
         return self.bits_per_weight is not None or self.nbytes is not None
 
+    def allowed(self, plan: ConversionPlan) -> int:
+        """Bytes that a budget allows for all tensors of a plan."""
+        return self.nbytes if self.nbytes is not None else int(plan.n_parameters * (self.bits_per_weight or 0) / 8)
+
+    def left(self, plan: ConversionPlan, chosen: Container[str]) -> int:
+        """Bytes that a budget leaves for tensors whose types are to be chosen; ConfigError where all others take more."""
+        fixed, total = sum(t.nbytes for t in plan.tensors if t.name not in chosen), self.allowed(plan)
+        if fixed > total:
+            raise ConfigError(f"{plan.model}: what is plain, kept or stated takes {fixed:,} bytes, and {total:,} are allowed for all. Allow more, or state less.")  # fmt: skip
+        return total - fixed
+
     def most_bytes(self, plan: ConversionPlan) -> int:
         """Bytes of tensor data that the file of a plan may come to: by a budget no more than with its largest type."""
         if not self.sized:
             return plan.nbytes
-        allowed = self.nbytes if self.nbytes is not None else int(plan.n_parameters * (self.bits_per_weight or 0) / 8)
         largest = BY_NAME[CHOICES[-1]]
-        return min(allowed, sum(max(t.nbytes, replace(t, type=largest).nbytes if t.type.is_quantized else 0) for t in plan.tensors))  # fmt: skip
+        return min(self.allowed(plan), sum(max(t.nbytes, replace(t, type=largest).nbytes if t.type.is_quantized else 0) for t in plan.tensors))  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,11 +208,7 @@ def _by_budget(
     found = survey(model, rows, progress=progress)
     stated = {t.name for t in plan.tensors if t.stated}
     choices = {name: options for name, options in found.choices.items() if name not in stated}
-    fixed = sum(t.nbytes for t in plan.tensors if t.name not in choices)
-    total = how.nbytes if how.nbytes is not None else int(plan.n_parameters * (how.bits_per_weight or 0) / 8)
-    if fixed > total:
-        raise ConfigError(f"{plan.model}: what is plain, kept or stated takes {fixed:,} bytes, and {total:,} are allowed for all. Allow more, or state less.")  # fmt: skip
-    allotted = allot(choices, total - fixed)
+    allotted = allot(choices, how.left(plan, choices))
     journal.put(key, types={name: type.name for name, type in allotted.items()})
     return allotted
 

@@ -57,6 +57,27 @@ def test_clients_take_turns():
     run(scenario)
 
 
+def test_who_leaves_just_before_its_turn_takes_nobody_s():
+    async def scenario(gate):
+        lane = Lane(1, 1)
+        works = asyncio.create_task(lane.run("a", gate.wait))
+        await asyncio.sleep(0)
+        leaves = [asyncio.create_task(lane.run("b", gate.wait)) for _ in range(2)]
+        stays = [asyncio.create_task(lane.run(name, str.upper, name)) for name in "bc"]
+        await asyncio.sleep(0)
+        gate.set()
+        lane._threads.submit(int).result()  # the loop hears of the end of the first in its next turn,
+        for task in leaves:
+            task.cancel()  # and these behind that
+        assert await works
+        assert await asyncio.gather(*stays) == ["B", "C"]
+        assert await lane.run("d", len, "four") == 4
+        assert not lane._waiting and not lane._running
+        lane.close()
+
+    run(scenario)
+
+
 def test_who_leaves_waits_no_more_and_gives_its_thread_back_when_that_has_ended():
     async def scenario(gate):
         lane, seen = Lane(1, 1), []

@@ -54,19 +54,25 @@ class Lane:
         for client in list(self._waiting):
             if not self._free:
                 return
-            if self._running[client] < self._share:
-                self._free -= 1
-                self._running[client] += 1
-                turns = self._waiting.pop(client)
-                turns.popleft().set_result(None)
-                if turns:
-                    self._waiting[client] = turns  # behind the others
+            if self._running[client] >= self._share:
+                continue
+            turns = self._waiting.pop(client)
+            while turns:
+                turn = turns.popleft()
+                if not turn.cancelled():  # else who waited has left, and has not heard of it yet
+                    self._free -= 1
+                    self._running[client] += 1
+                    turn.set_result(None)
+                    break
+            if turns:
+                self._waiting[client] = turns  # behind the others
 
     def _forget(self, client: Hashable, turn: asyncio.Future[None]) -> None:
-        turns = self._waiting[client]
-        turns.remove(turn)
-        if not turns:
-            del self._waiting[client]
+        turns = self._waiting.get(client, deque())
+        if turn in turns:
+            turns.remove(turn)
+            if not turns:
+                del self._waiting[client]
 
     def _ended(self, loop: asyncio.AbstractEventLoop, client: Hashable, work: Future[Any]) -> None:
         with suppress(RuntimeError):  # the loop has ended

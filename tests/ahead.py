@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # Bytes of shared memory that one program may have, by compute capability.
-SHARED = {80: 166_912, 86: 101_376, 90: 232_448, 100: 232_448}
+SHARED = {80: 166_912, 86: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 ARCHS = (80, 90, 100)  # unless a file says ARCHS
 
 
@@ -104,7 +104,10 @@ def main(file, arguments):
     calls = ((arch, *rest) for arch in archs for rest in module.calls(arch))
     for driver.arch, name, call, limits in itertools.islice(calls, part, None, of):
         driver.loaded = []
-        call()
+        try:
+            call()
+        except Exception as e:
+            raise RuntimeError(f"{name}: not compiled for sm_{driver.arch}") from e
         for facts in driver.loaded:
             print(json.dumps({"call": name, "arch": driver.arch, "limits": limits, **facts}), flush=True)
 

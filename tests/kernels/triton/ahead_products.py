@@ -1,4 +1,7 @@
-"""What `test_ahead.py` compiles of products: every type with few tokens for one architecture; the rest for all."""
+"""What `test_ahead.py` compiles of products: every type with few tokens for one architecture; the rest for all.
+
+Every type with more tokens is in `ahead_tiles`; here, what tensor memory (sm_100) did not take at first.
+"""
 
 from functools import partial
 
@@ -39,6 +42,9 @@ def calls(arch):
     yield "Q4_K, one token", one("Q4_K", 1), {**FEW, "reads_wide": True}
     yield "Q4_K, 16 tokens", one("Q4_K", 16), MANY
     yield "experts, one token", experts_of(1), FEW
+    if arch == 100:
+        for name, tokens in (("IQ1_M", 16), ("IQ2_XS", 16), ("IQ2_S", 16), ("Q2_K", 64)):
+            yield f"{name}, {tokens} tokens", one(name, tokens), MANY
     if arch != 90:
         return
     for name in LAYOUTS:

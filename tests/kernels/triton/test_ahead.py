@@ -1,4 +1,7 @@
-"""Every kernel compiled ahead of time for cards of three generations: what it takes, and that nothing spills."""
+"""Every kernel compiled ahead of time for cards of three generations: what it takes, and that nothing spills.
+
+Tiles of every type are slow: `make test-tiles`.
+"""
 
 from pathlib import Path
 
@@ -9,10 +12,14 @@ import ahead
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-FILES = sorted(Path(__file__).parent.glob("ahead_*.py"))
+SLOW = ("ahead_tiles",)
+FILES = [
+    pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else (), id=path.stem)
+    for path in sorted(Path(__file__).parent.glob("ahead_*.py"))
+]
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=FILES)
 def kernels(request):
     return ahead.compiled(request.param)
 

@@ -11,7 +11,7 @@ from qtransformers.types import BY_NAME
 
 torch = pytest.importorskip("torch")
 experts = pytest.importorskip("qtransformers.kernels.triton.experts")
-from qtransformers.kernels.triton.weights import bind  # noqa: E402
+from qtransformers.kernels.triton.weights import Experts, bind  # noqa: E402
 
 N, FF, EMBD = 5, 32, 64
 
@@ -68,13 +68,21 @@ def test_no_tokens():
 @pytest.mark.parametrize("ids", [[[0, 1], [1, 2]], [[4, 4], [4, 4]], [[0, 1]] * 40, [[3, 0]] * 17 + [[1, 4]] * 33])
 def test_every_row_is_in_one_tile_of_its_expert(ids):
     ids = torch.tensor(ids, dtype=torch.int32)
-    found = experts.sort(ids, N, "fast")
+    found = experts.sort(ids, [bind(w, "fast", "cpu") for w in stacks("Q4_0", "Q4_0", "Q4_0")])
     seen = []
     for e, begin, end in zip(found.experts.tolist(), found.begins.tolist(), found.ends.tolist(), strict=True):
         rows = found.order[begin:end].tolist() if begin < end else []
         assert all(ids.reshape(-1)[r] == e for r in rows)
         seen += rows
     assert sorted(seen) == list(range(ids.numel()))
+
+
+def test_tiles_are_as_small_as_one_of_the_weights_needs_them():
+    ids = torch.zeros(100 * N, 1, dtype=torch.int32)
+    small, large = (Experts(torch.empty(0), (N, 64, 256), BY_NAME[name], name, "fast") for name in ("Q2_K", "Q4_0"))
+    for ws, size in (((large, large), 64), ((large, small), 32)):
+        found = experts.sort(ids, ws)
+        assert (found.tokens, int((found.ends - found.begins).max())) == (size, size)
 
 
 def test_what_does_not_fit_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class Sorted:
     experts: Tensor  # [n] int32, of each tile
     begins: Tensor  # [n] int32, its first row in `order`
     ends: Tensor  # [n] int32, the one after its last
-    tokens: int  # T * k by the experts, as a size to choose tiles by
+    tokens: int  # of a tile, at most
 
 
 def moe(
@@ -59,17 +60,18 @@ def moe(
             gate, up = (few_product(given, 1, w, b, **pair) for w, b in ((w_gate, gate_bias), (w_up, up_bias)))
             hidden = join(gate, up, act)
         return mixed_product(pack(hidden, ACCURACIES[w_down.accuracy]), w_down, down_bias, ids, weights)
-    rows = sort(ids, w_gate.shape[0], w_gate.accuracy)
+    rows = sort(ids, ws)
     gate, up = (tile_product(x, w, b, shared=k, sorted_by=rows) for w, b in ((w_gate, gate_bias), (w_up, up_bias)))
     y = tile_product(join(gate, up, act), w_down, down_bias, sorted_by=rows)
     return torch.einsum("tkn,tk->tn", y.view(tokens, k, -1), weights)
 
 
-def sort(ids: Tensor, n_experts: int, accuracy: str) -> Sorted:
-    """Rows of `ids [T, k]` by expert, in tiles of as many as `tile_tokens` says."""
+def sort(ids: Tensor, ws: Sequence[Experts]) -> Sorted:
+    """Rows of `ids [T, k]` by expert, in tiles of as many as `tile_tokens` says of all the weights."""
     flat = ids.reshape(-1)
+    n_experts = ws[0].shape[0]
     size = triton.cdiv(len(flat), n_experts)
-    each = tile_tokens(size, accuracy)
+    each = min(tile_tokens(size, w) for w in ws)
     by, order = torch.sort(flat, stable=True)
     edges = torch.arange(n_experts + 1, device=ids.device, dtype=by.dtype)
     starts = torch.searchsorted(by, edges)  # [n_experts + 1]
@@ -81,7 +83,7 @@ def sort(ids: Tensor, n_experts: int, accuracy: str) -> Sorted:
     begin = torch.where(tile < last[-1], begin, len(flat))
     end = torch.minimum(begin + each, starts[expert + 1])
     order, expert, begin, end = (v.to(torch.int32) for v in (order, expert, begin, end))
-    return Sorted(order, expert, begin, end, size)
+    return Sorted(order, expert, begin, end, each)
 
 
 def _floats(

@@ -233,7 +233,7 @@ def tile_shape(w: Weight, tokens: int, items: int = 1, sorted_rows: bool = False
     """The cut for so many tokens, chosen by what is compiled for sm_90 and by how many programs keep a card busy."""
     layout = LAYOUTS[w.type.name]
     n_rows, columns = w.shape[-2:]
-    size = tile_tokens(tokens, w.accuracy)
+    size = tile_tokens(tokens, w)
     blocks = max(1, DEPTH // (layout.groups * layout.words))
     programs = triton.cdiv(n_rows, 64) * triton.cdiv(tokens, size) * items
     steps = triton.cdiv(columns, blocks * w.type.block_size)
@@ -241,9 +241,11 @@ def tile_shape(w: Weight, tokens: int, items: int = 1, sorted_rows: bool = False
     return TileShape(64, size, blocks, parts)
 
 
-def tile_tokens(tokens: int, accuracy: str) -> int:
-    """Tokens of a tile where there are so many; more floats would not fit into registers."""
-    return min(64, max(16, triton.next_power_of_2(tokens))) if accuracy == "fast" else 16
+def tile_tokens(tokens: int, w: Weight) -> int:
+    """Tokens of a tile where there are so many: more floats would not fit into registers, nor more by four planes into tensor memory."""
+    if w.accuracy != "fast":
+        return 16
+    return min(32 if LAYOUTS[w.type.name].planes == 4 else 64, max(16, triton.next_power_of_2(tokens)))
 
 
 def tile_product(

@@ -69,7 +69,8 @@ def tile_kernel(
             words, scale, minimum = DECODE(blocks, book, p)
             for i in tl.static_range(4):
                 value = scale[:, :, :, None] * (words << (24 - 8 * i) >> 24).to(tl.float32) - minimum[:, :, :, None]
-                tile = tl.reshape(value.to(x.dtype.element_ty), [R, K])
+                # rounded only here: Triton 3.6 cannot put a tile of halves that was reshaped last into sm_100's shared memory
+                tile = tl.reshape(value, [R, K]).to(x.dtype.element_ty)
                 x_tile = tl.load(x_at + (step * (B * SIZE) + (p * 4 + i) * K))
                 total = tl.dot(tile, x_tile, total, input_precision=PRECISION)
     here = row < n_rows

@@ -9,7 +9,7 @@ BUILD := "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
 MEMORY_MODELS := llama-150m-Q4_0 odd-0.5b-Q4_K_M mla-small-Q4_K_M llama-1b-Q4_K_M llama-1b-Q8_0
 SOURCES := $(shell find src csrc -type f -not -name '*.so' -not -path '*/__pycache__/*') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-gpu test-tiles test-page test-arm test-ray lint format fuzz soak soak-serve lm-eval memory peer wheel demo-model native clean
+.PHONY: demo test test-gpu test-tiles test-page test-arm test-ray lint format fuzz soak soak-serve lm-eval learning memory peer wheel demo-model native clean
 
 demo: $(VENV)/.package
 	$(BIN)/qtransformers run demo "Tell me a story about a brave fox." </dev/null
@@ -30,6 +30,9 @@ format: $(VENV)/.dev
 # Minutes long: what every change need not wait for.
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -rP tests/fuzz
+
+learning: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow -rP tests/diffusers
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -rP tests/soak

@@ -15,9 +15,10 @@ from qtransformers.convert.diffusion import at_hand, known, of_model
 from qtransformers.convert.plan import Asked
 from qtransformers.diffusers import load_transformer, noise, save_gguf
 from qtransformers.diffusers.improving import fold_of, of_fold, plan_improved, possible_folds
-from qtransformers.diffusers.observing import Seen
-from qtransformers.errors import ConfigError, UnsupportedError
+from qtransformers.diffusers.observing import Seen, read_call
+from qtransformers.errors import ConfigError, ModelNotFoundError, UnsupportedError
 from qtransformers.gguf import GGUFFile
+from qtransformers.quantize import awq
 from qtransformers.quantize.make import How
 from tiny_diffusion.cases import CASES
 from tiny_diffusion.checkpoints import layouts, tensors
@@ -44,9 +45,10 @@ def improved(path, out, asked, how, **more):
 
 @pytest.fixture
 def little_noise(monkeypatch):
-    """Small pictures, short texts."""
+    """Small pictures, short texts, and few scales tried."""
     for name, value in (("SIDE", 8), ("TOKENS", 6), ("WAYS", 1)):
         monkeypatch.setattr(noise, name, value)
+    monkeypatch.setattr(awq, "STEPS", 2)
 
 
 @cases
@@ -132,7 +134,10 @@ def loud_modulation(model):
 
 @pytest.mark.parametrize(
     "case, change, type",
-    [(AURA, loud_values, "Q4_0"), (AURA, loud_values, "Q4_K_S"), (FLUX, loud_modulation, "Q4_0"), (FLUX, loud_modulation, "Q4_K_S")],
+    [
+        (AURA, loud_values, "Q4_0"), pytest.param(AURA, loud_values, "Q4_K_S", marks=pytest.mark.slow),
+        pytest.param(FLUX, loud_modulation, "Q4_0", marks=pytest.mark.slow), (FLUX, loud_modulation, "Q4_K_S"),
+    ],
 )  # fmt: skip
 def test_loud_channels_cost_less(case, change, type, tmp_path):
     model, path = original(case, tmp_path, change)
@@ -145,15 +150,14 @@ def test_loud_channels_cost_less(case, change, type, tmp_path):
     assert (tmp_path / "folded.gguf").stat().st_size == (tmp_path / "plain.gguf").stat().st_size
 
 
-def test_rounding_that_makes_up_for_itself_costs_less(tmp_path):
+@pytest.mark.parametrize("layout", ["original", pytest.param("diffusers", marks=pytest.mark.slow)])
+def test_rounding_that_makes_up_for_itself_costs_less(layout, little_noise, tmp_path):
     model, path = original(WAN, tmp_path)
     wanted = run(model, WAN)
     plain = load_transformer(save_gguf(model, tmp_path / "plain.gguf", "Q4_K_S"), accuracy="exact")
-    for layout in ("original", "diffusers"):
-        with plan_improved(path, Asked("Q4_K_S", layout=layout), How(compensate=True)) as plan:
-            refined = load_transformer(write(plan, tmp_path / f"in_{layout}.gguf")[0], accuracy="exact")
-        assert error(run(refined, WAN), wanted) < 0.75 * error(run(plain, WAN), wanted)
-        assert plan.nbytes == sum(t.nbytes for t in GGUFFile(tmp_path / "plain.gguf").tensors.values())
+    refined, plan = improved(path, tmp_path / "m.gguf", Asked("Q4_K_S", layout=layout), How(compensate=True))
+    assert error(run(refined, WAN), wanted) < 0.75 * error(run(plain, WAN), wanted)
+    assert plan.nbytes == sum(t.nbytes for t in GGUFFile(tmp_path / "plain.gguf").tensors.values())
 
 
 def test_few_rows_say_little_of_how_columns_go_together():
@@ -178,7 +182,7 @@ def test_few_rows_say_little_of_how_columns_go_together():
     assert all(off[n][0] < 0.6 * off[n][1] for n in (4, 40)) and off[2000][0] < off[40][0] < off[4][0]
 
 
-def test_types_by_budget_cost_less_than_one_for_all(tmp_path):
+def test_types_by_budget_cost_less_than_one_for_all(little_noise, tmp_path):
     model, path = original(AURA, tmp_path)
     wanted = run(model, AURA)
     made = save_gguf(model, tmp_path / "plain.gguf", "Q4_K_S")
@@ -203,13 +207,39 @@ def test_what_is_stated_keeps_its_type_within_a_budget(little_noise, tmp_path):
     assert set(types.values()) == {"Q5_K"} and len(types) == 8
 
 
-def test_models_are_called_with_what_a_caller_gives(tmp_path):
+def test_models_are_called_with_what_a_caller_gives(little_noise, tmp_path):
     _, path = original(AURA, tmp_path)
     calls = [AURA.inputs(AURA.config)]
     told = []
     with plan_improved(path, Asked("Q4_0"), How(fold=True), calls=calls, progress=lambda *at: told.append(at)) as plan:
         assert sum(t.importance is not None for t in plan.tensors) > 30
     assert told == [(1, 1)]
+
+
+@pytest.mark.parametrize(
+    "change, kind, text",
+    [
+        (lambda call: {**call, "zzz": torch.ones(1)}, ConfigError, r"call 2 of 2 does not fit WanTransformer3DModel\.forward .*'zzz'"),
+        (lambda call: {"timestep": call["timestep"]}, ConfigError, r"call 2 of 2 .* It has timestep \[1\]: pass"),
+        (lambda call: {**call, "hidden_states": torch.ones(7)}, ConfigError, r"call 2 of 2 .* It has hidden_states \[7\], "),
+        (lambda call: {**call, "hidden_states": call["hidden_states"] * torch.nan}, UnsupportedError, r"what comes to \S+ is not finite"),
+    ],
+)  # fmt: skip
+def test_calls_that_do_not_fit_are_told(change, kind, text, tmp_path):
+    _, path = original(WAN, tmp_path)
+    call = dict(WAN.inputs(WAN.config))
+    with pytest.raises(kind, match=text), plan_improved(path, Asked("Q4_0"), How(), calls=[call, change(call)]):
+        pass
+
+
+def test_calls_in_files_may_hold_masks(tmp_path):
+    held = {"mask": torch.tensor([True, False]), "at": torch.tensor([3]), "x": torch.ones(2, 2, dtype=torch.bfloat16)}
+    save_file(held, tmp_path / "call.safetensors")
+    read = read_call(tmp_path / "call.safetensors")
+    assert {n: v.dtype for n, v in read.items()} == {"mask": torch.bool, "at": torch.int64, "x": torch.float32}
+    assert all(torch.equal(read[n], v.to(read[n].dtype)) for n, v in held.items())
+    with pytest.raises(ModelNotFoundError, match="what the model's forward is called with"):
+        read_call(tmp_path / "nowhere.safetensors")
 
 
 def test_architectures_without_known_inputs_say_so(tmp_path, monkeypatch):

@@ -48,14 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, or say what would be written."""
-    if not args.dry_run:
-        return _run(args, None)
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            return _run(args, Path(scratch))
-        except QTransformersError as e:  # of headers that lie there for now
-            e.args = (str(e).replace(scratch, args.model),)
-            raise
+    with plain_warnings(args.color):
+        if not args.dry_run:
+            return _run(args, None)
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                return _run(args, Path(scratch))
+            except QTransformersError as e:  # of headers that lie there for now
+                e.args = (str(e).replace(scratch, args.model),)
+                raise
 
 
 def _run(args: argparse.Namespace, scratch: Path | None) -> int:
@@ -72,8 +73,7 @@ def _run(args: argparse.Namespace, scratch: Path | None) -> int:
         args.type or DEFAULT_TYPE, args.name or (name if model.is_dir() else None), args.pre, tuple(pairs(args.tensor_type or ())),
         tuple(args.keep or ()), _importance(args.imatrix), learns, args.force, args.layout, args.config,
     )  # fmt: skip
-    with plain_warnings(args.color):
-        plan = planned(model, asked)
+    plan = planned(model, asked)
     kind = f"{args.budget:g}bpw" if args.budget else "fit" if args.fit else plan.file_type
     output = Path(args.output or f"{name}-{kind}.gguf")
     if args.dry_run:
@@ -85,8 +85,7 @@ def _run(args: argparse.Namespace, scratch: Path | None) -> int:
         with learned.of_diffusion(args, model, asked, plan, output) as plan:
             return _written(args, plan, output)
     if learns:
-        with plain_warnings(args.color):
-            note(learned.convert(args, plan, output))
+        note(learned.convert(args, plan, output))
         return 0
     return _written(args, plan, output)
 
@@ -96,7 +95,7 @@ def _written(args: argparse.Namespace, plan: ConversionPlan, output: Path) -> in
     from qtransformers.convert import write
 
     try:
-        with plain_warnings(args.color), progress(f"writing {output.name}", args.color) as update:
+        with progress(f"writing {output.name}", args.color) as update:
             paths = write(plan, output, overwrite=args.overwrite, max_bytes=args.shard_size, progress=update)
     except KeyboardInterrupt:
         if plan.files:  # of what was learned beside it nothing stays
@@ -160,7 +159,7 @@ def _restore(args: argparse.Namespace, model: Path) -> int:
         if getattr(args, flag):
             raise ConfigError(f"--{flag.replace('_', '-')} is not for .safetensors.")
     output = Path(args.output)
-    with plain_warnings(args.color), progress(f"writing {output.name}", args.color) as update:
+    with progress(f"writing {output.name}", args.color) as update:
         paths = restore(
             model, output, args.type or "F16", model_path=args.config, max_bytes=args.shard_size,
             overwrite=args.overwrite, progress=update,

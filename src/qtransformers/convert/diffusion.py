@@ -15,7 +15,6 @@ import numpy as np
 from qtransformers.archs.diffusion import ALL, DiffusionSpec, Layout, stripped
 from qtransformers.archs.diffusion.spec import LAYOUTS
 from qtransformers.archs.hparams import Hyperparameters
-from qtransformers.archs.spec import Problem
 from qtransformers.checks import shown
 from qtransformers.convert.eight import decoded
 from qtransformers.convert.layouts import Dress, Piece, laid_out
@@ -44,14 +43,11 @@ from qtransformers.load.diffusion import (
     SCHEMA,
     SCHEMA_KEY,
     Part,
-    annotated,
     biases,
     detected,
     is_diffusion,
-    match,
     matches,
-    other_layout,
-    read_settings,
+    plan_of,
     tensors_of,
 )  # fmt: skip
 from qtransformers.load.originals import PARTS, PIPELINE
@@ -129,18 +125,11 @@ def known(source: DiffusionSource) -> Model:
     """What a model at hand is: its architecture, settings and tensors; errors with everything that does not fit."""
     file = str(source.path)
     found = detected(source.tensors, file, source.metadata.get("general.architecture"))
-    settings, extra, problems = read_settings(found, file, annotated(source.metadata, file), source.config, source.config_file)  # fmt: skip
-    headline = f"{file} cannot be converted as {found.spec.title}"
-    problems += other_layout(source.metadata.get(LAYOUT_KEY), found, file)
-    raise_problems(headline, problems)
-    parts, misfits = match(found.spec, found.layout, settings, found.tensors, settings.origins)
-    raise_problems(headline, [Problem(f"{file}: {p.text}", p.grade) for p in misfits])
-    notes = [p.text for p in problems if p.grade == "warning"]
-    notes += [f"{file}: {p.text}" for p in misfits if p.grade == "warning"]
-    for note in (*found.warnings, *notes):
+    plan = plan_of(found, file, source.metadata, source.config, source.config_file, "converted")
+    for note in plan.warnings:
         warnings.warn(note, stacklevel=5)
     beside = {n: t for n, t in found.tensors.items() if matches(found.spec.beside, n)}
-    return Model(found.spec, found.layout, settings, extra, parts, beside)
+    return Model(plan.spec, plan.layout, plan.config, plan.extra, plan.parts, beside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +168,8 @@ def of_model(
         id = np.uint32(file_type_of(targets, recipe_of(asked.type)[0]))
     if to == model.layout:
         targets += tuple(Target(n, t.type, t.shape, (Lying(t),)) for n, t in model.beside.items())
-    warn_of_requantizing(file, targets)
+    if not (factors or dress):  # else the plan without them has said it
+        warn_of_requantizing(file, targets)
     metadata = {
         **{k: v for k, v in (kept_metadata(gguf) if gguf else {}).items() if not k.startswith(ORIG_SHAPE)},
         "general.architecture": spec.family if to == "original" and spec.family else spec.id,

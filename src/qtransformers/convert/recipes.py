@@ -226,7 +226,7 @@ _NEED_IMPORTANCE = ("IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S")
 
 def recipe_of(file_type: str) -> tuple[str, Recipe]:
     """The name and recipe of a file type, in any case; ConfigError lists what there is."""
-    name = file_type.upper()
+    name = file_type.upper() if isinstance(file_type, str) else ""
     name = ALIASES.get(name, name)
     if name not in RECIPES:
         raise ConfigError(f"type is {file_type!r}; expected one of {', '.join(RECIPES)}.")

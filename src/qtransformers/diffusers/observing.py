@@ -20,7 +20,8 @@ from qtransformers.convert.diffusion import Model
 from qtransformers.convert.sources import Lying
 from qtransformers.diffusers.loading import build, fill
 from qtransformers.diffusers.noise import Call, noise_calls
-from qtransformers.load.checkpoint import open_file
+from qtransformers.errors import ConfigError, ModelNotFoundError, UnsupportedError
+from qtransformers.load.checkpoint import Stored, open_file
 from qtransformers.load.diffusion import DiffusionPlan
 
 F32 = NDArray[np.float32]
@@ -77,15 +78,29 @@ class Observed:
 
 
 def read_call(path: Path) -> dict[str, torch.Tensor]:
-    """Keyword arguments of a forward from a safetensors file, its tensors called as they are; LoadError for what holds no numbers."""
-    return {name: torch.tensor(t.view()) if t.dtype[0] == "I" else torch.tensor(Lying(t).rows(slice(None)).reshape(t.shape)) for name, t in open_file(path).items()}  # fmt: skip
+    """Keyword arguments of a forward from a safetensors file, its tensors called as they are.
+
+    ModelNotFoundError where there is none; LoadError where it is damaged; UnsupportedError for what holds no numbers.
+    """
+    if not path.is_file():
+        raise ModelNotFoundError(f"{path}: no such file; expected what the model's forward is called with, in .safetensors.")  # fmt: skip
+    return {name: _argument(tensor) for name, tensor in open_file(path).items()}
+
+
+def _argument(stored: Stored) -> torch.Tensor:
+    if stored.dtype == "BOOL":
+        return torch.tensor(stored.view()).bool()
+    if stored.dtype[0] == "I":
+        return torch.tensor(stored.view())
+    return torch.tensor(Lying(stored).rows(slice(None)).reshape(stored.shape))
 
 
 @contextmanager
 def observed(model: Model, calls: Iterable[Call] | None, progress: Progress) -> Iterator[Observed]:
     """The original run on `calls`, or on noise where they are None; rows are there within the context.
 
-    UnsupportedError for an architecture whose inputs are not known, where none are given.
+    ConfigError for calls that do not fit the model; UnsupportedError for an architecture whose inputs are not known, where none
+    are given, and where what comes to a layer is not finite.
     """
     live = floating(model)
     given = list(calls) if calls is not None else None
@@ -96,9 +111,19 @@ def observed(model: Model, calls: Iterable[Call] | None, progress: Progress) -> 
             if given is None:
                 found.calls = noise_calls(live, model.spec, progress)
             for i, call in enumerate(given or ()):
-                live(**call, return_dict=False)
+                _called(live, call, f"call {i + 1} of {len(found.calls)}")
                 progress(i + 1, len(found.calls))
+        if loud := next((name for name, one in found.seen.items() if not np.isfinite(one.squares).all()), None):
+            raise UnsupportedError(f"{model.spec.title}: what comes to {loud} is not finite, and nothing can be learned from it. The weights are damaged, or a call (-f) holds such values: fetch the model again, or leave that call out.")  # fmt: skip
         yield found
+
+
+def _called(live: Any, call: Call, which: str) -> None:
+    try:
+        live(**call, return_dict=False)
+    except Exception as e:  # whatever a class says to arguments that are not its own
+        given = ", ".join(f"{k} {list(v.shape)}" if isinstance(v, torch.Tensor) else k for k, v in call.items())
+        raise ConfigError(f"{which} does not fit {type(live).__name__}.forward ({type(e).__name__}: {e}). It has {given or 'no arguments'}: pass what a pipeline calls the model with.") from e  # fmt: skip
 
 
 def floating(model: Model) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import torch
 
+from qtransformers.checks import path as a_path
 from qtransformers.convert import write
 from qtransformers.convert.diffusion import DiffusionSource, Model, of_model, planned
 from qtransformers.convert.plan import Asked
@@ -35,7 +36,7 @@ def save_gguf(model: Any, path: str | Path, type: str | None = None, *, layout: 
     """
     if not isinstance(getattr(model, "gguf", None), Origin) and not isinstance(model, diffusers.ModelMixin):
         raise ConfigError(f"save_gguf of a {model.__class__.__name__}; expected a model of diffusers.")
-    path = Path(path)
+    path = a_path("path", path)
     check_free(path, overwrite)
     if adapters(model):
         raise ConfigError(f"{model.__class__.__name__} computes with LoRA adapters beside its weights, which a GGUF file has no place for. Call fuse_lora or remove_lora first.")  # fmt: skip

@@ -8,11 +8,10 @@ from qtransformers.load.diffusion.annotations import (
     SCHEMA_KEY,
     annotated,
     biases,
-    other_layout,
 )
 from qtransformers.load.diffusion.detection import ORIG_SHAPE, Detected, detect, detected, is_diffusion, tensors_of
 from qtransformers.load.diffusion.matching import Part, match, matches, source_name, whole_shape
-from qtransformers.load.diffusion.plan import DiffusionPlan, plan_diffusion
+from qtransformers.load.diffusion.plan import DiffusionPlan, plan_diffusion, plan_of
 from qtransformers.load.diffusion.settings import read_settings
 
 __all__ = [
@@ -32,8 +31,8 @@ __all__ = [
     "is_diffusion",
     "match",
     "matches",
-    "other_layout",
     "plan_diffusion",
+    "plan_of",
     "read_settings",
     "source_name",
     "tensors_of",

@@ -20,7 +20,7 @@ from qtransformers.load.diffusion.annotations import (
     other_biases,
     other_layout,
 )
-from qtransformers.load.diffusion.detection import detect
+from qtransformers.load.diffusion.detection import Detected, detect
 from qtransformers.load.diffusion.matching import Part, match
 from qtransformers.load.diffusion.settings import read_settings
 
@@ -53,18 +53,24 @@ def plan_diffusion(
 
     LoadError or UnsupportedError with everything that is wrong; ConfigError naming the settings that only a config can tell.
     """
-    found = detect(gguf, specs)
-    spec, file = found.spec, str(gguf.path)
-    said, key = annotated(gguf.metadata, file), CONFIG_KEY
+    return plan_of(detect(gguf, specs), str(gguf.path), gguf.metadata, config, config_file, "loaded")
+
+
+def plan_of(
+    found: Detected, file: str, metadata: Mapping[str, Any], config: Mapping[str, Any] | None, config_file: str, to_be: str
+) -> DiffusionPlan:  # fmt: skip
+    """The plan of tensors that were detected, with the metadata beside them; errors say that `file` cannot be `to_be`."""
+    spec = found.spec
+    said, key = annotated(metadata, file), CONFIG_KEY
     if said is None and spec.keys:
-        said, key = of_keys(spec, gguf.metadata), "metadata"
+        said, key = of_keys(spec, metadata), "metadata"
     settings, extra, problems = read_settings(found, file, said, config, config_file, key)
-    headline = f"{file} cannot be loaded as {spec.title}"
-    problems += other_layout(gguf.metadata.get(LAYOUT_KEY), found, file)
+    headline = f"{file} cannot be {to_be} as {spec.title}"
+    problems += other_layout(metadata.get(LAYOUT_KEY), found, file)
     raise_problems(headline, problems)
     parts, misfits = match(spec, found.layout, settings, found.tensors, settings.origins)
     grave = any(p.grade != "warning" for p in misfits)
-    other = other_biases(gguf.metadata.get(BIASES_KEY), parts, file) if not grave else ()
+    other = other_biases(metadata.get(BIASES_KEY), parts, file) if not grave else ()
     raise_problems(headline, [*(Problem(f"{file}: {p.text}", p.grade) for p in misfits), *other])
     notes = [p.text for p in problems if p.grade == "warning"]
     notes += [f"{file}: {p.text}" for p in misfits if p.grade == "warning"]

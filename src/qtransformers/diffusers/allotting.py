@@ -38,6 +38,10 @@ def allotted(model: Model, plan: ConversionPlan, run: Observed, how: How, progre
     ConfigError where even the smallest types take more.
     """
     parts = _parts(model, plan, run.seen)
+    sizes = {t.name: {type.name: _bytes(type, t.shape) for type in types_of_width(t.shape[-1])} for t in plan.tensors if t.name in parts}  # fmt: skip
+    left = how.left(plan, sizes)
+    alike = {name: tuple(Choice(BY_NAME[t], n, 0.0) for t, n in of.items()) for name, of in sizes.items()}
+    allot(alike, left)  # which says before anything is measured that there is no room
     errors = {name: {t.name: sum(_error(p, run.seen, t) for p in of) for t in types_of_width(of[0].declared.shape[1])} for name, of in parts.items()}  # fmt: skip
     probed = list(_probed(list(parts)))
     moved: dict[str, float] = {}
@@ -50,12 +54,11 @@ def allotted(model: Model, plan: ConversionPlan, run: Observed, how: How, progre
                 off = [float((_output(run.live, call) - y).square().mean() / y.square().mean()) for call, y in zip(calls, wanted, strict=True)]  # fmt: skip
             moved[name] = sum(off) / max(errors[name][type], 1e-30)
             progress(i + 1, len(probed))
-    shapes = {t.name: t.shape for t in plan.tensors}
     choices = {
-        name: tuple(Choice(BY_NAME[t], _bytes(BY_NAME[t], shapes[name]), _between(name, moved) * e) for t, e in of.items())
+        name: tuple(Choice(BY_NAME[t], sizes[name][t], _between(name, moved) * e) for t, e in of.items())
         for name, of in errors.items()
-    }  # fmt: skip
-    return {t.name: t.type for t in plan.tensors} | allot(choices, how.left(plan, choices))
+    }
+    return {t.name: t.type for t in plan.tensors} | allot(choices, left)
 
 
 def _bytes(type: QuantType, shape: tuple[int, ...]) -> int:

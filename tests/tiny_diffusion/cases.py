@@ -71,6 +71,7 @@ Z_IMAGE = dict(
     n_kv_heads=4,
     cap_feat_dim=512,
     axes_dims=[16, 24, 24],
+    axes_lens=[1024, 512, 512],  # not as published: a file has to say it
 )
 
 

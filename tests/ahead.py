@@ -96,6 +96,7 @@ def main(file, arguments):
     driver = Driver()
     triton.runtime.driver.set_active(driver)
     triton.knobs.runtime.kernel_load_start_hook = driver.note
+    sys.path.append(str(Path(file).parent))  # one file may take from another
     spec = importlib.util.spec_from_file_location("calls", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -203,10 +203,10 @@ def test_hostile(tmp_path, raw, message):
     path.write_bytes(raw)
     tracemalloc.start()
     try:
-        began = time.monotonic()
+        began = time.process_time()
         with pytest.raises(GGUFError, match=message) as e:
             GGUFFile(path)
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

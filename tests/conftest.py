@@ -47,3 +47,16 @@ def train_sentencepiece():
         return out.getvalue()
 
     return train
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Where QuantLinear and its like run on the GPU kernels: a card, or tensors of main memory in the interpreter."""
+    from qtransformers.torch import ops
+
+    on_card = os.environ["TRITON_INTERPRET"] == "0"
+    if not on_card:
+        monkeypatch.setitem(ops.HOMES, "cpu", "on_gpu")
+    ops.side.cache_clear()
+    yield "cuda" if on_card else "cpu"
+    ops.side.cache_clear()

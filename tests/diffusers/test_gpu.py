@@ -26,16 +26,6 @@ SMALL = AURA.config | {
 }  # fmt: skip
 
 
-@pytest.fixture
-def device(monkeypatch):
-    """Where the GPU kernels run: a card, or tensors of main memory in the interpreter."""
-    if not ON_CARD:
-        monkeypatch.setitem(ops.HOMES, "cpu", "on_gpu")
-    ops.side.cache_clear()
-    yield "cuda" if ON_CARD else "cpu"
-    ops.side.cache_clear()
-
-
 def small(device):
     """One joint block: the interpreter takes its time."""
     inputs = {"hidden_states": noise(1, 4, 4, 4), "encoder_hidden_states": noise(1, 2, 32, seed=2), "timestep": torch.tensor([0.5])}  # fmt: skip

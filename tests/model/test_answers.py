@@ -294,7 +294,10 @@ def test_ten_thousand_stops_and_banned_texts_work(demo):
 def test_a_loop_ends(demo):
     prompt = "Sam Sam Sam Sam Sam Sam Sam Sam"
     only = demo.tokenizer.encode(" Sam Sam")
-    hook = lambda tokens, logits: np.where(np.isin(np.arange(len(logits)), only), logits, -np.inf).astype(np.float32)  # noqa: E731
+
+    def hook(tokens, logits):
+        return np.where(np.isin(np.arange(len(logits)), only), logits, -np.inf).astype(np.float32)
+
     answer = demo.generate(prompt, temperature=0, max_repeats=6, hooks=[hook], max_tokens=500)
     assert answer.finish_reason == "loop" and len(answer.tokens) < 60
     assert demo.chat(STORY, temperature=0, max_repeats=6).finish_reason == "stop"

@@ -36,16 +36,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 RNG = np.random.default_rng(5)
 
 
-@pytest.fixture
-def device(monkeypatch):
-    """Where the GPU kernels run: a card, or tensors of main memory in the interpreter."""
-    if not ON_CARD:
-        monkeypatch.setitem(ops.HOMES, "cpu", "on_gpu")
-    ops.side.cache_clear()
-    yield "cuda" if ON_CARD else "cpu"
-    ops.side.cache_clear()
-
-
 def weight(device, *shape, type="Q8_0", accuracy="exact"):
     values = RNG.standard_normal(shape).astype(np.float32) * shape[-1] ** -0.5
     data = quantize(values.reshape(-1), BY_NAME[type])

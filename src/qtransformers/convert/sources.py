@@ -214,10 +214,8 @@ def _times(a: Values | None, b: Values | None) -> Values | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Scaled(OfSource):
-    """A source with factors."""
-
-    factors: Factors
+class OfValues(OfSource):
+    """A source that is encoded anew from values of another, whose shape it has."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -229,6 +227,13 @@ class Scaled(OfSource):
         """See Source: none, but what is plain may be written as it was."""
         kind = self.source.type
         return kind if kind is not None and not kind.is_quantized else None
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(OfValues):
+    """A source with factors."""
+
+    factors: Factors
 
     def rows(self, rows: Rows) -> Values:
         """See Source."""

@@ -21,7 +21,7 @@ from qtransformers.archs.diffusion.folds import Part as Place
 from qtransformers.convert import ConversionPlan
 from qtransformers.convert.diffusion import Model, at_hand, known, named, of_model
 from qtransformers.convert.plan import Asked, Importance, refiled
-from qtransformers.convert.sources import Factors, OfSource, Rows, Source, Values, matrix_shape
+from qtransformers.convert.sources import Factors, OfValues, Rows, Source, Values, matrix_shape
 from qtransformers.convert.weights import not_finite
 from qtransformers.diffusers.allotting import allotted
 from qtransformers.diffusers.loading import values
@@ -38,22 +38,11 @@ FEW = 512  # rows that folds are tried on
 
 
 @dataclass(frozen=True, eq=False)
-class Compensated(OfSource):
+class Compensated(OfValues):
     """A source that is encoded as a whole, its rounding made up for over the inputs that were seen."""
 
     seen: Seen
     columns: F32 | None  # by which its columns were multiplied
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """See Source."""
-        return self.source.shape
-
-    @property
-    def type(self) -> QuantType | None:
-        """See Source: its own only where that is plain."""
-        kind = self.source.type
-        return kind if kind is not None and not kind.is_quantized else None
 
     def rows(self, rows: Rows) -> Values:
         """See Source."""

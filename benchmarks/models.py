@@ -64,6 +64,8 @@ RECIPES = {
     "F16": ("F16", "F16", "F16"), "Q8_0": ("Q8_0", "Q8_0", "Q8_0"), "Q4_0": ("Q4_0", "Q4_0", "Q6_K"), "Q3_K_M": ("Q3_K", "Q4_K", "Q6_K"),
     "Q2_K": ("Q2_K", "Q3_K", "Q6_K"), "IQ4_XS": ("IQ4_XS", "Q5_K", "Q6_K"), "MXFP4": ("MXFP4", "MXFP4", "Q6_K"),
 }  # fmt: skip
+# What a recipe that is only a type's name gives its embedding: as wide a type as llama.cpp's recipes give theirs.
+EMBEDDING = "Q6_K"
 # What takes a type's place where rows are no multiple of its block.
 FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q3_K": "IQ4_NL", "Q2_K": "IQ4_NL", "IQ4_XS": "IQ4_NL"}
 
@@ -76,7 +78,7 @@ def more(i: int, n: int) -> bool:
 def tensors(shape: str, recipe: str) -> list[tuple[str, tuple[int, ...], str]]:
     """Names, shapes and types of a model."""
     n_layers, width, heads, kv, dim, ffn, vocab, experts, _, latent, rope_dim = SHAPES[shape]
-    base, better, embedding = RECIPES[recipe]
+    base, better, embedding = RECIPES.get(recipe) or (recipe, recipe, EMBEDDING)
 
     def fit(kind: str, columns: int) -> str:
         return kind if columns % BY_NAME[kind].block_size == 0 else FALLBACK[kind]
@@ -113,8 +115,11 @@ def tensors(shape: str, recipe: str) -> list[tuple[str, tuple[int, ...], str]]:
 
 def blocks(kind: QuantType, n: int, rng: np.random.Generator) -> np.ndarray:
     """`n` blocks of random codes with scales so small that activations stay small through all layers."""
-    if kind.name == "F16":
-        return (rng.standard_normal(n) * 0.02).astype(np.float16).view(np.uint8)
+    if kind.name in ("F16", "BF16"):
+        values = rng.standard_normal(n, np.float32) * 0.02
+        return (
+            values.astype(np.float16) if kind.name == "F16" else (values.view(np.uint32) >> 16).astype(np.uint16)
+        ).view(np.uint8)
     made = rng.integers(0, 256, (n, kind.block_bytes), np.uint8).reshape(-1).view(kind.block)
     for field in ("d", "dmin", "m"):
         if field in (kind.block.names or ()):
@@ -123,6 +128,10 @@ def blocks(kind: QuantType, n: int, rng: np.random.Generator) -> np.ndarray:
             )
     if "e" in (kind.block.names or ()):
         made["e"] = rng.integers(116, 119, n)
+    if kind.name == "IQ1_M":  # the half-precision scale lies in the upper nibbles of four words, the lowest first
+        d = (rng.uniform(0.5, 1, n) * 2e-4).astype(np.float16).view(np.uint16)
+        words = made["scales"].view(np.uint16)
+        words[:] = words & 0xFFF | (d[:, None] >> np.arange(0, 16, 4, dtype=np.uint16) & 15) << 12
     return made.view(np.uint8)
 
 

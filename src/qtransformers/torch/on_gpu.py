@@ -25,10 +25,11 @@ def bound(blocks: Tensor, shape: tuple[int, ...], type_id: int, name: str, accur
     return (Weight if len(shape) == 2 else Experts)(blocks.view(-1), shape, kind, name, accuracy)
 
 
-def multiply(x: Tensor, w: Any) -> Tensor:
-    """`x [T, in] @ w [out, in].T`: `[T, out]` f32."""
+def multiply(x: Tensor, w: Any, bias: Tensor | None) -> Tensor:
+    """`x [T, in] @ w [out, in].T + bias`: `[T, out]` in x's dtype."""
     with current(x.device):
-        return kernels.linear(_floats(x), w, None)
+        y: Tensor = kernels.linear_like(x.detach(), w, None if bias is None else bias.detach())
+        return y
 
 
 def pick(ids: Tensor, w: Any) -> Tensor:

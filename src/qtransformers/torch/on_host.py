@@ -33,10 +33,10 @@ def bound(blocks: Tensor, shape: tuple[int, ...], type_id: int, name: str, accur
     return cpu.bind(QTensor(name, TYPES[type_id], shape, blocks.numpy().reshape(-1)), accuracy)
 
 
-def multiply(x: Tensor, w: Any) -> Tensor:
-    """`x [T, in] @ w [out, in].T`: `[T, out]` f32."""
+def multiply(x: Tensor, w: Any, bias: Tensor | None) -> Tensor:
+    """`x [T, in] @ w [out, in].T + bias`: `[T, out]` in x's dtype."""
     with _pool(torch.get_num_threads()):
-        return torch.from_numpy(cpu.linear(_floats(x), w))
+        return torch.from_numpy(cpu.linear(_floats(x), w, None if bias is None else _floats(bias))).to(x.dtype)
 
 
 def pick(ids: Tensor, w: Any) -> Tensor:

@@ -42,10 +42,10 @@ def _width(blocks: Tensor, type_id: int) -> int:
     return blocks.shape[1] // kind.block_bytes * kind.block_size
 
 
-def multiply(x: Tensor, blocks: Tensor, type_id: int, name: str, accuracy: str) -> Tensor:
-    """`x [T, in] @ W [rows, in].T`: `[T, rows]` f32, by the kernels of the device; no gradients."""
+def multiply(x: Tensor, blocks: Tensor, type_id: int, name: str, accuracy: str, bias: Tensor | None = None) -> Tensor:
+    """`x [T, in] @ W [rows, in].T + bias`: `[T, rows]` in x's dtype, by the kernels of the device; no gradients."""
     w = _bound(blocks, (blocks.shape[0], _width(blocks, type_id)), type_id, name, accuracy, x)
-    return side(blocks.device.type).multiply(x, w)
+    return side(blocks.device.type).multiply(x, w, bias)
 
 
 @torch.library.custom_op("qtransformers::linear", mutates_args=())
@@ -56,7 +56,7 @@ def linear(x: Tensor, blocks: Tensor, type_id: int, name: str, accuracy: str) ->
 
 @linear.register_fake
 def _(x: Tensor, blocks: Tensor, type_id: int, name: str, accuracy: str) -> Tensor:
-    return x.new_empty((x.shape[0], blocks.shape[0]), dtype=torch.float32)
+    return x.new_empty((x.shape[0], blocks.shape[0]))
 
 
 @torch.library.custom_op("qtransformers::transposed", mutates_args=())

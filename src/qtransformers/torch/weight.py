@@ -62,24 +62,27 @@ class QuantWeight(nn.Module):
         """The same blocks as a QTensor, in main memory: without a copy where they are there."""
         return QTensor(self.name, self.quant_type, tuple(self.shape), self.blocks.cpu().numpy().reshape(-1), self.file)
 
-    def forward(self, x: Tensor, operation: str = "multiply") -> Tensor:
+    def forward(self, x: Tensor, operation: str = "multiply", *more: Any) -> Tensor:
         """One of `multiply`, `multiply_transposed` and `rows`: called as a module, so that hooks which bring blocks to a device run."""
-        run: Callable[[Tensor], Tensor] = getattr(self, operation)
-        return run(x)
+        run: Callable[..., Tensor] = getattr(self, operation)
+        return run(x, *more)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The values `[*shape]`, in `dtype` or that of the model."""
         return ops.dequantize(self.blocks, self.quant_type).view(self.shape).to(dtype or self.dtype)
 
-    def multiply(self, x: Tensor) -> Tensor:
-        """`x [..., in] @ W.T`: `[..., rows]` in x's dtype; of a stack, all its matrices one after the other."""
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x [..., in] @ W.T + bias`: `[..., rows]` in x's dtype; of a stack, all its matrices one after the other."""
         flat = x.reshape(-1, x.shape[-1])
-        if self.whole:
-            product = ops.linear if ops.in_graph(x) else ops.multiply
-            y = product(flat, self.blocks, self.quant_type.id, self.name, self.accuracy)
+        given = flat, self.blocks, self.quant_type.id, self.name, self.accuracy
+        if self.whole and not (ops.in_graph(x) if bias is None else ops.in_graph(x, bias)):
+            y, bias = ops.multiply(*given, bias), None
+        elif self.whole:
+            y = ops.linear(*given)
         else:
-            y = ops.across(flat, self.blocks, *self.shape, self.quant_type.id, self.name)
-        return y.view(*x.shape[:-1], y.shape[-1]).to(x.dtype)
+            y = ops.across(flat, self.blocks, *self.shape, self.quant_type.id, self.name).to(x.dtype)
+        y = y.view(*x.shape[:-1], y.shape[-1])
+        return y if bias is None else y + bias
 
     def multiply_transposed(self, x: Tensor) -> Tensor:
         """`x [..., out] @ W`: `[..., in]` in x's dtype; of a stack `[n, out, in]`, `[..., n * in]`."""

@@ -12,6 +12,8 @@ from qtransformers.tensor import QTensor
 from qtransformers.types import BY_NAME
 
 torch = pytest.importorskip("torch")
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
 blocks = pytest.importorskip("qtransformers.kernels.triton.blocks")
 from qtransformers.kernels.triton import multiply, products  # noqa: E402
 from qtransformers.kernels.triton.weights import FLOATS, bind  # noqa: E402
@@ -71,6 +73,40 @@ def test_slabs_of_rows(accuracy, monkeypatch):
     assert staging.slab_rows(7, 64, accuracy) == (6 if accuracy == "fast" else 3)
     y = multiply.linear(array(x), w, array(bias))
     assert_close(y, reference.linear(x, tensor, bias), x, tensor, accuracy)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "BF16"])
+@pytest.mark.parametrize("slabs", [1, 3])
+def test_halves_meet_weights_as_they_are(name, slabs, monkeypatch):
+    """No array of floats is made beside the result, the bias is added before anything is rounded, and rows are decoded a slab at a time."""
+    tensor, x, bias = weight(name, 7, 512), floats(140, 512), 300 * floats(7)
+    w, halves, near = bind(tensor, "fast", "cpu"), array(x).bfloat16(), array(bias).bfloat16()
+    monkeypatch.setattr(staging, "SLAB_BYTES", 512 * 2 * -(-7 // slabs))
+    seen = []
+
+    class Noted(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            seen.append((found.dtype, found.numel()))
+            return found
+
+    with Noted():
+        y = multiply.linear_like(halves, w, near)
+    sizes = [n for dtype, n in seen if dtype == torch.bfloat16]
+    assert y.dtype == torch.bfloat16 and {dtype for dtype, _ in seen if dtype.is_floating_point} == {torch.bfloat16}
+    assert max(sizes) <= (7 * 512 if name == "BF16" else 512 * -(-7 // slabs))
+    rows = torch.from_numpy(tensor.dequantize()).bfloat16().double()
+    truth = halves.double() @ rows.T + near.double()
+    assert ((y.double() - truth).abs() <= truth.abs() / 256 + 1e-6).all()  # one rounding
+
+
+@pytest.mark.parametrize("tokens, dtype", [(1, "bfloat16"), (40, "bfloat16"), (140, "float16"), (140, "float32")])
+def test_results_are_in_the_dtype_of_x(tokens, dtype):
+    tensor, x, bias = weight("Q5_K", 5, 256), floats(tokens, 256), floats(5)
+    w = bind(tensor, "fast", "cpu")
+    y = multiply.linear_like(array(x).to(getattr(torch, dtype)), w, array(bias))
+    assert y.dtype == getattr(torch, dtype)
+    assert_close(y.float(), reference.linear(x, tensor, bias), x, tensor, "fast")
 
 
 @pytest.mark.parametrize("tokens, n", [(1, 1), (3, 8)])

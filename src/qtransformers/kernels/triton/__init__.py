@@ -23,6 +23,7 @@ HOMES = {
     "join": "elementwise",
     "layer_norm": "elementwise",
     "linear": "multiply",
+    "linear_like": "multiply",
     "linears": "multiply",
     "log1p": "elementwise",
     "moe": "experts",

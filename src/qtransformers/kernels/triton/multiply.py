@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch.nn import functional
 
 from qtransformers.errors import ConfigError
 from qtransformers.kernels.reference import ACTIVATIONS
@@ -38,6 +39,17 @@ FEW_COLUMNS = 2  # of x, tokens by planes: more are multiplied faster by tiles, 
 def linear(x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
     """`x [T, in] @ w [out, in].T + bias [out]`: `[T, out]` f32. ConfigError where shapes differ."""
     return linears(x, (w,), (bias,))[0]
+
+
+def linear_like(x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
+    """`linear` in x's dtype: many tokens in bfloat16 meet `fast` weights as they are, with no array of floats beside the result."""
+    if x.dtype != torch.bfloat16 or w.accuracy != "fast" or w.type.name not in (*LAYOUTS, "BF16"):
+        return linear(x, w, bias).to(x.dtype)
+    if len(x) <= (0 if w.floats is not None else TILE_TOKENS["fast"]):
+        return linear(x, w, bias).to(x.dtype)
+    check(x, w, bias)
+    bias = None if bias is None else bias.to(x.dtype)
+    return slab_product(x, w, bias, x.dtype) if w.floats is None else functional.linear(x, w.floats, bias)
 
 
 def linears(x: Tensor, ws: Sequence[Weight], biases: Sequence[Tensor | None]) -> list[Tensor]:
@@ -86,7 +98,9 @@ def _many(x: Tensor, w: Weight, bias: Tensor | None) -> Tensor:
     """The product of more tokens, or with plain floats."""
     if w.floats is None and len(x) <= TILE_TOKENS[w.accuracy]:
         return tile_product(x, w, bias)
-    y = slab_product(x, w) if w.floats is None else _floats(x, w.floats, w.accuracy)
+    if w.floats is None:
+        return slab_product(x, w, bias)
+    y = _floats(x, w.floats, w.accuracy)
     return y if bias is None else y.add_(bias)
 
 
@@ -131,33 +145,40 @@ def per_head(x: Tensor, w: Experts) -> Tensor:
     return y.view(-1, heads, w.shape[1])[:tokens]
 
 
-def slab_product(x: Tensor, w: Weight) -> Tensor:
-    """x `[T, in]` times w by the vendor's library, slabs of rows decoded into a scratch (`staging.product_bytes`)."""
+def slab_product(x: Tensor, w: Weight, bias: Tensor | None = None, result: torch.dtype = torch.float32) -> Tensor:
+    """x `[T, in]` times w by the vendor's library in dtype `result`, slabs of rows decoded into a scratch (`staging.product_bytes`).
+
+    A bias of that dtype is added within the product where x is multiplied in it too.
+    """
     dtype = torch.bfloat16 if w.accuracy == "fast" else torch.float32
     n_rows, columns = w.shape
     slab = slab_rows(n_rows, columns, w.accuracy)
     given = x.to(dtype)
     scratch = torch.empty(slab, columns, dtype=dtype, device=x.device)
-    y = None if slab == n_rows else torch.empty(len(x), n_rows, dtype=torch.float32, device=x.device)
+    y = torch.empty(len(x), 0 if slab == n_rows else n_rows, dtype=result, device=x.device)
     for first in range(0, n_rows, slab):
-        count = min(slab, n_rows - first)
-        data = w.data[first * w.row_bytes : (first + count) * w.row_bytes]
-        part = _multiplied(given, dequantise(data, w.type, (count, columns), dtype, scratch[:count]))
-        if y is None:
+        rows = slice(first, min(first + slab, n_rows))
+        data = w.data[first * w.row_bytes : rows.stop * w.row_bytes]
+        shape = (rows.stop - first, columns)
+        some = None if bias is None else bias[rows]
+        part = _multiplied(given, dequantise(data, w.type, shape, dtype, scratch[: shape[0]]), some, result)
+        if slab == n_rows:
             return part
-        y[:, first : first + count] = part
-    return torch.zeros(len(x), 0, device=x.device) if y is None else y
+        y[:, rows] = part
+    return y
 
 
-def _multiplied(x: Tensor, w: Tensor) -> Tensor:
-    """`x w^T` in f32, to which halves are summed, too; where torch cannot give that (before 2.8), rounded to halves."""
-    if x.dtype == torch.float32:
-        return x @ w.T
+def _multiplied(x: Tensor, w: Tensor, bias: Tensor | None = None, result: torch.dtype = torch.float32) -> Tensor:
+    """`x w^T + bias` in dtype `result`: of halves sums in f32, too; where torch cannot give that (before 2.8), rounded to halves."""
+    if x.dtype == result:
+        return functional.linear(x, w, bias)
     if not x.is_cuda:
-        return x.float() @ w.float().T
-    if "dtype" in torch.ops.aten.mm.overloads():
-        return torch.mm(x, w.T, out_dtype=torch.float32)
-    return (x @ w.T).float()
+        y = x.float() @ w.float().T
+    elif "dtype" in torch.ops.aten.mm.overloads():
+        y = torch.mm(x, w.T, out_dtype=torch.float32)
+    else:
+        y = (x @ w.T).float()
+    return y if bias is None else y.add_(bias)
 
 
 def _floats(x: Tensor, w: Tensor, accuracy: str) -> Tensor:

@@ -4,7 +4,7 @@ usage: gpu.py [part ...] [--peer PYTHON] [--exl2 FOLDER] [--tiny]
 
 The parts are the scripts gpu_*.py of this folder: `measure(card, options)` of each gives a title and a text for RESULTS.md. One that
 fails is reported and leaves the others alone. PYTHON has llama-cpp-python built for CUDA, FOLDER a Llama 3 8B in EXL2 or GPTQ, for
-exllamav2. `--tiny` runs every part to its end on tiny shapes, in Triton's interpreter where there is no card, and publishes nothing.
+exllamav2. `diffusion` needs the extra [diffusers]. `--tiny` runs every part to its end on tiny shapes, in Triton's interpreter where there is no card, and publishes nothing.
 """
 
 import argparse

@@ -66,23 +66,27 @@ def dequantise(
     array or `dtype`.
     """
     out = _checked(data, type, tuple(shape), dtype, out)
-    n_blocks = out.numel() // type.block_size
-    if n_blocks == 0:
-        return out
+    if out.numel():
+        with torch.cuda.device_of(data):
+            decode(data, type, out)
+    return out
+
+
+def decode(data: torch.Tensor, type: QuantType, out: torch.Tensor) -> torch.Tensor:
+    """`dequantise` of what is known to fit, is not empty, and lies on the current device."""
     if (data.data_ptr() | int(data.storage_offset())) % alignment(type.name):
         data = data.clone()  # a slice at an odd place
     if type.name in FLOATS:
         return out.copy_(data.view(FLOATS[type.name]).view(out.shape).to(torch.float32))
-    layout = LAYOUTS[type.name]
-    blocks = max(TILE // type.block_size, 1)
-    with torch.cuda.device_of(data):
-        dequantise_kernel[(triton.cdiv(n_blocks, blocks),)](
-            data, book_on(layout.book, data.device), out, n_blocks,
-            **constants(type), BLOCKS=blocks, num_warps=WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+    n_blocks, blocks = out.numel() // type.block_size, max(TILE // type.block_size, 1)
+    book = book_on(LAYOUTS[type.name].book, data.device)
+    dequantise_kernel[(-(-n_blocks // blocks),)](
+        data, book, out, n_blocks, **constants(type), BLOCKS=blocks, num_warps=WARPS, enable_fp_fusion=False
+    )
     return out
 
 
+@cache
 def constants(type: QuantType) -> dict[str, Any]:
     """What the kernel is compiled with for a type, but for the blocks of a program."""
     layout = LAYOUTS[type.name]

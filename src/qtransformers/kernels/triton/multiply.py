@@ -15,7 +15,7 @@ from qtransformers.kernels.reference import ACTIVATIONS
 from qtransformers.kernels.staging import TILE_TOKENS, slab_rows
 from qtransformers.kernels.table import ACCURACIES
 from qtransformers.kernels.triton.blocks import LAYOUTS
-from qtransformers.kernels.triton.dequantise import dequantise
+from qtransformers.kernels.triton.dequantise import decode
 from qtransformers.kernels.triton.products import (
     TOGETHER,
     Packed,
@@ -155,16 +155,14 @@ def slab_product(x: Tensor, w: Weight, bias: Tensor | None = None, result: torch
     slab = slab_rows(n_rows, columns, w.accuracy)
     given = x.to(dtype)
     scratch = torch.empty(slab, columns, dtype=dtype, device=x.device)
-    y = torch.empty(len(x), 0 if slab == n_rows else n_rows, dtype=result, device=x.device)
-    for first in range(0, n_rows, slab):
+    if slab == n_rows > 0:
+        return _multiplied(given, decode(w.data, w.type, scratch), bias, result)
+    y = torch.empty(len(x), n_rows, dtype=result, device=x.device)
+    for first in range(0, n_rows, slab or 1):
         rows = slice(first, min(first + slab, n_rows))
         data = w.data[first * w.row_bytes : rows.stop * w.row_bytes]
-        shape = (rows.stop - first, columns)
         some = None if bias is None else bias[rows]
-        part = _multiplied(given, dequantise(data, w.type, shape, dtype, scratch[: shape[0]]), some, result)
-        if slab == n_rows:
-            return part
-        y[:, rows] = part
+        y[:, rows] = _multiplied(given, decode(data, w.type, scratch[: rows.stop - first]), some, result)
     return y
 
 

@@ -21,14 +21,11 @@ static void pack(const float* x, size_t T, size_t in, int planes, size_t block, 
     }
 }
 
-// Columns past the end: codes of zero, which meet an x of zero.
+// Rows past the last are multiplied too, up to a strip.
 template <Form f>
-static void clear_from(int column, Panel<f>& p, int row) {
-    __builtin_memset(p.q[row] + column, 0, panel_columns - column);
-    for (int k = column / f.sub; k < panel_columns / f.sub; k++) {
-        p.s[row][k] = 0;
-        if (f.minima == floats) p.m[row][k] = 0;
-    }
+static void clear_from(int row, Panel<f>& p) {
+    auto clear = [row](auto& of) { __builtin_memset(of[row], 0, (panel_rows - row) * sizeof of[0]); };
+    clear(p.q), clear(p.s), clear(p.m), clear(p.words);
 }
 
 QT_INLINE void fetch(const void* from, size_t bytes) {
@@ -41,15 +38,23 @@ static void rows_into(const GemmJob& j, size_t r0, int rows, float* tile, Finish
     constexpr size_t per = panel_columns / Block::size;
     const size_t groups = groups_of(j.T), blocks = j.in / Block::size;
     const bool ahead = packed_bytes(j.T, j.in, j.planes) > (size_t(1) << 20);
-    Panel<f> p{};  // rows past the last are multiplied too, up to a strip
+    const Unpacker<Block, f> unpack;
+    Panel<f> p;
+    clear_from(rows, p);
     __builtin_memset(tile, 0, groups * panel_rows * tokens * sizeof(float));
     for (size_t b = 0; b < blocks; b += per) {
         const size_t n = blocks - b < per ? blocks - b : per;
         for (int i = 0; i < rows; i++) {
             auto* from = (const Block*)(j.w + (r0 + i) * j.row_bytes) + b;
             fetch(b + per < blocks ? (const void*)(from + per) : j.w + (r0 + i + panel_rows) * j.row_bytes, per * sizeof(Block));
-            unpack(from, int(n), p, i);
-            if (n < per) clear_from(int(n) * Block::size, p, i);
+            if (n == per) {
+                unpack(from, p, i);
+            } else {  // the row ends inside: blocks of zeros follow, which meet zeros of x
+                Block whole[per];
+                __builtin_memset(whole, 0, sizeof whole);
+                __builtin_memcpy(whole, from, n * sizeof(Block));
+                unpack(whole, p, i);
+            }
         }
         const Acts* a = (const Acts*)j.packed + b / per * j.planes * groups;
         for (size_t g = 0; g < groups; g += 2) {
@@ -132,7 +137,7 @@ static consteval GemmTable list() {
     t.of[id::IQ1_M] = gemm_of<IQ1_M, plain16>;
     t.of[id::TQ1_0] = gemm_of<TQ1_0, plain256>;
     t.of[id::TQ2_0] = gemm_of<TQ2_0, plain256>;
-    t.of[id::MXFP4] = gemm_of<MXFP4, wild32>;
+    t.of[id::MXFP4] = gemm_of<MXFP4, plain32>;
     t.of[id::NVFP4] = gemm_of<NVFP4, plain16>;
     t.of[id::Q1_0] = gemm_of<Q1_0, plain32>;
     t.of[id::Q2_0] = gemm_of<Q2_0, plain32>;

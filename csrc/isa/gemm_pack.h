@@ -12,9 +12,9 @@ constexpr int tokens = 16;
 struct alignas(64) Acts {
     int8_t q[64][tokens][4];  // [column / 4][token][column % 4]
     float d[tokens];
-    int32_t up[8][tokens];        // group j of 32 is in units of d 2^up: shifted to where a float has its exponent
-    int32_t minus32[8][tokens];   // -128 * sums of q over 32 columns, which undo the offset of signed codes
-    int32_t minus16[16][tokens];  // the same over 16
+    float zero[8][tokens];        // group j of 32 is in units of d 2^up: 1.5 * 2^(23 + up), whose last bit is such a unit
+    int32_t from32[8][tokens];    // its bits - 128 * sums of q over 32 columns, which undo the offset of signed codes
+    int32_t from16[16][tokens];   // the same over 16
     int32_t pairs32[4][tokens];   // int16 sums over columns 64 i .. 64 i + 31, and over the 32 after, in units of 16 d
     int32_t pairs16[8][tokens];   // over columns 32 i .. 32 i + 15, and over the 16 after, in units of 8 d
 };
@@ -105,13 +105,19 @@ QT_INLINE Z in_units(Z sum, Z up) {
     return _mm512_srai_epi32(_mm512_add_epi32(_mm512_sllv_epi32(sum, up), _mm512_set1_epi32(1 << (n - 1))), n);
 }
 
+QT_INLINE Z lowered(const float* zero, Z sum) { return _mm512_sub_epi32(_mm512_load_si512(zero), _mm512_slli_epi32(sum, 7)); }
+
 // Transposes 16 rounded tokens, and sums.
 static void arrange(const Row* rows, Acts& a) {
     const Z one = b8(1), zero = _mm512_setzero_si512();
     Z v[16];
     QT_UNROLL for (int t = 0; t < 16; t++) v[t] = _mm512_load_si512(rows[t].up);
     transpose16(v);
-    QT_UNROLL for (int j = 0; j < 8; j++) _mm512_store_si512(a.up[j], v[lane_of(j)]);
+    alignas(64) int32_t ups[8][tokens];
+    QT_UNROLL for (int j = 0; j < 8; j++) {
+        _mm512_store_si512(ups[j], _mm512_srli_epi32(v[lane_of(j)], 23));
+        _mm512_store_si512(a.zero[j], _mm512_add_epi32(v[lane_of(j)], _mm512_castps_si512(_mm512_set1_ps(0x1.8p23f))));
+    }
     for (int i = 0; i < 4; i++) {
         QT_UNROLL for (int t = 0; t < 16; t++) v[t] = _mm512_load_si512(rows[t].q + 64 * i);
         transpose16(v);
@@ -122,12 +128,11 @@ static void arrange(const Row* rows, Acts& a) {
                 _mm512_store_si512(a.q[16 * i + 4 * g + l], v[4 * l + g]);
                 sum16[g] = _mm512_dpbusd_epi32(sum16[g], one, v[4 * l + g]);
             }
-            _mm512_store_si512(a.minus16[4 * i + g], _mm512_sub_epi32(zero, _mm512_slli_epi32(sum16[g], 7)));
+            _mm512_store_si512(a.from16[4 * i + g], lowered(a.zero[2 * i + g / 2], sum16[g]));
         }
         QT_UNROLL for (int h = 0; h < 2; h++) {
-            const Z up = _mm512_srli_epi32(_mm512_load_si512(a.up[2 * i + h]), 23);
-            const Z sum = _mm512_add_epi32(sum16[2 * h], sum16[2 * h + 1]);
-            _mm512_store_si512(a.minus32[2 * i + h], _mm512_sub_epi32(zero, _mm512_slli_epi32(sum, 7)));
+            const Z up = _mm512_load_si512(ups[2 * i + h]), sum = _mm512_add_epi32(sum16[2 * h], sum16[2 * h + 1]);
+            _mm512_store_si512(a.from32[2 * i + h], lowered(a.zero[2 * i + h], sum));
             _mm512_store_si512(a.pairs16[2 * i + h], int16_pairs(in_units<3>(sum16[2 * h], up), in_units<3>(sum16[2 * h + 1], up)));
             sum32[h] = in_units<4>(sum, up);
         }

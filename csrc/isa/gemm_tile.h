@@ -18,7 +18,6 @@ struct Form {
     int sub;  // columns that share a scale: 16, 32, or all 256
     Minima minima = none;
     int offset = 128;  // 128, 127, or 0 with minima
-    bool wild = false;  // scales differ by so much that a sum of zero must stay zero
 };
 
 constexpr int panel_rows = 48;
@@ -34,19 +33,17 @@ struct alignas(64) Panel {
 
 QT_INLINE Z bcast4(const void* p) { return _mm512_set1_epi32(load<int32_t>(p)); }
 
-// Times a power of two by adding exponents: a multiplication would cost a slot of vpdpbusd. A zero becomes 1e-36 unless `exact`.
-template <bool exact = false>
-QT_INLINE V scaled(Z sum, Z up) {
-    const Z bits = _mm512_castps_si512(_mm512_cvtepi32_ps(sum));
-    return _mm512_castsi512_ps(exact ? _mm512_maskz_add_epi32(_mm512_test_epi32_mask(sum, sum), bits, up) : _mm512_add_epi32(bits, up));
-}
+// Sums start at floats of so high an exponent that their last bit is a unit of x: what codes add to the bits is added to the
+// value, and a conversion and a power of two take no more than a subtraction, which leaves vpdpbusd its slots.
+QT_INLINE V settled(Z sum, V zero) { return _mm512_sub_ps(_mm512_castsi512_ps(sum), zero); }
 
 // What sums of codes start at, to be sums of values in the end.
 template <Form f>
-QT_INLINE Z start(const Acts& a, int group) {
-    if (f.offset == 0) return _mm512_setzero_si512();
-    const Z minus = load512(f.sub == 16 ? a.minus16[group] : a.minus32[group]);
-    return f.offset == 127 ? _mm512_sub_epi32(minus, _mm512_srai_epi32(minus, 7)) : minus;
+QT_INLINE Z sums_from(const Acts& a, int group) {
+    const Z zero = load512(a.zero[group * (f.sub == 16 ? 16 : 32) / 32]);
+    if (f.offset == 0) return zero;
+    const Z from = load512(f.sub == 16 ? a.from16[group] : a.from32[group]);
+    return f.offset == 127 ? _mm512_sub_epi32(from, _mm512_srai_epi32(_mm512_sub_epi32(from, zero), 7)) : from;
 }
 
 // Adds to out[group][row][16].
@@ -59,7 +56,7 @@ static __attribute__((noinline)) void tile_product(const Panel<f>& p, int row, c
     const uint8_t* w = p.q[row];
     for (int j = 0; j < panel_columns / sub; j++) {
         QT_UNROLL for (int c = 0; c < C; c++) {
-            const Z from = start<f>(a[c], j);
+            const Z from = sums_from<f>(a[c], j);
             QT_UNROLL for (int r = 0; r < R; r++) acc[r][c] = from;
         }
         QT_UNROLL for (int k = 0; k < sub / 4; k++) {
@@ -71,13 +68,13 @@ static __attribute__((noinline)) void tile_product(const Panel<f>& p, int row, c
             }
         }
         QT_UNROLL for (int c = 0; c < C; c++) {
-            const Z up = load512(a[c].up[j * sub / 32]);
+            const V zero = _mm512_load_ps(a[c].zero[j * sub / 32]);
             QT_UNROLL for (int r = 0; r < R; r++) {
-                const V t = scaled<f.wild>(acc[r][c], up);
+                const V t = settled(acc[r][c], zero);
                 total[r][c] = f.sub == panel_columns ? _mm512_add_ps(total[r][c], t) : _mm512_fmadd_ps(t, bcast(&p.s[row + r][j]), total[r][c]);
             }
             if constexpr (f.minima == floats) {  // m is a 128th: the sums are -128 of theirs
-                const V sum = scaled(load512(sub == 16 ? a[c].minus16[j] : a[c].minus32[j]), up);
+                const V sum = settled(load512(sub == 16 ? a[c].from16[j] : a[c].from32[j]), zero);
                 QT_UNROLL for (int r = 0; r < R; r++) total[r][c] = _mm512_fmadd_ps(sum, bcast(&p.m[row + r][j]), total[r][c]);
             }
         }

@@ -1,27 +1,26 @@
-// Blocks of the common types to rows of a panel, 256 columns at a time: in registers, 12 to 27 cycles each.
+// Blocks to rows of a panel, 256 columns at a time: in registers, 9 to 45 cycles each.
 #pragma once
 #include "codebooks.h"
 #include "gemm_tile.h"
-#include "isa/decode_iq.h"
+#include "gemv_32.h"
+#include "gemv_books.h"
+#include "gemv_small.h"
 #include "isa/decode_k.h"
-#include "isa/decode_legacy.h"
 #include "isa/decode_microscaling.h"
 #include "isa/decode_ternary.h"
 
 namespace qt::QT_ISA {
 
 constexpr Form plain16{16}, plain32{32}, plain256{256}, minima16{16, floats, 0}, minima32{32, floats, 0};
-constexpr Form wild32{32, none, 128, true};  // MXFP4
 constexpr Form with_words{32, words32, 0};                                     // Q4_K, Q5_K
 constexpr Form folded{256, none, 127}, folded_with_words{256, words16, 0};  // Q3_K, Q2_K: scale * code fits a byte
 
-// Any type, through its decoder.
+// A type with 256 values in a block, through its decoder.
 template <Form f, class Block>
-static void unpack(const Block* b, int blocks, Panel<f>& p, int row) {
-    const PanelAt<f.sub> to{p.q[row], p.s[row], p.m[row]};
-    for (int k = 0; k < blocks; k++) decode(b[k], to + k * Block::size);
+static void unpack(const Block* b, Panel<f>& p, int row) {
+    decode(*b, PanelAt<f.sub>{p.q[row], p.s[row], p.m[row]});
     if (f.minima == floats)
-        for (int k = 0; k < blocks * Block::size / f.sub; k++) to.m[k] *= 0x1p-7f;
+        for (float& m : p.m[row]) m *= 0x1p-7f;
 }
 
 // 64-bit lanes of two halves: the low one shifted right by `low`, the high one by `high`.
@@ -41,21 +40,22 @@ QT_INLINE void scales_and_words(const uint8_t* from, f16 d, f16 dmin, Panel<with
     p.m[row][0] = widen(dmin) * -16;
 }
 
-static void unpack(const block::Q4_K* b, int, Panel<with_words>& p, int row) {
+static void unpack(const block::Q4_K* b, Panel<with_words>& p, int row) {
     QT_UNROLL for (int i = 0; i < 4; i++) _mm512_store_si512(p.q[row] + 64 * i, nibbles64(b->qs + 32 * i));
     scales_and_words(b->scales, b->d, b->dmin, p, row);
 }
 
-static void unpack(const block::Q5_K* b, int, Panel<with_words>& p, int row) {
+static void unpack(const block::Q5_K* b, Panel<with_words>& p, int row) {
     const Z high = twice(b->qh);
     QT_UNROLL for (int i = 0; i < 4; i++) {
-        const Z bit = _mm512_inserti64x4(b8(1 << 2 * i), _mm256_set1_epi8(char(2 << 2 * i)), 1);
-        _mm512_store_si512(p.q[row] + 64 * i, _mm512_or_si512(nibbles64(b->qs + 32 * i), _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(high, bit), b8(16))));
+        const int low = 4 - 2 * i & 63, next = 3 - 2 * i & 63;  // to the left, within 64 bits
+        const Z fifth = _mm512_rolv_epi64(high, _mm512_setr_epi64(low, low, low, low, next, next, next, next));
+        _mm512_store_si512(p.q[row] + 64 * i, mask_or(fifth, b8(16), nibbles64(b->qs + 32 * i)));
     }
     scales_and_words(b->scales, b->d, b->dmin, p, row);
 }
 
-static void unpack(const block::Q6_K* b, int, Panel<plain16>& p, int row) {
+static void unpack(const block::Q6_K* b, Panel<plain16>& p, int row) {
     QT_UNROLL for (int h = 0; h < 2; h++) {
         const Z low = once(b->ql + 64 * h), high = twice(b->qh + 32 * h);
         const Z left = _mm512_sllv_epi64(high, _mm512_setr_epi64(4, 4, 4, 4, 2, 2, 2, 2)), right = halves_right(high, 0, 2);
@@ -76,7 +76,7 @@ QT_INLINE Z products(Z scales, uint32_t codes, uint32_t base) {
 // Pairs of bits 2 i and 2 i + 1 of 32 bytes, i = 0 or 2; above them is what does not matter.
 QT_INLINE Z pairs64(const uint8_t* p, int i) { return halves_right(twice(p), 2 * i, 2 * i + 2); }
 
-static void unpack(const block::Q3_K* b, int, Panel<folded>& p, int row) {
+static void unpack(const block::Q3_K* b, Panel<folded>& p, int row) {
     const __m128i low = _mm_and_si128(_mm_set_epi64x(load<int64_t>(b->scales) >> 4, load<int64_t>(b->scales)), _mm_set1_epi8(15));
     const __m128i high = _mm_and_si128(_mm_srlv_epi32(_mm_set1_epi32(load<int32_t>(b->scales + 8)), _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
     const Z s = _mm512_sub_epi32(_mm512_cvtepu8_epi32(_mm_or_si128(low, _mm_slli_epi32(high, 4))), _mm512_set1_epi32(32));
@@ -93,7 +93,7 @@ static void unpack(const block::Q3_K* b, int, Panel<folded>& p, int row) {
     p.s[row][0] = widen(b->d);
 }
 
-static void unpack(const block::Q2_K* b, int, Panel<folded_with_words>& p, int row) {
+static void unpack(const block::Q2_K* b, Panel<folded_with_words>& p, int row) {
     const __m128i raw = _mm_loadu_si128((const __m128i*)b->scales), nibble = _mm_set1_epi8(15);
     const Z table = products(_mm512_cvtepu8_epi32(_mm_and_si128(raw, nibble)), 0x03020100, 0);
     QT_UNROLL for (int i = 0; i < 4; i++) {
@@ -114,9 +114,7 @@ QT_INLINE void through(const int8_t* table, const uint8_t* nibbles, uint8_t* q) 
     _mm256_storeu_si256((__m256i*)q, _mm256_shuffle_epi8(codes, index));
 }
 
-alignas(16) constexpr int8_t minus_eight[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-
-static void unpack(const block::IQ4_XS* b, int, Panel<plain32>& p, int row) {
+static void unpack(const block::IQ4_XS* b, Panel<plain32>& p, int row) {
     QT_UNROLL for (int i = 0; i < 8; i++) through(codebook::iq4[0], b->qs + 16 * i, p.q[row] + 32 * i);
     const __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32(load<int32_t>(b->scales_l)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
     const __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32(b->scales_h), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
@@ -124,20 +122,124 @@ static void unpack(const block::IQ4_XS* b, int, Panel<plain32>& p, int row) {
     _mm256_storeu_ps(p.s[row], _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(s, _mm256_set1_epi32(32))), _mm256_set1_ps(widen(b->d))));
 }
 
-static void unpack(const block::Q4_0* b, int blocks, Panel<plain32>& p, int row) {
-    QT_UNROLL for (int i = 0; i < blocks; i++) through(minus_eight, b[i].qs, p.q[row] + 32 * i), p.s[row][i] = widen(b[i].d);
+static void unpack(const block::MXFP4* b, Panel<plain32>& p, int row) {
+    QT_UNROLL for (int i = 0; i < 8; i++) through(codebook::fp4[0], b[i].qs, p.q[row] + 32 * i), p.s[row][i] = half_e8m0(b[i].e);
 }
-static void unpack(const block::IQ4_NL* b, int blocks, Panel<plain32>& p, int row) {
-    QT_UNROLL for (int i = 0; i < blocks; i++) through(codebook::iq4[0], b[i].qs, p.q[row] + 32 * i), p.s[row][i] = widen(b[i].d);
+
+// The scales of 8 blocks.
+template <class Block>
+QT_INLINE void eight_halves(const Block* b, float* to) {
+    const __m128i d = _mm_setr_epi16(short(b[0].d), short(b[1].d), short(b[2].d), short(b[3].d), short(b[4].d), short(b[5].d), short(b[6].d), short(b[7].d));
+    _mm256_storeu_ps(to, _mm256_cvtph_ps(d));
 }
-static void unpack(const block::MXFP4* b, int blocks, Panel<wild32>& p, int row) {
-    QT_UNROLL for (int i = 0; i < blocks; i++) through(codebook::fp4[0], b[i].qs, p.q[row] + 32 * i), p.s[row][i] = half_e8m0(b[i].e);
-}
-static void unpack(const block::Q8_0* b, int blocks, Panel<plain32>& p, int row) {
-    for (int i = 0; i < blocks; i++) {
-        const __m256i q = _mm256_loadu_si256((const __m256i*)b[i].qs);
-        _mm256_storeu_si256((__m256i*)(p.q[row] + 32 * i), _mm256_xor_si256(q, _mm256_set1_epi8(char(128))));
-        p.s[row][i] = widen(b[i].d);
+static void unpack(const block::Q8_0* b, Panel<plain32>& p, int row) {
+    QT_UNROLL for (int i = 0; i < 4; i++) {
+        const __m256i low = _mm256_loadu_si256((const __m256i*)b[2 * i].qs), high = _mm256_loadu_si256((const __m256i*)b[2 * i + 1].qs);
+        _mm512_store_si512(p.q[row] + 64 * i, _mm512_xor_si512(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1), b8(128)));
     }
+    eight_halves(b, p.s[row]);
 }
+
+// 8 blocks of a scale and 16 bytes of nibbles, through a table of signed values.
+template <class Block>
+struct NibbleBlocks {
+    static constexpr int stride = sizeof(Block), before = 64 - 2 * stride;  // the last two blocks are in the 64 bytes that end with them
+    Z two = at(0), last = at(before), table;
+    static QT_INLINE Z at(int from) { return bytes([&](int i) { return from + stride * (i / 32) + 2 + i % 16; }); }
+    template <class F>
+    QT_INLINE NibbleBlocks(F value) : table(bytes([&](int i) { return 128 + value(i % 16); })) {}
+    QT_INLINE void operator()(const Block* b, Panel<plain32>& p, int row) const {
+        QT_UNROLL for (int i = 0; i < 4; i++) {
+            const Z q = _mm512_permutexvar_epi8(i < 3 ? two : last, load512((const uint8_t*)(b + 2 * i) - (i < 3 ? 0 : before)));
+            // Of an index 6 bits are read, and the table repeats.
+            _mm512_store_si512(p.q[row] + 64 * i, _mm512_permutexvar_epi8(_mm512_srlv_epi64(q, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4)), table));
+        }
+        eight_halves(b, p.s[row]);
+    }
+};
+
+// What follows is unpacked as for few columns, and brought to file order.
+
+// Q of gemv_32.h: 4 blocks at a time, the first halves of all, then the second ones; a scale in 4 lanes.
+template <class Q, class Block, Form f>
+struct HalvesOfBlocks {
+    Q type;
+    Z each = dwords([](int i) { return 4 * (i % 8); });
+    QT_INLINE HalvesOfBlocks() {}
+    QT_INLINE void operator()(const Block* b, Panel<f>& p, int row) const {
+        V s[2], m[2];
+        QT_UNROLL for (int i = 0; i < 2; i++) {
+            const Quad<Q::stride> four((const uint8_t*)(b + 4 * i));
+            Z first, second;
+            type.codes(four, first, second);
+            s[i] = type.scale(four);
+            if constexpr (Q::minima) m[i] = times(halves(four.pick(type.min_word)), -0x1p-7f);
+            else first = _mm512_add_epi8(first, b8(128 - Q::offset)), second = _mm512_add_epi8(second, b8(128 - Q::offset));
+            _mm512_store_si512(p.q[row] + 128 * i, _mm512_permutex2var_epi64(first, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second));
+            _mm512_store_si512(p.q[row] + 128 * i + 64, _mm512_permutex2var_epi64(first, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), second));
+        }
+        _mm256_storeu_ps(p.s[row], _mm512_castps512_ps256(_mm512_permutex2var_ps(s[0], each, s[1])));
+        if constexpr (Q::minima) _mm256_storeu_ps(p.m[row], _mm512_castps512_ps256(_mm512_permutex2var_ps(m[0], each, m[1])));
+    }
+};
+
+// Q of gemv_books.h or gemv_small.h: registers of 8 values of each 32, or of each 16 of a half; a scale in two lanes.
+template <class Q, Form f>
+struct Registers {
+    static_assert((Q::order == eights || Q::order == sixteens) && (f.sub == 32 / Q::n || f.sub == 256));
+    Q type;
+    Z even = dwords([](int i) { return 2 * i; });
+    QT_INLINE Registers() {}
+    QT_INLINE void operator()(const typename Q::Block* b, Panel<f>& p, int row) const {
+        Z v[4], o[4];
+        V s[Q::n];
+        type.unpack((const uint8_t*)b, v, s);
+        if constexpr (Q::offset != 128) QT_UNROLL for (Z& x : v) x = _mm512_add_epi8(x, b8(128 - Q::offset));
+        if constexpr (Q::order == eights) {
+            const Z a[4] = {_mm512_unpacklo_epi64(v[0], v[1]), _mm512_unpacklo_epi64(v[2], v[3]), _mm512_unpackhi_epi64(v[0], v[1]), _mm512_unpackhi_epi64(v[2], v[3])};
+            QT_UNROLL for (int h = 0; h < 2; h++) {
+                const Z low = _mm512_shuffle_i32x4(a[0], a[1], h ? 0xee : 0x44), high = _mm512_shuffle_i32x4(a[2], a[3], h ? 0xee : 0x44);
+                o[2 * h] = _mm512_shuffle_i32x4(low, high, 0x88), o[2 * h + 1] = _mm512_shuffle_i32x4(low, high, 0xdd);
+            }
+        } else {
+            QT_UNROLL for (int i = 0; i < 4; i++) {
+                const int k = i % 2 * 4;
+                o[i] = _mm512_permutex2var_epi64(v[i / 2 * 2], _mm512_setr_epi64(k, k + 8, k + 1, k + 9, k + 2, k + 10, k + 3, k + 11), v[i / 2 * 2 + 1]);
+            }
+        }
+        QT_UNROLL for (int i = 0; i < 4; i++) _mm512_store_si512(p.q[row] + 64 * i, o[i]);
+        if constexpr (f.sub == 256) p.s[row][0] = _mm512_cvtss_f32(s[0]);
+        else if constexpr (Q::n == 1) _mm256_storeu_ps(p.s[row], _mm512_castps512_ps256(_mm512_permutexvar_ps(even, s[0])));
+        else if constexpr (Q::order == eights) _mm512_store_ps(p.s[row], _mm512_mask_mov_ps(s[0], 0xaaaa, s[1]));
+        else _mm512_store_ps(p.s[row], _mm512_permutex2var_ps(s[0], even, s[1]));
+    }
+};
+
+// What unpacks a type, with the constants it wants at hand.
+template <class Block, Form f>
+struct Unpacker {
+    QT_INLINE void operator()(const Block* b, Panel<f>& p, int row) const { unpack(b, p, row); }
+};
+#define QT_UNPACKER(name, form, ...) \
+    template <>                      \
+    struct Unpacker<block::name, form> : __VA_ARGS__
+QT_UNPACKER(Q4_0, plain32, NibbleBlocks<block::Q4_0>) { QT_INLINE Unpacker() : NibbleBlocks([](int i) { return i - 8; }) {} };
+QT_UNPACKER(IQ4_NL, plain32, NibbleBlocks<block::IQ4_NL>) { QT_INLINE Unpacker() : NibbleBlocks([](int i) { return codebook::iq4[0][i]; }) {} };
+QT_UNPACKER(Q4_1, minima32, HalvesOfBlocks<GemvQ4_1, block::Q4_1, minima32>) { QT_INLINE Unpacker() {} };
+QT_UNPACKER(Q5_0, plain32, HalvesOfBlocks<GemvQ5_0, block::Q5_0, plain32>) { QT_INLINE Unpacker() {} };
+QT_UNPACKER(Q5_1, minima32, HalvesOfBlocks<GemvQ5_1, block::Q5_1, minima32>) { QT_INLINE Unpacker() {} };
+#define QT_REGISTERS(name, form) QT_UNPACKER(name, form, Registers<Gemv##name, form>) { QT_INLINE Unpacker() {} };
+QT_REGISTERS(IQ2_XXS, plain32)
+QT_REGISTERS(IQ2_XS, plain16)
+QT_REGISTERS(IQ2_S, plain16)
+QT_REGISTERS(IQ3_XXS, plain32)
+QT_REGISTERS(IQ3_S, plain32)
+QT_REGISTERS(IQ1_S, plain32)
+QT_REGISTERS(IQ1_M, plain16)
+QT_REGISTERS(NVFP4, plain16)
+QT_REGISTERS(Q1_0, plain32)
+QT_REGISTERS(Q2_0, plain32)
+QT_REGISTERS(TQ1_0, plain256)
+#undef QT_REGISTERS
+#undef QT_UNPACKER
 }  // namespace qt::QT_ISA

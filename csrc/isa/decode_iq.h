@@ -5,6 +5,8 @@
 
 namespace qt::QT_ISA {
 
+inline constexpr NibbleTable iq4_values = nibble_table(codebook::iq4[0]);
+
 // Four points of eight values.
 static inline void look_up(const int8_t (*book)[8], const uint32_t* index, int8_t* q) {
     for (int i = 0; i < 4; i++) __builtin_memcpy(q + 8 * i, book[index[i]], 8);
@@ -139,7 +141,7 @@ template <class Out>
 static inline void decode(const block::IQ4_NL& b, Out y) {
     const float d = widen(b.d);
     int8_t q[32];
-    nibble_values(codebook::iq4[0], b.qs, q);
+    nibble_values(iq4_values, b.qs, q);
     scale<16>(q, d, y);
     scale<16>(q + 16, d, y + 16);
 }
@@ -151,7 +153,7 @@ static inline void decode(const block::IQ4_XS& b, Out y) {
         const int s = (b.scales_l[g / 2] >> 4 * (g % 2) & 15) | (b.scales_h >> 2 * g & 3) << 4;
         const float dl = d * float(s - 32);
         int8_t q[32];
-        nibble_values(codebook::iq4[0], b.qs + 16 * g, q);
+        nibble_values(iq4_values, b.qs + 16 * g, q);
         scale<16>(q, dl, y + 32 * g);
         scale<16>(q + 16, dl, y + 32 * g + 16);
     }

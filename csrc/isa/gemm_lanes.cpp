@@ -4,7 +4,7 @@
 
 #if defined(__aarch64__) || (defined(__AVX2__) && !defined(QT_ISA_avx512))
 #include "acts.h"
-#include "unpack.h"
+#include "unpack_books.h"
 
 namespace qt::QT_ISA {
 constexpr int tokens = VL, panel_rows = int(gemm_rows);

@@ -1,7 +1,7 @@
 // Rows of codes times rows of activations.
 #pragma once
 #include "acts.h"
-#include "unpack.h"
+#include "unpack_books.h"
 
 namespace qt::QT_ISA {
 

@@ -32,6 +32,8 @@ struct Kernels {
     Conv conv;
     Scan scan;
     Histogram histogram;
+    Tally tally;
+    Divide divide;
     Collect collect;
     Keep keep;
     Distances distances;

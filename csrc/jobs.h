@@ -141,18 +141,20 @@ struct Extremes {
 };
 using Scan = Extremes (*)(const float* x, size_t n);
 
-// A beginning of the order likeliest first, ties by id: all above `value`, and the first `ties` of those equal to it.
+// A beginning of an order, ties by id: all above `value`, and the first `ties` of those equal to it; none beyond `most`.
 struct Cut {
     float value;
     size_t ties;
+    float most = __builtin_inff();
 };
 // Values from high to low in equal bins; scale is bins over half of the width, for halves do not overflow.
 struct Range {
     float low, high, scale;
 };
 inline constexpr size_t sample_bins = 1024;
-// Adds to the bin of each key exp(x - top), or 1 where no masses are wanted; bins[sample_bins] takes those out of range.
-using Histogram = void (*)(const float* keys, const float* x, size_t n, const Range&, double top, bool masses, double* bins);
+// Add to the bin of each key exp(x - top), or 1 for one vector among so many; bins[sample_bins] takes those out of range.
+using Histogram = void (*)(const float* keys, const float* x, size_t n, const Range&, double top, double* bins);
+using Tally = void (*)(const float* keys, size_t n, size_t every, const Range&, uint32_t* bins);
 using Collect = size_t (*)(const float* keys, size_t n, const Range&, int32_t bin, int32_t* at);  // where the keys of a bin are
 // Copies what the cut leaves of x and its ids (null: counted from 0); `out` may be the input, and has room for lane_floats more.
 using Keep = size_t (*)(const float* keys, const float* x, const int32_t* ids, size_t n, Cut, float* out_x, int32_t* out_ids);
@@ -165,4 +167,15 @@ struct Mass {
     double sum, energy;  // of e^y, and of y e^y, where y = (x - top) factor
 };
 using Weigh = Mass (*)(const float* x, size_t n, double top, double factor, bool energy, double* weights);  // [n] e^y, or null
+// Logits between the inner ends surely stay, those beyond the outer ones surely do not.
+struct Ends {
+    float outer_low, inner_low, inner_high, outer_high;
+};
+struct Parts {
+    Mass all;
+    double inner;
+    size_t found;
+};
+// Sums of all and of those between the inner ends; what is undecided goes to out, with room for lane_floats more.
+using Divide = Parts (*)(const float* x, size_t n, double top, bool energy, const Ends&, float* out);
 }  // namespace qt

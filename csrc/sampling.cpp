@@ -1,8 +1,9 @@
 // A token drawn from logits: the stages of src/qtransformers/sampling/definition.py without sorting.
 //
 // A stage keeps the beginning of an order, largest key first and ties by id. So all that need be found is the key where it ends,
-// and how many of those equal to it belong to it: by a histogram, of which one bin is sorted. What a stage keeps moves together,
-// so that the next one has less to read.
+// and how many of those equal to it belong to it: by a histogram, of which one bin is sorted. Where masses are asked of many logits,
+// counts in bins bound it first, so that one pass of exponentials sums all that surely stays and leaves few to sort. What a stage
+// keeps moves together, so that the next one has less to read.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/tuple.h>
 
@@ -17,7 +18,8 @@
 
 namespace qt {
 namespace {
-constexpr size_t sorted_most = 2048, block = 512, pieces = 4;
+constexpr size_t sorted_most = 2048, block = 512, pieces = 4, many = 8192;
+constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr size_t all_ties = std::numeric_limits<size_t>::max();
 constexpr double pass_work = 20;  // of a logit, as parallel() counts
 
@@ -32,14 +34,14 @@ struct Stages {
 // The smallest float that is no less.
 float at_least(double v) {
     const float f = float(v);
-    return double(f) < v ? std::nextafter(f, std::numeric_limits<float>::infinity()) : f;
+    return double(f) < v ? std::nextafter(f, infinity) : f;
 }
 
 // The logits that are still in the race, by rising id.
 class Race {
   public:
     Race(const float* logits, size_t size, const Extremes& e, const Kernels& kernels) : x(logits), n(size), k(kernels), room_(padded(size) + lane_floats) {
-        floats_ = reinterpret_cast<float*>(shared_scratch(4 * room_ * sizeof(float)));
+        floats_ = reinterpret_cast<float*>(shared_scratch(5 * room_ * sizeof(float)));
         see(e);
     }
     const float* x;
@@ -78,33 +80,38 @@ class Race {
     }
     void keep_from(double value) { keep({at_least(std::min(value, top)), all_ties}); }
 
-    // Keys of other orders: nearest to `centre` first, and unlikeliest first.
+    // Keys of the order nearest to `centre` first.
     float* nearest(double centre) const {
         float* keys = floats_ + 3 * room_;
         k.distances(x, n, centre, keys);
         return keys;
     }
-    float* unlikeliest() const {
+    // If several are at least `value`, of those only the least stays, the first of equals.
+    void keep_least_above(double value) {
         float* keys = floats_ + 3 * room_;
-        for (size_t i = 0; i < n; i++) keys[i] = -x[i];
-        return keys;
-    }
-    // How many are at least `value`, and the least of those.
-    std::pair<size_t, float> above(float value) const {
-        const size_t found = k.keep(x, x, nullptr, n, {std::max(value, least), all_ties}, floats_, reinterpret_cast<int32_t*>(floats_ + 3 * room_));
-        return {found, found ? *std::min_element(floats_, floats_ + found) : 0};
+        const size_t found = k.keep(x, x, nullptr, n, {std::max(at_least(value), least), all_ties}, floats_, reinterpret_cast<int32_t*>(keys));
+        if (found < 2) return;
+        const float last = *std::min_element(floats_, floats_ + found);
+        if (std::count(floats_, floats_ + found, last) == 1) {
+            keep({-infinity, all_ties, last}, x);
+        } else {
+            for (size_t i = 0; i < n; i++) keys[i] = -x[i];
+            keep({-last, 1}, keys);
+        }
+        top = last;
     }
     void look_again() { see(k.scan(x, n)); }
 
     // The shortest beginning of the order of `keys` within [low, high] whose count, or mass, reaches `wanted`.
-    Cut reach(const float* keys, double wanted, bool masses, float low, float high) const {
+    // `before` counts what precedes all of them.
+    Cut reach(const float* keys, double wanted, bool masses, float low, float high, double before = 0) const {
         int32_t* at = reinterpret_cast<int32_t*>(floats_);
-        double before = 0, bins[sample_bins];
+        double bins[sample_bins];
         for (;;) {
             const float scale = float(sample_bins) / (high * .5f - low * .5f);
             const bool flat = !std::isfinite(scale);  // equal, or closer than halves can tell
             const Range range{low, high, flat ? 0 : scale};
-            histogram(keys, range, masses, bins);
+            masses ? histogram(keys, range, bins) : void(std::copy_n(tally(keys, range).begin(), sample_bins, bins));
             size_t b = 0;
             while (b + 1 < sample_bins && (!bins[b] || before + bins[b] < wanted)) before += bins[b++];
             const size_t found = k.collect(keys, n, range, int32_t(b), at);
@@ -142,27 +149,151 @@ class Race {
         if (count < n) keep(reach(double(count), false));
     }
 
-    // Without the unlikeliest that cannot be among the likeliest, or those nearest to `centre`, of probability p; z is all mass.
-    void drop_tail(double p, double z, double centre = std::numeric_limits<double>::infinity()) {
-        if (1 - p > 1e-9) keep_from(std::min(top - std::log(double(n) / ((1 - p) * z)) - .01, 2 * centre - top));
+    // The likeliest, or those nearest to the expected logit, until they reach the part p of all mass.
+    void keep_mass(double p, bool typical) {
+        Ends ends;
+        for (size_t every : {8, 1})
+            if (n > every * many && bound(p, typical, every, ends) && keep_between(ends, p, typical)) return;
+        const Mass m = weigh(1, typical);
+        if (!typical) return keep(reach(p * m.sum, true));
+        const double centre = expected(m), farthest = std::max(top - centre, std::abs(double(least) - centre));
+        const float* keys = nearest(centre);
+        keep(reach(keys, p * m.sum, true, -float(farthest), 0), keys);
+        look_again();
     }
 
   private:
+    double expected(const Mass& m) const { return top + m.energy / m.sum; }  // the logit whose surprise is the entropy
+
+    // keep_mass() where it ends between `ends`, else false.
+    bool keep_between(const Ends& ends, double p, bool typical) {
+        const size_t n_blocks = (n + block - 1) / block;
+        std::vector<Parts> blocks(n_blocks);
+        float* near = floats_ + 3 * room_;
+        parallel(n_blocks, 32, double(n) * pass_work, [&](size_t begin, size_t end) {
+            float found[block + lane_floats];
+            for (size_t b = begin; b < end; b++) {
+                blocks[b] = k.divide(x + b * block, std::min(block, n - b * block), top, typical, ends, found);
+                std::copy_n(found, blocks[b].found, near + b * block);
+            }
+        });
+        Parts all{};
+        for (size_t b = 0; b < n_blocks; b++) {
+            const Parts& part = blocks[b];
+            std::copy_n(near + b * block, part.found, near + all.found);
+            all.all.sum += part.all.sum, all.all.energy += part.all.energy, all.inner += part.inner, all.found += part.found;
+        }
+        Race few = *this;
+        few.x = near, few.n = all.found;
+        const double wanted = p * all.all.sum, centre = expected(all.all);
+        if (!all.found || !(all.inner < wanted && wanted < all.inner + few.weigh(1, false).sum)) return false;
+        if (!typical) {
+            keep(few.reach(near, wanted, true, std::max(least, ends.outer_low), float(std::min(top, double(ends.inner_low))), all.inner));
+            return true;
+        }
+        float* keys = floats_ + 4 * room_;
+        k.distances(near, few.n, centre, keys);
+        const auto [farthest, nearest_one] = std::minmax_element(keys, keys + few.n);
+        const Cut cut = few.reach(keys, wanted, true, *farthest, *nearest_one, all.inner);
+        const double d = -double(cut.value), margin = 1e-6 * d;
+        const bool some = ends.inner_low < ends.inner_high;
+        const double inside = some ? std::max(centre - ends.inner_low, std::min(double(ends.inner_high), top) - centre) : -1;
+        if (inside > d - margin || (ends.outer_low > least && centre - ends.outer_low < d + margin) || (ends.outer_high < top && ends.outer_high - centre < d + margin)) return false;
+        if (cut.ties == all_ties) {  // both ends are logits then
+            const auto last = [&](float out) {  // that stays, on the way there: a logit between whose neighbours lies no other
+                for (float in = float(centre);;) {
+                    const float middle = in * .5f + out * .5f;
+                    if (middle == in || middle == out) return in;
+                    (-float(std::abs(double(middle) - centre)) >= cut.value ? in : out) = middle;
+                }
+            };
+            const float low = last(float(centre - 1.001 * d) - 1), high = last(float(centre + 1.001 * d) + 1);
+            keep({low, all_ties, high}, x);
+        } else {
+            k.distances(x, n, centre, keys);
+            keep(cut, keys);
+        }
+        look_again();
+        return true;
+    }
+
     void see(const Extremes& e) { top = e.most, least = e.least; }
     void restore(const Race& r) { x = r.x, n = r.n, least = r.least, ids_ = r.ids_; }
 
-    // In pieces of the same size on any number of threads, so that sums are the same.
-    void histogram(const float* keys, const Range& range, bool masses, double* bins) const {
-        std::vector<double> parts(pieces * (sample_bins + 1));
+    // f(where bins are added, begin, n) over pieces of the same size on any number of threads, so that sums are the same.
+    template <class T, class F>
+    std::vector<T> in_pieces(F&& f) const {
+        std::vector<T> parts(pieces * (sample_bins + 1));
         const size_t each = ((n + pieces - 1) / pieces + 63) / 64 * 64;
         parallel(pieces, 1, double(n) * pass_work, [&](size_t begin, size_t end) {
-            for (size_t i = begin; i < end && i * each < n; i++)
-                k.histogram(keys + i * each, x + i * each, std::min(each, n - i * each), range, top, masses, parts.data() + i * (sample_bins + 1));
+            for (size_t i = begin; i < end && i * each < n; i++) f(parts.data() + i * (sample_bins + 1), i * each, std::min(each, n - i * each));
         });
-        for (size_t b = 0; b < sample_bins; b++) {
-            bins[b] = 0;
-            for (size_t i = 0; i < pieces; i++) bins[b] += parts[i * (sample_bins + 1) + b];
+        for (size_t i = 1; i < pieces; i++)
+            for (size_t b = 0; b <= sample_bins; b++) parts[b] += parts[i * (sample_bins + 1) + b];
+        return parts;
+    }
+    void histogram(const float* keys, const Range& range, double* bins) const {
+        const auto masses = in_pieces<double>([&](double* to, size_t at, size_t size) { k.histogram(keys + at, x + at, size, range, top, to); });
+        std::copy_n(masses.begin(), sample_bins, bins);
+    }
+    std::vector<uint32_t> tally(const float* keys, const Range& range, size_t every = 1) const {
+        return in_pieces<uint32_t>([&](uint32_t* to, size_t at, size_t size) { k.tally(keys + at, size, every, range, to); });
+    }
+
+    // Between which logits the part p ends, of the likeliest or of those nearest to the expected logit, by bounds of each bin's mass.
+    // Of one vector in so many, whose chance is allowed for; false where that is too much.
+    bool bound(double p, bool typical, size_t every, Ends& ends) const {
+        constexpr double depth = 24;  // below it all together are next to nothing, and a bound accounts for them
+        constexpr double deviations = 4, doubt_most = .1, slack = .01, far = std::numeric_limits<double>::infinity();
+        const float low = std::max(least, float(top - depth));
+        const Range range{low, float(top), float(sample_bins) / (float(top) * .5f - low * .5f)};
+        if (!std::isfinite(range.scale)) return false;
+        const std::vector<uint32_t> counts = tally(x, range, every);
+        const double width = (top - low) / sample_bins, step = std::exp(-width);
+        struct Before {
+            double most, fewest, squares;  // mass, and the squares of the weights that make it
+        } before[sample_bins + 1] = {};
+        double edge = 1, sum = 0, square = 0, off = 0;
+        for (size_t b = 0; b < sample_bins; b++, edge *= step) {
+            const double y = (double(b) + .5) * width, mass = counts[b] * edge;
+            before[b + 1] = {before[b].most + mass * (1 + 2 * slack * width), before[b].fewest + mass * step * (1 - 2 * slack * width), before[b].squares + mass * edge};
+            sum += mass * y, square += mass * y * y;
         }
+        const Before& all = before[sample_bins];
+        const double rest = low > least ? counts[sample_bins] * edge * 1.01 : 0, z_most = all.most + rest, chance = every > 1 ? deviations : 0;
+        if (chance * std::sqrt(all.squares) > doubt_most * all.most) return false;
+        const double middle = sum / all.most, spread = std::sqrt(std::max(0., square / all.most - middle * middle));
+        if (typical) off = width * (1 + spread) + chance * spread * std::sqrt(all.squares) / all.most;
+        const double centre = typical ? top - middle : top;
+        const auto bin = [&](double v, bool up) {  // the first that begins at v or below, the last that ends above it
+            const double at = (top - v) / width;
+            return size_t(std::clamp(up ? std::ceil(at + slack) : std::floor(at - slack), 0., double(sample_bins)));
+        };
+        const auto doubt = [&](size_t a, size_t b) {  // of p times what is outside less 1 - p times what is inside
+            const double inside = before[b].squares - before[a].squares;
+            return chance * std::sqrt(p * p * (all.squares - inside) + (1 - p) * (1 - p) * inside);
+        };
+        // What is perhaps or surely further than d from the centre.
+        const auto perhaps = [&](double d) {
+            const size_t a = typical ? bin(centre + d - off, true) : 0, b = bin(centre - d + off, false);
+            return a < b ? z_most - (before[b].most - before[a].most) + doubt(a, b) : far;
+        };
+        const auto surely = [&](double d) {
+            const size_t a = typical ? bin(centre + d + off, false) : 0, b = bin(centre - d - off, true);
+            return before[a].fewest + (all.fewest - before[b].fewest) - doubt(a, b);
+        };
+        const auto nearest_with = [&](auto&& outside, double mass) {  // bins from the centre beyond which there is no more
+            size_t a = 0, b = 2 * sample_bins;
+            while (a < b) {
+                const size_t m = (a + b) / 2;
+                outside(double(m) * width) > mass ? a = m + 1 : b = m;
+            }
+            return a;
+        };
+        const size_t outer = nearest_with(perhaps, (1 - p) * all.fewest), inner = nearest_with(surely, (1 - p) * z_most);
+        const double d_outer = outer < 2 * sample_bins ? double(outer) * width + off : far, d_inner = (double(inner) - 1) * width - off;
+        ends = {float(centre - d_outer), float(centre - d_inner), float(typical ? centre + d_inner : far), float(typical ? centre + d_outer : far)};
+        return true;
     }
 
     const int32_t* ids_ = nullptr;  // null: counted from 0
@@ -180,28 +311,10 @@ double run(Race& race, const Stages& s, double coin, double mu, double& z) {
         race.keep_from(race.top - s.top_n_sigma * std::sqrt(std::max(0.0, m.squares / m.count - mean * mean)));
     }
     if (s.top_k) race.keep_largest(s.top_k);
-    if (s.typical_p < 1) {
-        const Mass m = race.weigh(1, true);
-        const double centre = race.top + m.energy / m.sum;  // the expected logit: its surprise is the entropy
-        race.drop_tail(s.typical_p, m.sum, centre);
-        const float* keys = race.nearest(centre);
-        const double farthest = std::max(std::abs(race.top - centre), std::abs(double(race.least) - centre));
-        race.keep(race.reach(keys, s.typical_p * m.sum, true, -float(farthest), 0), keys);
-        race.look_again();
-    }
-    if (s.top_p < 1) {
-        const double all = race.weigh(1, false).sum;
-        race.drop_tail(s.top_p, all);
-        race.keep(race.reach(s.top_p * all, true));
-    }
+    if (s.typical_p < 1) race.keep_mass(s.typical_p, true);
+    if (s.top_p < 1) race.keep_mass(s.top_p, false);
     if (s.min_p) race.keep_from(race.top + std::log(s.min_p));
-    if (coin < s.xtc_probability) {
-        const auto [n, least] = race.above(at_least(race.top + std::log(s.xtc_threshold * race.weigh(1, false).sum)));
-        if (n > 1) {
-            race.keep({-least, 1}, race.unlikeliest());
-            race.look_again();
-        }
-    }
+    if (coin < s.xtc_probability) race.keep_least_above(race.top + std::log(s.xtc_threshold * race.weigh(1, false).sum));
     double temperature = s.temperature;
     if (s.dynatemp_range) {
         const double n = race.k.moments(race.x, race.n, race.top).count, low = std::max(0.0, temperature - s.dynatemp_range);
@@ -217,7 +330,7 @@ double run(Race& race, const Stages& s, double coin, double mu, double& z) {
 }
 
 // Where nothing can be drawn: -1 - the id of a logit that is no finite number.
-int64_t broken(const Extremes& e, size_t n) { return e.broken >= 0 ? -1 - e.broken : !n || e.most == -std::numeric_limits<float>::infinity() ? -1 : 0; }
+int64_t broken(const Extremes& e, size_t n) { return e.broken >= 0 ? -1 - e.broken : !n || e.most == -infinity ? -1 : 0; }
 
 struct Choice {
     int64_t id;

@@ -25,7 +25,9 @@ void kv_store(const AttendJob&, size_t kv_head, size_t position, const float* k,
 void delta(const DeltaJob&, size_t head, size_t c0, size_t c1, float* state, float* scratch);
 void conv(const ConvJob&, size_t t0, size_t t1, size_t c0, size_t c1, float* scratch);
 Extremes scan(const float* x, size_t n);
-void histogram(const float* keys, const float* x, size_t n, const Range&, double top, bool masses, double* bins);
+void histogram(const float* keys, const float* x, size_t n, const Range&, double top, double* bins);
+void tally(const float* keys, size_t n, size_t every, const Range&, uint32_t* bins);
+Parts divide(const float* x, size_t n, double top, bool energy, const Ends&, float* out);
 size_t collect(const float* keys, size_t n, const Range&, int32_t bin, int32_t* at);
 size_t keep(const float* keys, const float* x, const int32_t* ids, size_t n, Cut, float* out_x, int32_t* out_ids);
 void distances(const float* x, size_t n, double centre, float* out);

@@ -17,7 +17,7 @@ static consteval Kernels fill() {
     Kernels k{.name = QT_STRING(QT_ISA), .decode = {}, .encode = {}, .linear = {}, .gemv = gemv_table.of, .gemm = gemm, .rms_norm = rms_norm, .gate = {gate_silu, gate_gelu, gate_gpt_oss}, .layer_norm = layer_norm, .activate = activate, .rope = rope, .attend = attend, .read_all = read_all, .multiply_all = multiply_all};
     k.attend_finish = attend_finish, k.kv_store = kv_store;
     k.delta = delta, k.conv = conv;
-    k.scan = scan, k.histogram = histogram, k.collect = collect, k.keep = keep;
+    k.scan = scan, k.histogram = histogram, k.tally = tally, k.divide = divide, k.collect = collect, k.keep = keep;
     k.distances = distances, k.moments = moments, k.weigh = weigh;
 #define QT_SERVES(number, name)       \
     k.decode[number] = decode_##name; \

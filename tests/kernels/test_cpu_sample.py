@@ -106,6 +106,30 @@ def test_a_large_vocabulary(settings, spread, isa):
                 assert sample(logits, s, u) == draw(logits, s, u, 0.3, 5.0)
 
 
+@pytest.mark.parametrize("kind", ["ties", "banned", "by rank", "in lumps", "a favourite"])
+def test_masses_of_a_large_vocabulary(kind, isa):
+    """Where what a few logits tell of the rest is wrong, or the cut goes through equals."""
+    rng = np.random.default_rng(12)
+    logits = rng.standard_normal(100_003).astype(np.float32)
+    if kind == "ties":
+        logits = np.round(logits * 8) / 8
+    elif kind == "banned":
+        logits[rng.random(len(logits)) < 0.7] = -INF
+    elif kind == "by rank":
+        logits = np.sort(logits)
+    elif kind == "in lumps":
+        logits[np.arange(len(logits)) % 128 < 16] *= 3
+    else:
+        logits[777] = 14
+    with cpu.Pool(1, isa):
+        for given in ({"top_p": 0.95}, {"top_p": 0.3}, {"typical_p": 0.95}, {"typical_p": 0.4, "top_p": 0.9}):
+            s = Sampling(**given)
+            ids, w, _ = definition.weights(logits, s)
+            found, p, _ = cpu.distribution(logits, stages(s))
+            assert found.tolist() == ids.tolist(), given
+            np.testing.assert_allclose(p, w / w.sum(), rtol=1e-9)
+
+
 def test_what_is_kept_and_how_often(isa):
     """By sweeping u: the ids in their order, each over a stretch as long as its probability."""
     logits = np.log(np.float32([0.05, 0.4, 0.15, 0.3, 0.1]))

@@ -43,9 +43,9 @@ bool has_dotprod() {
 // Asked of the processor itself: what compilers offer for it differs in names, and on Windows wants a library of its own.
 struct Leaf { unsigned a = 0, b = 0, c = 0, d = 0; };
 
-Leaf leaf(unsigned number) {
+Leaf leaf(unsigned number, unsigned part = 0) {
     Leaf found;
-    __get_cpuid_count(number, 0, &found.a, &found.b, &found.c, &found.d);  // zeros where there is none
+    __get_cpuid_count(number, part, &found.a, &found.b, &found.c, &found.d);  // zeros where there is none
     return found;
 }
 
@@ -88,6 +88,14 @@ const Choice* choices(int& n) {
     return list;
 }
 }  // namespace
+
+bool has_bf16() {
+#ifdef QT_HAS_avx2
+    return leaf(7, 1).a >> 5 & 1;
+#else
+    return false;
+#endif
+}
 
 const char* isa_name(size_t i) {
     int n;

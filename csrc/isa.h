@@ -44,5 +44,6 @@ struct Kernels {
 };
 
 const char* isa_name(size_t i);                // the i-th that this machine can run, best first; null past the last
+bool has_bf16();                               // AVX512_BF16
 const Kernels& kernels(std::string_view isa);  // "" is the best this machine has; throws std::invalid_argument otherwise
 }  // namespace qt

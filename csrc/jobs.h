@@ -46,7 +46,7 @@ inline constexpr size_t linear_tile = linear_rows * linear_depth;  // floats a k
 
 // How many tokens share a product decides which kernel suits.
 enum Regime { one_token, few_tokens, many_tokens, n_regimes };
-QT_INLINE constexpr Regime regime(size_t T) { return T <= 1 ? one_token : T < 8 ? few_tokens : many_tokens; }
+QT_INLINE constexpr Regime regime(size_t T) { return T <= 1 ? one_token : T <= 8 ? few_tokens : many_tokens; }
 
 // out = x / sqrt(mean(x^2) + eps) * weight for `rows` rows of n
 using RmsNorm = void (*)(const float* x, const float* weight, double eps, float* out, size_t rows, size_t n);

@@ -79,6 +79,11 @@ struct Operand {
     }
 };
 
+const Gemm* many_kernel(const Gemm& g, int planes) {
+    static const bool bf16 = has_bf16();
+    return g.rows && planes <= g.most_planes && (bf16 || !g.bf16) ? &g : nullptr;
+}
+
 Operand operand(const Matrix& w, const float* bias, float* y, const PaddedRows& x, size_t T) {
     const Kernels& k = current_kernels();
     Operand o{.T = T, .planes = w.planes, .x = x.from};
@@ -86,7 +91,7 @@ Operand operand(const Matrix& w, const float* bias, float* y, const PaddedRows& 
     o.exact = k.linear[regime(T)][w.type];
     const bool few = T * w.planes <= few_columns_most;
     if (w.planes && few && k.gemv && k.gemv[w.type].rows) o.gemv = &k.gemv[w.type];
-    if (w.planes && !few && k.gemm && k.gemm[w.type].rows && w.planes <= k.gemm[w.type].most_planes) o.gemm = &k.gemm[w.type];
+    if (w.planes && !few && k.gemm) o.gemm = many_kernel(k.gemm[w.type], w.planes);
     return o;
 }
 
@@ -312,7 +317,7 @@ Out embedding(Ints tokens, const Weight& w) {
 nb::tuple scratch_bytes(int type, size_t T, size_t cols, int planes) {
     if (type < 0 || type >= max_types) refuse("type " + std::to_string(type) + " is none; expected 0 to " + std::to_string(max_types - 1) + ".");
     const Kernels& k = current_kernels();
-    const Gemm* gemm = planes && T * planes > few_columns_most && k.gemm && k.gemm[type].rows && planes <= k.gemm[type].most_planes ? &k.gemm[type] : nullptr;
+    const Gemm* gemm = planes && T * planes > few_columns_most && k.gemm ? many_kernel(k.gemm[type], planes) : nullptr;
     const size_t x = gemm ? gemm->packed_bytes(T, cols, planes) : padded(cols) == cols ? 0 : T * padded(cols) * sizeof(float);
     return nb::make_tuple(x, padded(gemm ? gemm->tile_floats(T) : linear_tile) * sizeof(float));
 }

@@ -40,6 +40,7 @@ NB_MODULE(_native, m) {
         for (size_t i = 0; qt::isa_name(i); i++) names.append(qt::isa_name(i));
         return names;
     }, "The instruction sets that this machine can run, best first.");
+    m.def("has_bf16", &qt::has_bf16, "Whether this machine multiplies bfloat16: what products of many tokens with plain floats use at `fast`.");
     qt::bind_gguf(m);
     qt::bind_faults(m);
     qt::bind_bpe(m);

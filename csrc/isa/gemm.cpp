@@ -3,6 +3,7 @@
 #include "gemm.h"
 
 #ifdef QT_ISA_avx512
+#include "gemm_bf16.h"
 #include "gemm_unpack.h"
 
 namespace qt::QT_ISA {
@@ -90,32 +91,47 @@ static void flush(const float* tile, const GemmJob& j, size_t r0, int rows, size
         }
 }
 
-template <class Block, Form f>
-static void rows_of(const GemmJob& j, size_t r0, int rows, float* tile) {
-    rows_into<Block, f>(j, r0, rows, tile, [&](size_t g, size_t n) {
+// What becomes of sums: the bias, the gate, and their place in y.
+struct Finish {
+    const GemmJob& j;
+    size_t r0;
+    int rows;
+    float* tile;
+    void operator()(size_t g, size_t n) const {
         float* done = tile + g * panel_rows * tokens;
         if (j.bias) add_bias(j.bias + r0, rows, done, n);
         if (j.act) j.act(j.gate + g * panel_rows * tokens, done, done, n * panel_rows * tokens);
         if (j.y) flush(tile, j, r0, rows, g, n);
-    });
-}
+    }
+};
 
 // `fine` is the form for two planes: integers cannot hold the sums that minima multiply then.
 template <class Block, Form fast, Form fine>
 static void rows(const GemmJob& j, size_t r0, size_t r1, float* tile) {
     for (size_t r = r0; r < r1; r += panel_rows) {
         const int n = r1 - r < size_t(panel_rows) ? int(r1 - r) : panel_rows;
-        if (j.planes == 1) rows_of<Block, fast>(j, r, n, tile);
-        else rows_of<Block, fine>(j, r, n, tile);
+        if (j.planes == 1) rows_into<Block, fast>(j, r, n, tile, Finish{j, r, n, tile});
+        else rows_into<Block, fine>(j, r, n, tile, Finish{j, r, n, tile});
+    }
+}
+template <class Type>
+static void bf16_rows(const GemmJob& j, size_t r0, size_t r1, float* tile) {
+    for (size_t r = r0; r < r1; r += panel_rows) {
+        const int n = r1 - r < size_t(panel_rows) ? int(r1 - r) : panel_rows;
+        bf16_rows_into<Type>(j, r, n, tile, Finish{j, r, n, tile});
     }
 }
 
 template <class Block, Form fast, Form fine = fast>
 constexpr Gemm gemm_of = {packed_bytes, pack, tile_floats, rows<Block, fast, fine>};
+template <class Type>
+constexpr Gemm bf16_of = {bf16_packed_bytes, bf16_pack, tile_floats, bf16_rows<Type>, 1, true};
 
 static consteval GemmTable list() {
     using namespace block;
     GemmTable t{};
+    t.of[id::F16] = bf16_of<AsF16>;
+    t.of[id::BF16] = bf16_of<AsBF16>;
     t.of[id::Q4_0] = gemm_of<Q4_0, plain32>;
     t.of[id::Q4_1] = gemm_of<Q4_1, minima32>;
     t.of[id::Q5_0] = gemm_of<Q5_0, plain32>;

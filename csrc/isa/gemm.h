@@ -24,6 +24,7 @@ struct Gemm {
     size_t (*tile_floats)(size_t T);                                                                // scratch of a thread, 64-byte aligned
     void (*rows)(const GemmJob&, size_t r0, size_t r1, float* tile);
     int most_planes = 2;  // with more, floats are faster, and exact
+    bool bf16 = false;    // needs products of bfloat16, which not every machine of its instruction set has
 };
 inline constexpr size_t gemm_rows = 48, gemm_strip = 6;  // rows [r0, r1) are best a multiple of the first, or else of the second
 struct GemmTable { Gemm of[max_types]; };  // by type id, null pointers where there is none

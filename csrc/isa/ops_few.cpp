@@ -18,9 +18,18 @@ QT_INLINE I bytes(const void* p) {
 QT_INLINE I signed_bytes(const void* p) { return (bytes(p) << 24) >> 24; }
 QT_INLINE V floats(I x) { return __builtin_convertvector(x, V); }
 
-// Each type hands its values on, VL at a time: f(index of the first, values).
+// Each type hands its values on, VL at a time: f(index of the first, values). `at_once(C)` rows meet C tokens: what is loaded of x
+// serves all of them where a step is as short as one vector.
+#if defined(__AVX512F__)
+constexpr int registers = 32;
+#else
+constexpr int registers = 16;
+#endif
+constexpr int rows_of_floats(int C) { return C < 3 || registers > 16 ? 4 : 2; }
+constexpr int rows_of_codes(int C) { return C == 1 ? 4 : C == 2 ? 2 : 1; }
 struct FewF16 {
     static constexpr size_t size = VL, stored = 2 * VL;
+    static constexpr int at_once(int C) { return rows_of_floats(C); }
     template <class F>
     static QT_INLINE void each(const uint8_t* p, F f) {
 #if defined(__AVX512F__)
@@ -32,6 +41,7 @@ struct FewF16 {
 };
 struct FewBF16 {
     static constexpr size_t size = VL, stored = 2 * VL;
+    static constexpr int at_once(int C) { return rows_of_floats(C); }
     template <class F>
     static QT_INLINE void each(const uint8_t* p, F f) {
 #if defined(__AVX512F__)
@@ -43,6 +53,7 @@ struct FewBF16 {
 };
 struct FewQ8_0 {
     static constexpr size_t size = 32, stored = sizeof(block::Q8_0);
+    static constexpr int at_once(int C) { return rows_of_codes(C); }
     template <class F>
     static QT_INLINE void each(const uint8_t* p, F f) {
         auto* b = reinterpret_cast<const block::Q8_0*>(p);
@@ -52,6 +63,7 @@ struct FewQ8_0 {
 };
 struct FewQ4_0 {
     static constexpr size_t size = 32, stored = sizeof(block::Q4_0);
+    static constexpr int at_once(int C) { return rows_of_codes(C); }
     template <class F>
     static QT_INLINE void each(const uint8_t* p, F f) {
         auto* b = reinterpret_cast<const block::Q4_0*>(p);
@@ -76,6 +88,7 @@ QT_INLINE void scales_and_minima(const uint8_t* from, float d, float dmin, float
 
 struct FewQ4_K {
     static constexpr size_t size = 256, stored = sizeof(block::Q4_K);
+    static constexpr int at_once(int C) { return rows_of_codes(C); }
     template <class F>
     static QT_INLINE void each(const uint8_t* p, F f) {
         auto* b = reinterpret_cast<const block::Q4_K*>(p);
@@ -91,6 +104,7 @@ struct FewQ4_K {
 };
 struct FewQ5_K {
     static constexpr size_t size = 256, stored = sizeof(block::Q5_K);
+    static constexpr int at_once(int C) { return rows_of_codes(C); }
     template <class F>
     static QT_INLINE void each(const uint8_t* p, F f) {
         auto* b = reinterpret_cast<const block::Q5_K*>(p);
@@ -108,6 +122,7 @@ struct FewQ5_K {
 };
 struct FewQ6_K {
     static constexpr size_t size = 256, stored = sizeof(block::Q6_K);
+    static constexpr int at_once(int C) { return rows_of_codes(C); }
     template <class F>
     static QT_INLINE void each(const uint8_t* p, F f) {
         auto* b = reinterpret_cast<const block::Q6_K*>(p);
@@ -161,19 +176,18 @@ static __attribute__((noinline)) void rows_times(const LinearJob& j, size_t r, s
             for (int i = 0; i < R; i++) y[c * j.out + i] += j.bias[r + i];
 }
 
+template <class Type, int R, int C>
+QT_INLINE void strips_times(const LinearJob& j, size_t r, size_t t, const uint8_t*& prefetched, const uint8_t* end) {
+    constexpr int n = R < Type::at_once(C) ? R : Type::at_once(C);
+    for (int i = 0; i < R; i += n) rows_times<Type, n, C>(j, r + i, t, prefetched, end);
+}
 template <class Type, int R>
 QT_INLINE void tokens_times(const LinearJob& j, size_t r, size_t t0, size_t t1, const uint8_t*& prefetched, const uint8_t* end) {
-    constexpr int R2 = R > 2 ? 2 : R;
     for (size_t t = t0; t < t1; t += 4) switch (t1 - t) {
-            case 1: rows_times<Type, R, 1>(j, r, t, prefetched, end); break;
-            case 2:
-                for (int i = 0; i < R; i += R2) rows_times<Type, R2, 2>(j, r + i, t, prefetched, end);
-                break;
-            case 3:
-                for (int i = 0; i < R; i++) rows_times<Type, 1, 3>(j, r + i, t, prefetched, end);
-                break;
-            default:
-                for (int i = 0; i < R; i++) rows_times<Type, 1, 4>(j, r + i, t, prefetched, end);
+            case 1: strips_times<Type, R, 1>(j, r, t, prefetched, end); break;
+            case 2: strips_times<Type, R, 2>(j, r, t, prefetched, end); break;
+            case 3: strips_times<Type, R, 3>(j, r, t, prefetched, end); break;
+            default: strips_times<Type, R, 4>(j, r, t, prefetched, end);
         }
 }
 

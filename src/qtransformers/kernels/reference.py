@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtransformers.kernels import kv
+from qtransformers.quants import plain
 from qtransformers.tensor import QTensor
 
 F32 = NDArray[np.float32]
@@ -20,6 +21,16 @@ def linear(x: F32, w: QTensor, bias: F32 | None = None) -> F32:
     """`x [T, in] @ w [out, in].T + bias`, summed in float64."""
     y = x.astype(np.float64) @ w.dequantize().astype(np.float64).T
     return (y if bias is None else y + bias).astype(np.float32)
+
+
+def linear_bf16(x: F32, w: QTensor, bias: F32 | None = None) -> F32:
+    """`linear` with `x` and the weights rounded to bfloat16: plain floats at `fast`, where the processor multiplies these."""
+    y = _bf16(x).astype(np.float64) @ _bf16(w.dequantize()).astype(np.float64).T
+    return (y if bias is None else y + bias).astype(np.float32)
+
+
+def _bf16(x: F32) -> F32:
+    return plain.bf16(plain.encode_bf16(np.ascontiguousarray(x)))
 
 
 def linears(x: F32, ws: Sequence[QTensor], biases: Sequence[F32 | None]) -> list[F32]:

@@ -183,35 +183,69 @@ struct HalvesOfBlocks {
     }
 };
 
-// Q of gemv_books.h or gemv_small.h: registers of 8 values of each 32, or of each 16 of a half; a scale in two lanes.
+// Registers in one of the orders of gemv_pack.h to file order.
+template <Order order>
+QT_INLINE void to_file_order(const Z* v, Z* o) {
+    if constexpr (order == sixteens) {
+        QT_UNROLL for (int i = 0; i < 4; i++) {
+            const int k = i % 2 * 4;
+            o[i] = _mm512_permutex2var_epi64(v[i / 2 * 2], _mm512_setr_epi64(k, k + 8, k + 1, k + 9, k + 2, k + 10, k + 3, k + 11), v[i / 2 * 2 + 1]);
+        }
+        return;
+    }
+    Z a[4];  // values in a row within lanes of 128 bits
+    if constexpr (order == eights) {
+        a[0] = _mm512_unpacklo_epi64(v[0], v[1]), a[1] = _mm512_unpacklo_epi64(v[2], v[3]), a[2] = _mm512_unpackhi_epi64(v[0], v[1]), a[3] = _mm512_unpackhi_epi64(v[2], v[3]);
+    } else {
+        const Z low[2] = {_mm512_unpacklo_epi8(v[0], v[1]), _mm512_unpacklo_epi8(v[2], v[3])}, high[2] = {_mm512_unpackhi_epi8(v[0], v[1]), _mm512_unpackhi_epi8(v[2], v[3])};
+        a[0] = _mm512_unpacklo_epi16(low[0], low[1]), a[1] = _mm512_unpackhi_epi16(low[0], low[1]);
+        a[2] = _mm512_unpacklo_epi16(high[0], high[1]), a[3] = _mm512_unpackhi_epi16(high[0], high[1]);
+    }
+    if constexpr (order == even_fours) {
+        QT_UNROLL for (int i = 0; i < 4; i++) {
+            const int k = i / 2 * 4;
+            const Z turns = _mm512_setr_epi32(k, k + 8, k + 1, k + 9, k + 2, k + 10, k + 3, k + 11, k + 16, k + 24, k + 17, k + 25, k + 18, k + 26, k + 19, k + 27);
+            o[i] = _mm512_permutex2var_epi32(a[i % 2 * 2], turns, a[i % 2 * 2 + 1]);
+        }
+    } else {
+        QT_UNROLL for (int h = 0; h < 2; h++) {
+            const Z low = _mm512_shuffle_i32x4(a[0], a[1], h ? 0xee : 0x44), high = _mm512_shuffle_i32x4(a[2], a[3], h ? 0xee : 0x44);
+            o[2 * h] = _mm512_shuffle_i32x4(low, high, 0x88), o[2 * h + 1] = _mm512_shuffle_i32x4(low, high, 0xdd);
+        }
+    }
+}
+
+// Q of gemv_books.h or gemv_small.h: a scale in each lane of 32 bits, or in two.
 template <class Q, Form f>
 struct Registers {
-    static_assert((Q::order == eights || Q::order == sixteens) && (f.sub == 32 / Q::n || f.sub == 256));
     Q type;
     Z even = dwords([](int i) { return 2 * i; });
     QT_INLINE Registers() {}
     QT_INLINE void operator()(const typename Q::Block* b, Panel<f>& p, int row) const {
-        Z v[4], o[4];
-        V s[Q::n];
-        type.unpack((const uint8_t*)b, v, s);
-        if constexpr (Q::offset != 128) QT_UNROLL for (Z& x : v) x = _mm512_add_epi8(x, b8(128 - Q::offset));
-        if constexpr (Q::order == eights) {
-            const Z a[4] = {_mm512_unpacklo_epi64(v[0], v[1]), _mm512_unpacklo_epi64(v[2], v[3]), _mm512_unpackhi_epi64(v[0], v[1]), _mm512_unpackhi_epi64(v[2], v[3])};
-            QT_UNROLL for (int h = 0; h < 2; h++) {
-                const Z low = _mm512_shuffle_i32x4(a[0], a[1], h ? 0xee : 0x44), high = _mm512_shuffle_i32x4(a[2], a[3], h ? 0xee : 0x44);
-                o[2 * h] = _mm512_shuffle_i32x4(low, high, 0x88), o[2 * h + 1] = _mm512_shuffle_i32x4(low, high, 0xdd);
-            }
+        const uint8_t* from = (const uint8_t*)b;
+        Z v[2][4], o[4];
+        V s[2][Q::n];
+        if constexpr (requires { Q::together; }) {
+            type.unpack(from, from, v, s);
+        } else if constexpr (requires { type.index(from); }) {
+            alignas(64) uint16_t index[32];
+            _mm512_store_si512(index, type.index(from));
+            spill(index);
+            type.unpack(from, index, v[0], s[0]);
         } else {
-            QT_UNROLL for (int i = 0; i < 4; i++) {
-                const int k = i % 2 * 4;
-                o[i] = _mm512_permutex2var_epi64(v[i / 2 * 2], _mm512_setr_epi64(k, k + 8, k + 1, k + 9, k + 2, k + 10, k + 3, k + 11), v[i / 2 * 2 + 1]);
-            }
+            type.unpack(from, v[0], s[0]);
         }
+        if constexpr (Q::offset != 128) QT_UNROLL for (Z& x : v[0]) x = _mm512_add_epi8(x, b8(128 - Q::offset));
+        if constexpr (requires { Q::unit; }) s[0][0] = times(s[0][0], Q::unit);
+        to_file_order<Q::order>(v[0], o);
         QT_UNROLL for (int i = 0; i < 4; i++) _mm512_store_si512(p.q[row] + 64 * i, o[i]);
-        if constexpr (f.sub == 256) p.s[row][0] = _mm512_cvtss_f32(s[0]);
-        else if constexpr (Q::n == 1) _mm256_storeu_ps(p.s[row], _mm512_castps512_ps256(_mm512_permutexvar_ps(even, s[0])));
-        else if constexpr (Q::order == eights) _mm512_store_ps(p.s[row], _mm512_mask_mov_ps(s[0], 0xaaaa, s[1]));
-        else _mm512_store_ps(p.s[row], _mm512_permutex2var_ps(s[0], even, s[1]));
+        const V first = s[0][0], last = s[0][Q::n - 1];
+        if constexpr (f.sub == 256) p.s[row][0] = _mm512_cvtss_f32(first);
+        else if constexpr (Q::order == even_fours) _mm256_storeu_ps(p.s[row], _mm512_castps512_ps256(first));
+        else if constexpr (f.sub == 32) _mm256_storeu_ps(p.s[row], _mm512_castps512_ps256(_mm512_permutexvar_ps(even, first)));
+        else if constexpr (Q::n == 1) _mm512_store_ps(p.s[row], first);
+        else if constexpr (Q::order == eights) _mm512_store_ps(p.s[row], _mm512_mask_mov_ps(first, 0xaaaa, last));
+        else _mm512_store_ps(p.s[row], _mm512_permutex2var_ps(first, even, last));
     }
 };
 

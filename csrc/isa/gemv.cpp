@@ -22,20 +22,24 @@ static int chunk_of(int blocks) {
     constexpr int record = Rows::record, each = C * int(sizeof(typename Rows::Record));
     constexpr int part = part_bytes < each ? 1 : part_bytes / each;
     const int records = (blocks + record - 1) / record, chunks = C == 1 || records * each <= columns_bytes ? 1 : (records + part - 1) / part;
-    return (records + chunks - 1) / chunks * record;
+    return ((records + chunks - 1) / chunks + 1) / 2 * 2 * record;  // an even number: types that take two blocks at a time
 }
 
+// What sums are times, where a type leaves a power of two to the end of a row.
+template <class Rows>
+constexpr float unit_of = [] { if constexpr (requires { Rows::unit; }) return Rows::unit; else return 1.f; }();
+
 // Sums of C columns of row r, brought together and stored.
-template <int C>
+template <class Rows, int C>
 QT_INLINE void finish(const GemvJob& j, size_t r, int c0, const V* sum) {
     const float bias = j.bias ? j.bias[r] : 0;
     QT_UNROLL for (int c = 0; c < C; c++) {
         const size_t t = size_t(c0 + c) / j.planes;
         if (t >= j.T) break;
         if (j.planes == 1) {
-            j.y[t * j.out + r] = _mm512_reduce_add_ps(sum[c]) + bias;
+            j.y[t * j.out + r] = _mm512_reduce_add_ps(sum[c]) * unit_of<Rows> + bias;
         } else if (C > 1 && c % 2 == 0) {
-            j.y[t * j.out + r] = _mm512_reduce_add_ps(_mm512_add_ps(sum[c], sum[(c + 1) % C])) + bias;
+            j.y[t * j.out + r] = _mm512_reduce_add_ps(_mm512_add_ps(sum[c], sum[(c + 1) % C])) * unit_of<Rows> + bias;
         }
     }
 }
@@ -52,7 +56,7 @@ static __attribute__((noinline)) const uint8_t* tile(const GemvJob& j, size_t r0
             V s[C];
             QT_UNROLL for (int c = 0; c < C; c++) s[c] = _mm512_setzero_ps();
             rows.template dots<C>(w, a, columns, blocks, s, ahead);
-            finish<C>(j, r, c0, s);
+            finish<Rows, C>(j, r, c0, s);
         }
         return ahead;
     }
@@ -69,7 +73,7 @@ static __attribute__((noinline)) const uint8_t* tile(const GemvJob& j, size_t r0
                 QT_UNROLL for (int c = 0; c < C; c++) sum[i][c] = s[c];
             }
         }
-        for (int i = 0; i < n; i++) finish<C>(j, r + i, c0, sum[i]);
+        for (int i = 0; i < n; i++) finish<Rows, C>(j, r + i, c0, sum[i]);
     }
     return ahead;
 }
@@ -115,6 +119,8 @@ static size_t packed_bytes(size_t T, size_t in, int planes) {
 template <class Q>
 constexpr Gemv book_rows = {packed_bytes<RowsBook<Q>>, pack_256<Q::order, Q::offset, Q::n>, rows_of<RowsBook<Q>>};
 template <class Q>
+constexpr Gemv point_rows = {packed_bytes<RowsPoints<Q>>, pack_256<Q::order, Q::offset, Q::n>, rows_of<RowsPoints<Q>>};
+template <class Q>
 constexpr Gemv k_rows = {packed_bytes<RowsK<Q>>, pack_1024<Q::order, Q::rest, Q::offset>, rows_of<RowsK<Q>>};
 template <class Q>
 constexpr Gemv legacy_rows = {packed_bytes<Rows32<Q>>, pack_128<Q::offset>, rows_of<Rows32<Q>>};
@@ -134,12 +140,12 @@ static consteval GemvTable list() {
     t.of[id::IQ2_XXS] = book_rows<GemvIQ2_XXS>;
     t.of[id::IQ2_XS] = book_rows<GemvIQ2_XS>;
     t.of[id::IQ3_XXS] = book_rows<GemvIQ3_XXS>;
-    t.of[id::IQ1_S] = book_rows<GemvIQ1_S>;
+    t.of[id::IQ1_S] = point_rows<GemvIQ1_S>;
     t.of[id::IQ4_NL] = book_rows<GemvIQ4_NL>;
     t.of[id::IQ3_S] = book_rows<GemvIQ3_S>;
     t.of[id::IQ2_S] = book_rows<GemvIQ2_S>;
     t.of[id::IQ4_XS] = k_rows<GemvIQ4_XS>;
-    t.of[id::IQ1_M] = book_rows<GemvIQ1_M>;
+    t.of[id::IQ1_M] = point_rows<GemvIQ1_M>;
     t.of[id::TQ1_0] = book_rows<GemvTQ1_0>;
     t.of[id::TQ2_0] = k_rows<GemvTQ2_0>;
     t.of[id::MXFP4] = book_rows<GemvMXFP4>;

@@ -1,7 +1,7 @@
 // One row of blocks that look their values up in codebooks, times 1 to 8 columns, 256 values a step.
 //
-// A codebook of up to 512 points stays in registers and L1 as words of 2 or 4 bits a value: vpermi2w looks 32 points up at
-// once, and shifts by 2 or 4 bits spread them over bytes. Larger ones are looked up in scalar code, on other pipes.
+// A Zen 4 core looks 64 bytes up in a table of 128 with one shuffle (vpermi2b). Points are packed in two bytes, so that a
+// book of 256 takes four and two blends for 64 points; those of 2,048 are loaded one by one in scalar code instead.
 #pragma once
 #include "codebooks.h"
 #include "gemv_pack.h"
@@ -23,21 +23,6 @@ consteval Levels levels(const int8_t (&book)[N][K]) {
         }
     return l;
 }
-// Points as words: indices into the levels, 16 / K bits each.
-template <size_t N>
-struct alignas(64) Book { uint16_t of[N + 2] = {}; };  // gathers read 4 bytes at a time
-template <size_t N, size_t K>
-consteval Book<N> packed_book(const int8_t (&book)[N][K]) {
-    const Levels l = levels(book);
-    Book<N> b;
-    for (size_t i = 0; i < N; i++)
-        for (size_t k = 0; k < K; k++) {
-            int at = 0;
-            while (l.of[at] != book[i][k]) at++;
-            b.of[i] |= uint16_t(at << 16 / K * k);
-        }
-    return b;
-}
 // Bit k of byte i: value k has a minus where signs have index i.
 struct alignas(64) Signs { uint8_t of[128] = {}; };
 consteval Signs packed_signs() {
@@ -46,35 +31,47 @@ consteval Signs packed_signs() {
         for (int k = 0; k < 8; k++) s.of[i] |= uint8_t((codebook::signs[i][k] < 0) << k);
     return s;
 }
-constexpr Book book_iq2_xxs = packed_book(codebook::iq2_xxs), book_iq3_xxs = packed_book(codebook::iq3_xxs);
-constexpr Book book_iq2_xs = packed_book(codebook::iq2_xs), book_iq3_s = packed_book(codebook::iq3_s);
-constexpr Book book_iq2_s = packed_book(codebook::iq2_s);
-constexpr Book book_iq1 = packed_book(codebook::iq1);
 constexpr Signs sign_bytes = packed_signs();
 
-// The words of 32 points, by index in words.
+// Points of 8 values as bytes, `times` the value and 128.
 template <size_t N>
-QT_INLINE Z look_up(const Book<N>& book, Z index) {
-    constexpr int n = N / 64;
-    Z part[n];
-    QT_UNROLL for (int i = 0; i < n; i++) part[i] = _mm512_permutex2var_epi16(_mm512_load_si512(book.of + 64 * i), index, _mm512_load_si512(book.of + 64 * i + 32));
-    QT_UNROLL for (int bit = 1; bit < n; bit *= 2) {
-        const __mmask32 upper = _mm512_test_epi16_mask(index, _mm512_set1_epi16(short(64 * bit)));
-        QT_UNROLL for (int i = 0; i < n; i += 2 * bit) part[i] = _mm512_mask_blend_epi16(upper, part[i], part[i + bit]);
-    }
-    return part[0];
+struct Whole { uint64_t of[N] = {}; };
+template <size_t N>
+consteval Whole<N> whole_book(const int8_t (&book)[N][8], int times) {
+    Whole<N> b;
+    for (size_t i = 0; i < N; i++)
+        for (int k = 0; k < 8; k++) b.of[i] |= uint64_t(uint8_t(book[i][k] * times + 128)) << 8 * k;
+    return b;
 }
+alignas(64) constexpr Whole whole_iq1 = whole_book(codebook::iq1, 8);
+
+// The point of word 4 i + r of 32 indices in 64-bit lane i of register r. Loads of points and of indices, two a load,
+// and what takes these apart keep all of scalar code's pipes busy: nothing goes through memory twice.
+QT_INLINE __m128i with_upper(__m128i x, const void* p) { return _mm_castps_si128(_mm_loadh_pi(_mm_castsi128_ps(x), (const __m64*)p)); }
 template <size_t N>
-QT_INLINE Z look_up_gathered(const Book<N>& book, Z index) {
-    const Z even = _mm512_i32gather_epi32(_mm512_and_si512(index, _mm512_set1_epi32(0xffff)), book.of, 2);
-    const Z odd = _mm512_i32gather_epi32(_mm512_srli_epi32(index, 16), book.of, 2);
-    return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
+QT_INLINE void look_up_whole(const Whole<N>& book, const uint16_t* at, Z* v) {
+    QT_UNROLL for (int r = 0; r < 4; r += 2) {
+        __m256i half[2][2];
+        QT_UNROLL for (int h = 0; h < 2; h++) {
+            __m128i two[2][2];
+            QT_UNROLL for (int g = 0; g < 4; g++) {
+                uint32_t both = load<uint32_t>(at + 4 * (4 * h + g) + r);
+                asm("" : "+r"(both));
+                const uint64_t *low = book.of + uint16_t(both), *high = book.of + (both >> 16);
+                two[0][g / 2] = g % 2 ? with_upper(two[0][g / 2], low) : _mm_loadl_epi64((const __m128i*)low);
+                two[1][g / 2] = g % 2 ? with_upper(two[1][g / 2], high) : _mm_loadl_epi64((const __m128i*)high);
+            }
+            QT_UNROLL for (int k = 0; k < 2; k++) half[k][h] = _mm256_inserti128_si256(_mm256_castsi128_si256(two[k][0]), two[k][1], 1);
+        }
+        QT_UNROLL for (int k = 0; k < 2; k++) v[r + k] = _mm512_inserti64x4(_mm512_castsi256_si512(half[k][0]), half[k][1], 1);
+    }
 }
 
 // 8 bits of each 64-bit lane for each of its bytes, from bit `from` + `step` times the byte on.
 QT_INLINE Z spread_index(int from, int step) { return bytes([&](int i) { return (from + step * (i % 8)) & 63; }); }
 QT_INLINE Z spread(Z index, Z x) { return _mm512_multishift_epi64_epi8(index, x); }
 QT_INLINE Z level_table(const Levels& l, int times, int plus) { return bytes([&](int i) { return l.of[i % (l.n <= 4 ? 4 : 8)] * times + plus; }); }
+QT_INLINE Z mask_into(Z x, Z y, Z mask) { return _mm512_ternarylogic_epi32(mask, y, x, 0xca); }  // y where the mask is set
 QT_INLINE V half_in_all(const void* p) { return _mm512_cvtph_ps(_mm256_set1_epi16(load<int16_t>(p))); }
 QT_INLINE Z low_dwords(Z x) { return _mm512_shuffle_epi32(x, _MM_PERM_CCAA); }  // of each 64-bit lane, twice
 QT_INLINE V scaled(Z x, V by, V plus) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), by, plus); }
@@ -84,119 +81,187 @@ QT_INLINE Z qwords_of_words(const void* p) { return _mm512_cvtepu16_epi64(_mm_lo
 QT_INLINE Z qwords_of_dwords(const void* p) { return _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i*)p)); }
 QT_INLINE Z words_of_bytes(const void* p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
 
-// Values of two bits in words of 8, or of four in words of 4, and signs: register r holds values 8 r to 8 r + 7 of each group.
-template <int bits>
-struct Points {
-    Z pick[4] = {at(0), at(1), at(2), at(3)}, table;
-    static QT_INLINE Z at(int r) { return spread_index(bits == 2 ? 16 * r : 32 * (r % 2), bits); }
-    QT_INLINE Points(const Levels& l, int times = 1) : table(level_table(l, times, 128)) {}
-    QT_INLINE Z value(int r, Z words) const { return _mm512_permutexvar_epi8(spread(pick[r], words), table); }  // reads 6 bits
-};
-struct Signed {
-    Z one = b8(1), bit[4] = {spread_index(0, 1), spread_index(8, 1), spread_index(16, 1), spread_index(24, 1)};
-    Z first = once(sign_bytes.of), second = once(sign_bytes.of + 64);
-    QT_INLINE Signed() {}
-    QT_INLINE Z by_index(Z index) const { return _mm512_permutex2var_epi8(first, index, second); }  // reads 7 bits
-    // `minus`: sign bits of the four registers in bytes 0 to 3 of each group. 128 + x becomes 128 - x.
-    QT_INLINE Z apply(int r, Z minus, Z v) const {
-        return _mm512_mask_sub_epi8(v, _mm512_test_epi8_mask(spread(bit[r], minus), one), _mm512_setzero_si512(), v);
-    }
-};
-
 // A type says: `unpack` 256 values to codes in the order of x, and scales of the lanes of registers 0 and 1, then 2 and 3,
 // or where n is 1 of all four.
+// Points as two planes of bytes: of 4 values, 2 and 0 then 3 and 1 in 3 bits each; of 8, 3 to 0 then 7 to 4 in 2 bits each,
+// the first in the lowest.
+template <size_t N>
+struct alignas(64) Planes { uint8_t of[2][N] = {}; };
+template <size_t N, size_t K>
+consteval Planes<N> planes_of(const int8_t (&book)[N][K]) {
+    const Levels l = levels(book);
+    Planes<N> p;
+    for (size_t i = 0; i < N; i++)
+        for (size_t k = 0; k < K; k++) {
+            int at = 0;
+            while (l.of[at] != book[i][k]) at++;
+            p.of[K == 4 ? k % 2 : k / 4][i] |= uint8_t(at << (K == 4 ? 3 * (k < 2) : 2 * (3 - k % 4)));
+        }
+    return p;
+}
+constexpr Planes planes_iq2_xxs = planes_of(codebook::iq2_xxs);
+constexpr Planes planes_iq2_xs = planes_of(codebook::iq2_xs);
+constexpr Planes planes_iq2_s = planes_of(codebook::iq2_s);
+constexpr Planes planes_iq3_xxs = planes_of(codebook::iq3_xxs);
+constexpr Planes planes_iq3_s = planes_of(codebook::iq3_s);
+
+// One plane of 64 points, by 8 lowest bits of their indices and masks of the 8th bit and those above.
+template <size_t N>
+QT_INLINE Z look_up(const uint8_t (&plane)[N], Z index, const __mmask64* bit) {
+    constexpr int n = N / 128;
+    Z part[n];
+    QT_UNROLL for (int i = 0; i < n; i++) part[i] = _mm512_permutex2var_epi8(_mm512_load_si512(plane + 128 * i), index, _mm512_load_si512(plane + 128 * i + 64));
+    QT_UNROLL for (int k = 1; k < n; k *= 2, bit++)
+        QT_UNROLL for (int i = 0; i < n; i += 2 * k) part[i] = _mm512_mask_blend_epi8(*bit, part[i], part[i + k]);
+    return part[0];
+}
+
+// Twice four bits plus one, from bit 1 on, times d.
+QT_INLINE V odd(Z x, V d) { return _mm512_mul_ps(_mm512_cvtepi32_ps(mask_or(x, _mm512_set1_epi32(30), _mm512_set1_epi32(1))), d); }
+struct Signs128 {  // by seven bits of each byte
+    Z first = once(sign_bytes.of), second = once(sign_bytes.of + 64);
+    QT_INLINE Signs128() {}
+    QT_INLINE Z of(Z index) const { return _mm512_permutex2var_epi8(first, index, second); }
+};
+// A byte of `codes` and a sign in bit k of another: the sign takes the place of a bit of another value, then vpermb reads
+// six bits. 128 + x, or 128 - x where the sign is set.
+template <const auto& book>
+QT_INLINE Z signed_table(int field, int sign) {
+    constexpr Levels l = levels(book);
+    return bytes([&](int i) { return 128 + (i >> sign & 1 ? -1 : 1) * l.of[i >> field & (l.n > 4 ? 7 : 3)]; });
+}
+
+// Types of 8 values a point: two blocks at a time, whose indices stand in turns of 8 points.
+template <const auto& book>
+struct Eights {
+    Z table[4] = {signed_table<book>(4, 0), signed_table<book>(4, 1), signed_table<book>(0, 2), signed_table<book>(0, 3)};
+    Z half = bytes([](int i) { return 16 * (i % 8 / 2) + i % 2 * 4; });
+    QT_INLINE Eights() {}
+    template <size_t N>
+    QT_INLINE void look_up_both(const Planes<N>& planes, Z index, const __mmask64* high, Z* codes) const {
+        const Z low = look_up(planes.of[0], index, high), up = look_up(planes.of[1], index, high);
+        codes[0] = _mm512_unpacklo_epi8(low, up), codes[1] = _mm512_unpackhi_epi8(low, up);
+    }
+    // `signs`: a byte in each word
+    QT_INLINE void values(Z codes, Z signs, Z* v) const {
+        const Z minus = spread(half, signs), shifted = right(codes, 2);
+        QT_UNROLL for (int k = 0; k < 4; k++) v[k] = _mm512_permutexvar_epi8(mask_into(k % 2 ? codes : shifted, minus, b8(1 << k)), table[k]);
+    }
+};
 struct GemvIQ2_XXS {
     using Block = block::IQ2_XXS;
-    static constexpr Order order = eights;
-    static constexpr int offset = 128;
-    static constexpr int n = 1;
-    Points<2> points{levels(codebook::iq2_xxs)};
-    Signed sign;
-    Z index = bytes([](int i) { return i % 2 ? 0x80 : 8 * (i / 8 % 2) + i % 8 / 2; }), seven = spread_index(32, 7);
+    static constexpr Order order = fours;
+    static constexpr int offset = 128, n = 1, together = 2;
+    static constexpr float unit = 1 / 8.f;
+    Eights<codebook::iq2_xxs> eights;
+    Signs128 signs;
+    Z points = dwords([](int i) { return i / 4 * 4 + i % 2 * 2 + i % 4 / 2 * 16; }), seven = bytes([](int i) { return 32 + 7 * (i % 8 / 2); });
     QT_INLINE GemvIQ2_XXS() {}
-    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
-        const Z q = once(p + 2), words = look_up(book_iq2_xxs, _mm512_shuffle_epi8(q, index)), minus = sign.by_index(spread(seven, q));
-        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words));
-        const V d = half_in_all(p);
-        s[0] = scaled(_mm512_shuffle_epi32(_mm512_srli_epi32(q, 28), _MM_PERM_DDBB), times(d, 1 / 4.f), times(d, 1 / 8.f));
+    QT_INLINE void unpack(const uint8_t* first, const uint8_t* second, Z (*v)[4], V (*s)[1]) const {
+        const uint8_t* at[2] = {first, second};
+        const Z q[2] = {once(at[0] + 2), once(at[1] + 2)}, index = _mm512_permutex2var_epi32(q[0], points, q[1]);
+        const __mmask64 high = _mm512_movepi8_mask(index);
+        Z codes[2];
+        eights.look_up_both(planes_iq2_xxs, index, &high, codes);
+        QT_UNROLL for (int i = 0; i < 2; i++) {
+            eights.values(codes[i], signs.of(spread(seven, q[i])), v[i]);
+            s[i][0] = odd(_mm512_shuffle_epi32(_mm512_srli_epi32(q[i], 27), _MM_PERM_DDBB), half_in_all(at[i]));
+        }
     }
 };
 struct GemvIQ2_XS {
     using Block = block::IQ2_XS;
-    static constexpr Order order = eights;
-    static constexpr int offset = 128;
-    static constexpr int n = 2;
-    Points<2> points{levels(codebook::iq2_xs)};
-    Signed sign;
-    Z seven = spread_index(9, 16);
+    static constexpr Order order = fours;
+    static constexpr int offset = 128, n = 1, together = 2;
+    static constexpr float unit = 1 / 8.f;
+    Eights<codebook::iq2_xs> eights;
+    Signs128 signs;
+    Z low = point(0), ninth = point(1), seven = bytes([](int i) { return 16 * (i % 8 / 2) + 9; }), nibble = nibbles();
+    static QT_INLINE Z point(int byte) { return bytes([&](int i) { return 16 * (i / 16) + 2 * (i % 8) + byte + i % 16 / 8 * 64; }); }
+    static QT_INLINE Z nibbles() { return bytes([](int i) { return (i - i % 4 - 1) & 63; }); }
     QT_INLINE GemvIQ2_XS() {}
-    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
-        const Z q = once(p + 2), words = look_up(book_iq2_xs, q), minus = sign.by_index(spread(seven, q));
-        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words));
-        two_scales(qwords_of_bytes(p + 66), half_in_all(p), s);
-    }
-    // A nibble for each 16 values.
-    static QT_INLINE void two_scales(Z x, V d, V* s) {
-        const Z n = low_dwords(x);
-        s[0] = scaled(_mm512_and_si512(n, _mm512_set1_epi32(15)), times(d, 1 / 4.f), times(d, 1 / 8.f));
-        s[1] = scaled(_mm512_and_si512(n, _mm512_set1_epi32(0xf0)), times(d, 1 / 64.f), times(d, 1 / 8.f));
+    QT_INLINE void unpack(const uint8_t* first, const uint8_t* second, Z (*v)[4], V (*s)[1]) const {
+        const uint8_t* at[2] = {first, second};
+        const Z q[2] = {once(at[0] + 2), once(at[1] + 2)}, index = _mm512_permutex2var_epi8(q[0], low, q[1]);
+        const __mmask64 high[2] = {_mm512_movepi8_mask(index), _mm512_test_epi8_mask(_mm512_permutex2var_epi8(q[0], ninth, q[1]), b8(1))};
+        Z codes[2];
+        eights.look_up_both(planes_iq2_xs, index, high, codes);
+        QT_UNROLL for (int i = 0; i < 2; i++) {
+            eights.values(codes[i], signs.of(spread(seven, q[i])), v[i]);
+            s[i][0] = odd(spread(nibble, _mm512_set1_epi64(load<int64_t>(at[i] + 66))), half_in_all(at[i]));
+        }
     }
 };
 struct GemvIQ2_S {
     using Block = block::IQ2_S;
-    static constexpr Order order = eights;
-    static constexpr int offset = 128;
-    static constexpr int n = 2;
-    Points<2> points{levels(codebook::iq2_s)};
-    Signed sign;
-    Z high = bytes([](int i) { return i % 8 - 1; });  // two bits for each index of a group: to the upper byte of its word
+    static constexpr Order order = fours;
+    static constexpr int offset = 128, n = 1, together = 2;
+    static constexpr float unit = 1 / 8.f;
+    Eights<codebook::iq2_s> eights;
+    Z points = bytes([](int i) { return i % 8 ? 0 : i / 16 + i / 8 % 2 * 8; }), nibble = GemvIQ2_XS::nibbles();
     QT_INLINE GemvIQ2_S() {}
-    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
-        const Z index = mask_or(spread(high, qwords_of_bytes(p + 66)), _mm512_set1_epi16(0x300), words_of_bytes(p + 2));
-        const Z words = look_up(book_iq2_s, index), minus = qwords_of_dwords(p + 34);
-        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words));
-        GemvIQ2_XS::two_scales(qwords_of_bytes(p + 74), half_in_all(p), s);
+    // A bit of each two bits, of both blocks in turns of eight
+    static QT_INLINE uint64_t turns(const uint64_t* pairs, uint64_t which) {
+        return _pdep_u64(_pext_u64(pairs[0], which), 0x00ff00ff00ff00ff) | _pdep_u64(_pext_u64(pairs[1], which), 0xff00ff00ff00ff00);
+    }
+    QT_INLINE void unpack(const uint8_t* first, const uint8_t* second, Z (*v)[4], V (*s)[1]) const {
+        const uint8_t* at[2] = {first, second};
+        const uint64_t pairs[2] = {load<uint64_t>(at[0] + 66), load<uint64_t>(at[1] + 66)};
+        const Z index = _mm512_permutex2var_epi64(once(at[0] + 2), points, once(at[1] + 2));
+        const __mmask64 high[3] = {_mm512_movepi8_mask(index), turns(pairs, 0x5555555555555555), turns(pairs, 0xaaaaaaaaaaaaaaaa)};
+        Z codes[2];
+        eights.look_up_both(planes_iq2_s, index, high, codes);
+        QT_UNROLL for (int i = 0; i < 2; i++) {
+            eights.values(codes[i], words_of_bytes(at[i] + 34), v[i]);
+            s[i][0] = odd(spread(nibble, _mm512_set1_epi64(load<int64_t>(at[i] + 74))), half_in_all(at[i]));
+        }
+    }
+};
+
+// Types of 4 values a point.
+template <const auto& book>
+struct Pairs {
+    Z table[4] = {signed_table<book>(3, 1), signed_table<book>(3, 2), signed_table<book>(0, 3), signed_table<book>(0, 4)};
+    // Even points first, then odd ones: a lane of 32 bits is of one group of 32 values, and the lane 8 further of the same.
+    Z even = bytes([](int i) { return i < 32 ? 2 * i : 2 * i - 63; });
+    Z half = bytes([](int i) { return (8 * (i % 8) + (i < 32 ? -1 : 3)) & 63; });
+    QT_INLINE Pairs() {}
+    // `signs`: a byte for each 8 values, twice
+    template <size_t N>
+    QT_INLINE void values(const Planes<N>& planes, Z index, const __mmask64* high, Z signs, Z* v) const {
+        const Z minus = spread(half, signs), codes[2] = {look_up(planes.of[0], index, high), look_up(planes.of[1], index, high)};
+        QT_UNROLL for (int k = 0; k < 4; k++) v[k] = _mm512_permutexvar_epi8(mask_into(codes[k % 2], minus, b8(2 << k)), table[k]);
     }
 };
 struct GemvIQ3_XXS {
     using Block = block::IQ3_XXS;
-    static constexpr Order order = eights;
-    static constexpr int offset = 128;
-    static constexpr int n = 1;
-    Points<4> points{levels(codebook::iq3_xxs)};
-    Signed sign;
-    Z index[2] = {half(0), half(4)}, seven = spread_index(0, 7);
-    static QT_INLINE Z half(int from) { return bytes([&](int i) { return i % 2 ? 0x80 : 8 * (i / 8 % 2) + from + i % 8 / 2; }); }
+    static constexpr Order order = even_fours;
+    static constexpr int offset = 128, n = 1;
+    static constexpr float unit = 1 / 4.f;
+    Pairs<codebook::iq3_xxs> pairs;
+    Signs128 signs;
+    Z seven = bytes([](int i) { return 32 * (i % 8 / 4) + 7 * (i % 4); });
     QT_INLINE GemvIQ3_XXS() {}
     QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
-        const Z q = once(p + 2), rest = qwords_of_dwords(p + 66), minus = sign.by_index(spread(seven, rest));
-        Z words[2];
-        QT_UNROLL for (int h = 0; h < 2; h++) words[h] = look_up(book_iq3_xxs, _mm512_shuffle_epi8(q, index[h]));
-        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words[r / 2]));
-        const V d = half_in_all(p);
-        s[0] = scaled(low_dwords(_mm512_srli_epi64(rest, 28)), times(d, 1 / 2.f), times(d, 1 / 4.f));
+        const Z q = _mm512_permutexvar_epi8(pairs.even, load512(p + 2)), rest = twice(p + 66);
+        const __mmask64 high = _mm512_movepi8_mask(q);
+        pairs.values(planes_iq3_xxs, q, &high, signs.of(spread(seven, rest)), v);
+        s[0] = odd(_mm512_srli_epi32(rest, 27), half_in_all(p));
     }
 };
 struct GemvIQ3_S {
     using Block = block::IQ3_S;
-    static constexpr Order order = eights;
-    static constexpr int offset = 128;
-    static constexpr int n = 1;
-    Points<4> points{levels(codebook::iq3_s)};
-    Signed sign;
-    Z index[2] = {GemvIQ3_XXS::half(0), GemvIQ3_XXS::half(4)}, nibble = dwords([](int i) { return 4 * (i / 2); });
-    // The ninth bit of each index of a group: to the upper byte of its word.
-    Z ninth[2] = {bytes([](int i) { return i % 8 / 2; }), bytes([](int i) { return 4 + i % 8 / 2; })};
+    static constexpr Order order = even_fours;
+    static constexpr int offset = 128, n = 1;
+    Pairs<codebook::iq3_s> pairs;
+    Z nibble = dwords([](int i) { return 1 - 4 * (i % 8) & 31; });
     QT_INLINE GemvIQ3_S() {}
     QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
-        const Z q = once(p + 2), high = qwords_of_bytes(p + 66), minus = qwords_of_dwords(p + 74);
-        Z words[2];
-        QT_UNROLL for (int h = 0; h < 2; h++)
-            words[h] = look_up(book_iq3_s, mask_or(spread(ninth[h], high), _mm512_set1_epi16(0x100), _mm512_shuffle_epi8(q, index[h])));
-        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = sign.apply(r, minus, points.value(r, words[r / 2]));
-        const V d = half_in_all(p);
-        const Z n = _mm512_and_si512(_mm512_srlv_epi32(_mm512_set1_epi32(load<int32_t>(p + 106)), nibble), _mm512_set1_epi32(15));
-        s[0] = scaled(n, _mm512_add_ps(d, d), d);
+        const Z q = _mm512_permutexvar_epi8(pairs.even, load512(p + 2));
+        const uint64_t ninth = load<uint64_t>(p + 66);
+        const __mmask64 high[2] = {_mm512_movepi8_mask(q), _pext_u64(ninth, 0x5555555555555555) | _pext_u64(ninth, 0xaaaaaaaaaaaaaaaa) << 32};
+        pairs.values(planes_iq3_s, q, high, twice(p + 74), v);
+        s[0] = odd(_mm512_rolv_epi32(_mm512_set1_epi32(load<int32_t>(p + 106)), nibble), half_in_all(p));
     }
 };
 // Eight times the point, plus or minus one: d (point + 1/8 or - 1/8).
@@ -205,14 +270,14 @@ struct GemvIQ1_S {
     static constexpr Order order = eights;
     static constexpr int offset = 128;
     static constexpr int n = 1;
-    Points<2> points{levels(codebook::iq1), 8};
     Z high = bytes([](int i) { return 3 * (i % 8 / 2); });
     QT_INLINE GemvIQ1_S() {}
-    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
-        const Z h = qwords_of_words(p + 34), index = mask_or(spread(high, h), _mm512_set1_epi16(0x700), words_of_bytes(p + 2));
-        const Z words = look_up_gathered(book_iq1, index);
+    QT_INLINE Z index(const uint8_t* p) const { return mask_or(spread(high, qwords_of_words(p + 34)), _mm512_set1_epi16(0x700), words_of_bytes(p + 2)); }
+    QT_INLINE void unpack(const uint8_t* p, const uint16_t* index, Z* v, V* s) const {
+        look_up_whole(whole_iq1, index, v);
+        const Z h = qwords_of_words(p + 34);
         const Z shift = _mm512_mask_mov_epi64(b8(1), _mm512_test_epi64_mask(h, _mm512_set1_epi64(0x8000)), b8(-1));
-        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_add_epi8(points.value(r, words), shift);
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_add_epi8(v[r], shift);
         const V d = times(half_in_all(p), 1 / 8.f);
         s[0] = scaled(low_dwords(_mm512_and_si512(_mm512_srli_epi64(h, 12), _mm512_set1_epi64(7))), _mm512_add_ps(d, d), d);
     }
@@ -222,16 +287,16 @@ struct GemvIQ1_M {
     static constexpr Order order = eights;
     static constexpr int offset = 128;
     static constexpr int n = 2;
-    Points<2> points{levels(codebook::iq1), 8};
     Z high = bytes([](int i) { return 4 * (i % 8 / 2); });
     Z place = dwords([](int i) { return i % 2 ? 0 : 16 * (i / 4) + 6 * (i / 2 % 2); });
     QT_INLINE GemvIQ1_M() {}
-    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
-        const Z h = qwords_of_words(p + 32), index = mask_or(spread(high, h), _mm512_set1_epi16(0x700), words_of_bytes(p));
-        const Z words = look_up_gathered(book_iq1, index);
+    QT_INLINE Z index(const uint8_t* p) const { return mask_or(spread(high, qwords_of_words(p + 32)), _mm512_set1_epi16(0x700), words_of_bytes(p)); }
+    QT_INLINE void unpack(const uint8_t* p, const uint16_t* index, Z* v, V* s) const {
+        look_up_whole(whole_iq1, index, v);
+        const Z h = qwords_of_words(p + 32);
         QT_UNROLL for (int r = 0; r < 4; r++) {
             const Z shift = _mm512_mask_mov_epi64(b8(1), _mm512_test_epi64_mask(h, _mm512_set1_epi64(8 << 4 * r)), b8(-1));
-            v[r] = _mm512_add_epi8(points.value(r, words), shift);
+            v[r] = _mm512_add_epi8(v[r], shift);
         }
         const uint64_t scales = load<uint64_t>(p + 48);
         const V d = _mm512_set1_ps(widen(f16(_pext_u64(scales, 0xf000f000f000f000ull))) * (1 / 8.f));
@@ -244,29 +309,64 @@ struct GemvIQ1_M {
 template <class Q>
 struct RowsBook : Q {
     using Record = Packed256<Q::n>;
-    static constexpr int block_bytes = sizeof(typename Q::Block), block_size = Q::Block::size, record = 256 / block_size;
+    static constexpr int block_bytes = sizeof(typename Q::Block), block_size = Q::Block::size, record = 256 / block_size, together = [] { if constexpr (requires { Q::together; }) return Q::together; else return 1; }();
     QT_INLINE RowsBook() {}
 
+    template <int C>
+    QT_INLINE void multiply(const Z* v, const V* s, const Record* a, V* sum) const {
+        QT_UNROLL for (int c = 0; c < C; c++) {
+            QT_UNROLL for (int h = 0; h < Q::n; h++) {
+                Z total = load512(a[c].start[h]);
+                QT_UNROLL for (int r = 4 / Q::n * h; r < 4 / Q::n * (h + 1); r++) total = _mm512_dpbusd_epi32(total, v[r], load512(a[c].q + 64 * r));
+                sum[c] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(total), _mm512_load_ps(a[c].unit[h])), s[h], sum[c]);
+            }
+        }
+    }
     // `blocks` blocks against C of `columns` columns
     template <int C>
     QT_INLINE void dots(const uint8_t* w, const Record* a, int columns, int blocks, V* sum, const uint8_t*& ahead) const {
-        alignas(64) uint8_t rest[record * block_bytes];
-        for (int b = 0; b < blocks; b += record, w += record * block_bytes, a += columns) {
-            prefetch(ahead, record * block_bytes);
-            if (record > 1 && blocks - b < record) [[unlikely]] {  // the row ends inside: zero blocks, which meet zeros of x
-                __builtin_memset(rest, 0, record * block_bytes);
-                __builtin_memcpy(rest, w, size_t(blocks - b) * block_bytes);
-                w = rest;
-            }
-            Z v[4];
-            V s[Q::n];
-            Q::unpack(w, v, s);
-            QT_UNROLL for (int c = 0; c < C; c++) {
-                QT_UNROLL for (int h = 0; h < Q::n; h++) {
-                    Z total = load512(a[c].start[h]);
-                    QT_UNROLL for (int r = 4 / Q::n * h; r < 4 / Q::n * (h + 1); r++) total = _mm512_dpbusd_epi32(total, v[r], load512(a[c].q + 64 * r));
-                    sum[c] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(total), _mm512_load_ps(a[c].unit[h])), s[h], sum[c]);
+        constexpr int step = record * together;  // blocks
+        alignas(64) uint8_t rest[step * block_bytes];
+        for (int b = 0; b < blocks; b += step, w += step * block_bytes, a += together * columns) {
+            const int left = blocks - b;
+            prefetch(ahead, (step < left ? step : left) * block_bytes);
+            Z v[together][4];
+            V s[together][Q::n];
+            if constexpr (together == 2) {
+                Q::unpack(w, left > 1 ? w + block_bytes : w, v, s);
+            } else {
+                if (left < step) [[unlikely]] {  // the row ends inside: zero blocks, which meet zeros of x
+                    __builtin_memset(rest, 0, sizeof rest);
+                    __builtin_memcpy(rest, w, size_t(left) * block_bytes);
+                    w = rest;
                 }
+                Q::unpack(w, v[0], s[0]);
+            }
+            QT_UNROLL for (int k = 0; k < together; k++)
+                if (left > k) multiply<C>(v[k], s[k], a + k * columns, sum);
+        }
+    }
+};
+
+// Types whose points scalar code looks up: `index` of several blocks at a time, or it would wait for them.
+template <class Q>
+struct RowsPoints : RowsBook<Q> {
+    using Rows = RowsBook<Q>;
+    QT_INLINE RowsPoints() {}
+    template <int C>
+    QT_INLINE void dots(const uint8_t* w, const typename Rows::Record* a, int columns, int blocks, V* sum, const uint8_t*& ahead) const {
+        constexpr int several = 8;
+        alignas(64) uint16_t index[several][32];
+        for (; blocks > 0; blocks -= several) {
+            const int n = blocks < several ? blocks : several;
+            for (int i = 0; i < n; i++) _mm512_store_si512(index[i], Q::index(w + i * Rows::block_bytes));
+            spill(index);
+            for (int i = 0; i < n; i++, w += Rows::block_bytes, a += columns) {
+                prefetch(ahead, Rows::block_bytes);
+                Z v[4];
+                V s[Q::n];
+                Q::unpack(w, index[i], v, s);
+                Rows::template multiply<C>(v, s, a, sum);
             }
         }
     }

@@ -16,7 +16,10 @@ enum Order {
     halves_of_eights,  // Q4_0, IQ4_NL, MXFP4
     // What follows keeps to this only within registers 0 and 1, and within 2 and 3.
     eights,         // 8 values of each group of 32: types with codebooks
-    sixteens        // NVFP4
+    sixteens,       // NVFP4
+    // Byte i of register r is value r of the i-th four: a lane has 16 values of all four registers.
+    fours,          // types with points of 8 values, looked up as bytes
+    even_fours      // the same where points have 4: those of even index first
 };
 
 // Which value of 256 is the first of the four in a lane of register r.
@@ -32,21 +35,25 @@ constexpr int first_value(Order o, int r, int lane) {
         default: return 128 * (r / 2) + 16 * (lane / 2) + 8 * (r % 2) + 4 * (lane % 2);
     }
 }
+// Which value of 256 is byte i of register r.
+constexpr int value_of(Order o, int r, int i) {
+    return o == fours ? 4 * i + r : o == even_fours ? 8 * (i % 32) + i / 32 * 4 + r : first_value(o, r, i / 4) + i % 4;
+}
 // The sub-block of `per` values that a lane of a register belongs to.
-constexpr int sub_of(Order o, int per, int lane, int r = 0) { return first_value(o, r, lane) / per; }
+constexpr int sub_of(Order o, int per, int lane, int r = 0) { return value_of(o, r, 4 * lane) / per; }
 // Whether lanes keep to a sub-block in `n` registers from each n-th on, and every value has its place.
 consteval bool lanes_keep_to(Order o, int per, int n) {
-    bool seen[64] = {};
+    bool seen[256] = {};
     for (int r = 0; r < 4; r++)
-        for (int lane = 0; lane < 16; lane++) {
-            const int first = first_value(o, r, lane);
-            if (first % 4 || seen[first / 4] || first / per != sub_of(o, per, lane, r / n * n)) return false;
-            seen[first / 4] = true;
+        for (int i = 0; i < 64; i++) {
+            const int value = value_of(o, r, i);
+            if (seen[value] || value / per != sub_of(o, per, i / 4, r / n * n)) return false;
+            seen[value] = true;
         }
     return true;
 }
 static_assert(lanes_keep_to(nibble_pairs, 32, 4) && lanes_keep_to(quarter_bytes, 16, 4) && lanes_keep_to(six_bits, 16, 4));
-static_assert(lanes_keep_to(half_blocks, 32, 4) && lanes_keep_to(halves_of_eights, 32, 4) && lanes_keep_to(eights, 32, 4) && lanes_keep_to(eights, 16, 2) && lanes_keep_to(sixteens, 16, 2));
+static_assert(lanes_keep_to(half_blocks, 32, 4) && lanes_keep_to(halves_of_eights, 32, 4) && lanes_keep_to(eights, 32, 4) && lanes_keep_to(eights, 16, 2) && lanes_keep_to(sixteens, 16, 2) && lanes_keep_to(fours, 16, 4) && lanes_keep_to(even_fours, 32, 4));
 
 // What undoes offsets and adds minima.
 enum Rest {
@@ -124,7 +131,12 @@ QT_INLINE Z minus_times(Z x, int offset) { return _mm512_sub_epi32(_mm512_setzer
 template <Order order>
 QT_INLINE void arrange_lanes(const int8_t* from, int8_t* to) {
     for (int r = 0; r < 4; r++)
-        for (int lane = 0; lane < 16; lane++) __builtin_memcpy(to + 64 * r + 4 * lane, from + first_value(order, r, lane), 4);
+        if constexpr (order == fours)
+            for (int i = 0; i < 4; i++) _mm_store_si128((__m128i*)(to + 64 * r + 16 * i), _mm512_cvtepi32_epi8(_mm512_srli_epi32(load512(from + 64 * i), unsigned(8 * r))));
+        else if constexpr (order == even_fours)
+            for (int i = 0; i < 8; i++) _mm_storel_epi64((__m128i*)(to + 64 * r + 32 * (i / 4) + 8 * (i % 4)), _mm512_cvtepi64_epi8(_mm512_srli_epi64(load512(from + 64 * (i % 4)), unsigned(32 * (i / 4) + 8 * r))));
+        else
+            for (int lane = 0; lane < 16; lane++) __builtin_memcpy(to + 64 * r + 4 * lane, from + first_value(order, r, lane), 4);
 }
 
 // [records of 1024][columns]

@@ -25,7 +25,7 @@ constexpr int registers = 32;
 #else
 constexpr int registers = 16;
 #endif
-constexpr int rows_of_floats(int C) { return C < 3 || registers > 16 ? 4 : 2; }
+constexpr int rows_of_floats(int C) { return registers > 16 ? (C == 1 ? 2 : 4) : (C < 3 ? 4 : 2); }
 constexpr int rows_of_codes(int C) { return C == 1 ? 4 : C == 2 ? 2 : 1; }
 struct FewF16 {
     static constexpr size_t size = VL, stored = 2 * VL;

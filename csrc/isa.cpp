@@ -19,6 +19,10 @@ namespace generic { extern const Kernels table; }
 #ifdef QT_HAS_avx2
 namespace avx2 { extern const Kernels table; }
 namespace avx512 { extern const Kernels table; }
+namespace avx512vnni { extern const GemmTable gemm_table; }
+#endif
+#ifdef QT_HAS_avxvnni
+namespace avxvnni { extern const GemmTable gemm_table; }
 #endif
 #ifdef QT_HAS_dotprod
 namespace dotprod { extern const Kernels table; }
@@ -63,10 +67,18 @@ bool has_avx2() {
     return saves(0x06) && (leaf(1).c & one) == one && (leaf(7).b & seven) == seven;
 }
 
-bool has_avx512() {
+bool has_avx512vnni() {
     const unsigned b = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
-    const unsigned c = 1u << 1 | 1u << 11;  // VBMI, VNNI
-    return has_avx2() && saves(0xe6) && (leaf(7).b & b) == b && (leaf(7).c & c) == c;
+    return has_avx2() && saves(0xe6) && (leaf(7).b & b) == b && leaf(7).c >> 11 & 1;
+}
+
+bool has_avx512() { return has_avx512vnni() && leaf(7).c >> 1 & 1; }  // VBMI, too
+
+// avx2 but for its products of many tokens.
+Kernels with_gemm(const char* name, const Gemm* gemm) {
+    Kernels k = avx2::table;
+    k.name = name, k.gemm = gemm;
+    return k;
 }
 #endif
 
@@ -74,9 +86,22 @@ struct Choice { const Kernels* table; bool usable; };
 
 // Best first.
 const Choice* choices(int& n) {
+#ifdef QT_HAS_avx2
+    static const Kernels vnni_evex = with_gemm("avx512vnni", avx512vnni::gemm_table.of);
+#endif
+#ifdef QT_HAS_avxvnni
+    static const Kernels vnni_vex = with_gemm("avxvnni", avxvnni::gemm_table.of);
+    const bool has_avxvnni = has_avx2() && leaf(7).a >= 1 && leaf(7, 1).a >> 4 & 1;
+#endif
     static const Choice list[] = {
 #ifdef QT_HAS_avx2
         {&avx512::table, has_avx512()},
+        {&vnni_evex, has_avx512vnni()},
+#endif
+#ifdef QT_HAS_avxvnni
+        {&vnni_vex, has_avxvnni},
+#endif
+#ifdef QT_HAS_avx2
         {&avx2::table, has_avx2()},
 #endif
 #ifdef QT_HAS_dotprod

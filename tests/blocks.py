@@ -10,6 +10,8 @@ from qtransformers.types import QuantType
 EDGES = np.array([0, 0x8000, 1, 0x83FF, 0x0400, 0x8400, 0x3C00, 0xB555, 0x7BFF, 0xFBFF], np.uint16)
 SPECIALS = np.array([0x7C00, 0xFC00, 0x7E00], np.uint16)
 
+LIKE_AVX2 = ("avx512vnni", "avxvnni")  # sets with products of many tokens of their own, which give the same bits
+
 
 def random_blocks(type: QuantType, n: int, seed: int = 0) -> np.ndarray:
     """`n` blocks, `[n * block_bytes]`, of random payload whose scales are finite and of moderate size, as weights have them."""
@@ -98,7 +100,7 @@ def stable_values(n: int) -> np.ndarray:
 
 
 def usable_isas() -> list[str]:
-    """The instruction sets that this machine can run, the best last."""
+    """The instruction sets that this machine can run, the best last; of those in LIKE_AVX2 avx2 stands for all."""
     from qtransformers.native import lib  # the golden scripts make do without the extension
 
-    return lib.isas()[::-1]
+    return [isa for isa in lib.isas()[::-1] if isa not in LIKE_AVX2]

@@ -31,6 +31,9 @@ QT_INLINE Codes operator&(Codes a, uint8_t mask) {
 QT_INLINE Codes operator|(Codes a, Codes b) {
     return each_part([&](int i) { return a.at[i] | b.at[i]; });
 }
+QT_INLINE Codes operator^(Codes a, Codes b) {
+    return each_part([&](int i) { return a.at[i] ^ b.at[i]; });
+}
 QT_INLINE Codes operator>>(Codes a, int n) {
     return each_part([&](int i) { return a.at[i] >> n; });
 }

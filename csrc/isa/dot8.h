@@ -25,7 +25,26 @@ typedef int16_t Act;  // of a row, as row_sums reads it
 #else
 typedef int8_t Act;
 #endif
-#if defined(__AVX2__)
+#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
+#define QT_VNNI 1  // unsigned by signed bytes, four to a sum that holds any
+typedef __m256i Quad, Weights, Sums;
+constexpr int span = 32;
+
+QT_INLINE Weights four_codes(const uint8_t* p) { return _mm256_set1_epi32(get<int32_t>(p)); }
+QT_INLINE int32_t up_word(int up) { return up; }
+template <bool is_signed>
+QT_INLINE Sums step(Sums sums, Weights w, Quad x) {
+    static_assert(!is_signed);
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(sums, w, x);
+#else
+    return _mm256_dpbusd_epi32(sums, w, x);
+#endif
+}
+QT_INLINE I settle(Sums sums, I up) { return (I)_mm256_sllv_epi32(sums, (__m256i)up); }
+QT_INLINE Sums offset_start(Sums of_ones, int log2) { return _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(of_ones, log2)); }
+QT_INLINE Sums plus(Sums a, Sums b) { return _mm256_add_epi32(a, b); }
+#elif defined(__AVX2__)
 typedef __m256i Quad, Weights, Sums;
 constexpr int span = 4;
 

@@ -10,6 +10,8 @@ namespace qt::QT_ISA {
 constexpr int tokens = VL, panel_rows = int(gemm_rows);
 #if defined(__aarch64__)
 constexpr int rows_at_once(bool) { return 4; }  // of 32 registers
+#elif defined(__AVX512VL__)
+constexpr int rows_at_once(bool) { return 6; }  // the same
 #else
 constexpr int rows_at_once(bool is_signed) { return is_signed ? 3 : 4; }  // of 16
 #endif
@@ -136,19 +138,28 @@ static void finish(float* tile, const GemmJob& j, size_t r0, int rows, size_t g,
     if (j.y) flush(tile, j, r0, rows, g, n);
 }
 
+// How the codes of a panel are multiplied: one kernel for all types alike.
+template <class Of>
+#if defined(QT_VNNI)  // signed codes become bytes, too; and no sum needs to be centred
+using KindOf = Coding<Of::sub, Of::minima ? 0 : Of::is_signed ? 128 : Of::offset, Of::minima>;
+#else
+using KindOf = Coding<Of::sub, Of::offset, Of::minima>;
+#endif
+
 // 256 columns, or the last n blocks, of one row.
 template <class Block>
 QT_INLINE void fill_panel(const Block* from, size_t n, uint8_t* q, float* s, float* m) {
-    const auto put_codes = [&](int j, Codes c) __attribute__((always_inline)) { store_codes(q + 32 * j, c); };
+    using Of = CodingOf<Block>;
+    constexpr int lift = KindOf<Of>::offset - (Of::minima ? 0 : Of::offset);
+    const auto put_codes = [&](int j, Codes c) __attribute__((always_inline)) { store_codes(q + 32 * j, lift == 128 ? c ^ every(128) : c); };
     if (n < panel_columns / Block::size) unpack(Rest<Block>(from, n).blocks, s, m, put_codes);
     else unpack(from, s, m, put_codes);
 }
 
 template <class Block>
 static void gemm_rows_of(const GemmJob& j, size_t r0, size_t r1, float* tile) {
-    using Of = CodingOf<Block>;
-    using Kind = Coding<Of::sub, Of::offset, Of::minima>;  // one kernel for all types alike
-    Panel<Of::sub> p;
+    using Kind = KindOf<CodingOf<Block>>;
+    Panel<Kind::sub> p;
     const size_t groups = (j.T + tokens - 1) / tokens, blocks = j.in / Block::size;
     constexpr size_t per = panel_columns / Block::size;
     for (size_t r = r0; r < r1; r += panel_rows) {
@@ -207,7 +218,7 @@ static void pack(const float* x, size_t T, size_t in, int planes, size_t block, 
 
 static consteval GemmTable list() {
     GemmTable t{};
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(QT_VNNI)
     constexpr int most_signed = 1;  // signed codes cost twice the multiplications
 #else
     constexpr int most_signed = 2;

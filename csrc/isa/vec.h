@@ -11,7 +11,7 @@
 #include "compiler.h"
 
 namespace qt::QT_ISA {
-#if defined(__AVX512F__)
+#if defined(QT_512)
 constexpr int VL = 16;
 #elif defined(__AVX2__)
 constexpr int VL = 8;
@@ -39,7 +39,7 @@ QT_INLINE void put(void* p, T v) {
 QT_INLINE V load(const float* p) { return get<V>(p); }
 // Halves to floats.
 QT_INLINE V load_halves(const void* p) {
-#if defined(__AVX512F__)
+#if defined(QT_512)
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif defined(__AVX2__)
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
@@ -64,7 +64,7 @@ QT_INLINE void store_part(float* p, V v, size_t n) { __builtin_memcpy(p, &v, 4 *
 
 // a b + c in one rounding where the machine has it. Never left to the compiler: the same sum must be the same everywhere.
 QT_INLINE V fma(V a, V b, V c) {
-#if defined(__AVX512F__)
+#if defined(QT_512)
     return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__)
     return _mm256_fmadd_ps(a, b, c);
@@ -76,7 +76,7 @@ QT_INLINE V fma(V a, V b, V c) {
 }
 // The larger; b where either is NaN.
 QT_INLINE V larger(V a, V b) {
-#if defined(__AVX512F__)
+#if defined(QT_512)
     return _mm512_max_ps(a, b);
 #elif defined(__AVX2__)
     return _mm256_max_ps(a, b);
@@ -86,7 +86,7 @@ QT_INLINE V larger(V a, V b) {
 }
 // The smaller; b where either is NaN.
 QT_INLINE V smaller(V a, V b) {
-#if defined(__AVX512F__)
+#if defined(QT_512)
     return _mm512_min_ps(a, b);
 #elif defined(__AVX2__)
     return _mm256_min_ps(a, b);
@@ -96,7 +96,7 @@ QT_INLINE V smaller(V a, V b) {
 }
 // Swap the two of each pair.
 QT_INLINE V swap_pairs(V x) {
-#if defined(__AVX512F__)
+#if defined(QT_512)
     return _mm512_permute_ps(x, 0xb1);
 #elif defined(__AVX2__)
     return _mm256_permute_ps(x, 0xb1);
@@ -111,7 +111,7 @@ template <int h>
 QT_INLINE V swap_lanes(V x) {
     static_assert(h == 1 || h == 2 || h == 4 || h == 8);
     if constexpr (h == 1) return swap_pairs(x);
-#if defined(__AVX512F__)
+#if defined(QT_512)
     else if constexpr (h == 2) return _mm512_permute_ps(x, 0x4e);
     else if constexpr (h == 4) return _mm512_shuffle_f32x4(x, x, 0xb1);
     else return _mm512_shuffle_f32x4(x, x, 0x4e);
@@ -124,7 +124,7 @@ QT_INLINE V swap_lanes(V x) {
 }
 
 QT_INLINE F4 quarter(V v) {
-#if defined(__AVX512F__)
+#if defined(QT_512)
     __m256 h = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
     return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
 #elif defined(__AVX2__)
@@ -145,7 +145,7 @@ QT_INLINE F4 sums(V a, V b, V c, V d) {
 }
 QT_INLINE float sum(V a) { return sums(a, V{}, V{}, V{})[0]; }
 QT_INLINE float largest(V a) {
-#if defined(__AVX512F__)
+#if defined(QT_512)
     return _mm512_reduce_max_ps(a);
 #endif
     float x[VL], m;
@@ -174,7 +174,7 @@ QT_INLINE V exp_negative(V x) {
     p = fma(p, r, all(.5f));
     p = fma(p, r, all(1.f));
     p = fma(p, r, all(1.f));
-#if defined(__AVX512F__)
+#if defined(QT_512)
     return _mm512_scalef_ps(p, whole);  // the same bits, one rounding at most
 #endif
     I n = (I)t - (I)magic, first = n >> 1, second = n - first;  // two steps, as 2^n may be no normal number

@@ -2,9 +2,9 @@
 
 import pytest
 
-from qtransformers.native import lib
+from blocks import usable_isas
 
 
-@pytest.fixture(params=reversed(lib.isas()))
+@pytest.fixture(params=usable_isas())
 def isa(request):
     return request.param

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from blocks import edge_blocks, random_blocks
+from blocks import LIKE_AVX2, edge_blocks, random_blocks
 from qtransformers.errors import ConfigError
 from qtransformers.kernels import cpu, reference
 from qtransformers.kernels.table import why_not
+from qtransformers.native import lib
 from qtransformers.tensor import QTensor
 from qtransformers.types import BY_NAME, TYPES
 
@@ -109,6 +110,25 @@ def test_the_error_of_a_layer(kind, at_once, make, most, isa):
         y = np.concatenate([cpu.linear(x[t : t + at_once], w) for t in range(0, len(x), at_once)])
     truth = reference.linear(x, tensor).astype(np.float64)
     assert np.linalg.norm(y - truth) <= most * np.linalg.norm(truth)
+
+
+@by_name
+@pytest.mark.parametrize("make", [outliers, flat, alternating])
+@pytest.mark.parametrize("vnni", [isa for isa in lib.isas() if isa in LIKE_AVX2])
+def test_sums_of_bytes_are_the_same_however_they_are_made(kind, make, vnni):
+    blocks, cols = np.concatenate([edge_blocks(kind), random_blocks(kind, 300)]), 4 * kind.block_size
+    rows = blocks.size // kind.row_bytes(cols)
+    tensor, x = weight(kind, rows, cols, blocks[: rows * kind.row_bytes(cols)]), make(37, cols)
+    results = []
+    for isa in ("avx2", vnni):
+        with cpu.Pool(2, isa):
+            results.append(cpu.linear(x, cpu.bind(tensor, "fast")))
+            y, exact = (cpu.linear(x[:6].copy(), cpu.bind(tensor, accuracy)) for accuracy in ("high", "exact"))
+    assert np.array_equal(*results, equal_nan=True) and np.isfinite(results[0]).any()
+    scale = norms(x[:6], tensor)
+    sane = scale < 1e28  # beyond, a scale times a sum of codes is no float any more
+    error = np.abs(y[sane].astype(np.float64) - exact[sane])
+    assert (error <= PLANES * scale[sane] + 1e-30).all()
 
 
 @both

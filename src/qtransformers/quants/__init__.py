@@ -41,7 +41,7 @@ def dequantize(
 ) -> NDArray[np.float32]:
     """Decode whole blocks `[nbytes]` to f32 `[n_blocks * block_size]`, into `out` where given.
 
-    `threads` and `isa` (generic, avx2, avx512) default to the environment's, then to the machine's best.
+    `threads` and `isa` (a name of `QTRANSFORMERS_ISA`) default to the environment's, then to the machine's best.
     GGUFError for bytes that are no whole blocks, UnsupportedError for a type that holds no floats, ConfigError for a wrong array.
     """
     n = _n_blocks(data, type) * type.block_size

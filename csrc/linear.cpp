@@ -99,16 +99,15 @@ Operand operand(const Matrix& w, const float* bias, float* y, const PaddedRows& 
 struct Product {
     Operand up, gate;
     Gate act;  // or null: there is no gate
-    size_t rows, tokens;  // of a chunk, but for those of halves
+    size_t rows, tokens;  // of a chunk
     size_t row_chunks, token_chunks;
-    size_t halves;  // 0, or what the rows are parted in, at whole strips: a chunk is two, but one near the end, where the last is waited for
+    size_t whole, pieces;  // chunks of `rows` come first; what they leave is parted alike, for the last one is waited for
 
     size_t chunks() const { return row_chunks * token_chunks; }
     size_t row(size_t i) const {
-        const size_t out = up.job.out;
-        if (!halves) return std::min(i * rows, out);
-        const size_t before = std::min(2 * i, i + halves - row_chunks);
-        return before < halves ? before * out / halves / gemm_strip * gemm_strip : out;
+        if (i <= whole) return i * rows;
+        const size_t left = up.job.out - whole * rows, before = left * (i - whole) / pieces;
+        return whole * rows + (i < row_chunks ? before / gemm_strip * gemm_strip : left);
     }
     void run(size_t chunk) const {
         const size_t r0 = row(chunk / token_chunks), r1 = row(chunk / token_chunks + 1);
@@ -145,21 +144,22 @@ struct Product {
 void cut(Product& p) {
     const size_t threads = width(), out = p.up.job.out, T = p.up.T;
     p.tokens = T;
-    if (p.up.gemm || p.gate.gemm) {  // as many for each thread
-        const size_t each = (out + gemm_rows * threads - 1) / (gemm_rows * threads);
-        p.halves = 2 * each * threads;
-        p.row_chunks = each * threads + (threads > 1 ? threads : 0);
+    const bool many = p.up.gemm || p.gate.gemm;
+    if (many) {
+        p.rows = gemm_rows;
+    } else if (p.up.gemv || regime(T) != many_tokens) {
+        p.rows = std::clamp(chunk_bytes / std::max<size_t>(p.up.job.row_bytes, 1), size_t(4), std::max<size_t>(4, out / (4 * threads)));
+        p.rows = (p.rows + gemv_group - 1) / gemv_group * gemv_group;
     } else {
-        if (p.up.gemv || regime(T) != many_tokens) {
-            p.rows = std::clamp(chunk_bytes / std::max<size_t>(p.up.job.row_bytes, 1), size_t(4), std::max<size_t>(4, out / (4 * threads)));
-            p.rows = (p.rows + gemv_group - 1) / gemv_group * gemv_group;
-        } else {
-            p.rows = linear_rows;
-            if (const size_t chunks = (out + p.rows - 1) / p.rows; threads > 1 && chunks < 4 * threads)
-                p.tokens = std::max<size_t>(48, (T * chunks + 4 * threads - 1) / (4 * threads));  // fewer, and decoding would cost more than it feeds
-        }
-        p.row_chunks = (out + p.rows - 1) / p.rows;
+        p.rows = linear_rows;
+        if (const size_t chunks = (out + p.rows - 1) / p.rows; threads > 1 && chunks < 4 * threads)
+            p.tokens = std::max<size_t>(48, (T * chunks + 4 * threads - 1) / (4 * threads));  // fewer, and decoding would cost more than it feeds
     }
+    // Many tokens come in whole chunks while each thread has more than one to come, then in smaller ones.
+    const size_t rounds = out / (p.rows * threads), fair = rounds ? (rounds - 1) * threads : 0;
+    p.pieces = many && threads > 1 ? 2 * threads : 1;
+    p.whole = p.pieces > 1 ? fair : out / p.rows;
+    p.row_chunks = p.whole + (out > p.whole * p.rows ? p.pieces : 0);
     p.token_chunks = (T + p.tokens - 1) / p.tokens;
 }
 

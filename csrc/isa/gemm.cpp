@@ -22,7 +22,7 @@ static void pack(const float* x, size_t T, size_t in, int planes, size_t block, 
     }
 }
 
-// Rows past the last are multiplied too, up to a strip.
+// Rows past the last are multiplied too, up to 3.
 template <Form f>
 static void clear_from(int row, Panel<f>& p) {
     auto clear = [row](auto& of) { __builtin_memset(of[row], 0, (panel_rows - row) * sizeof of[0]); };

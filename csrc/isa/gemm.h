@@ -26,6 +26,6 @@ struct Gemm {
     int most_planes = 2;  // with more, floats are faster, and exact
     bool bf16 = false;    // needs products of bfloat16, which not every machine of its instruction set has
 };
-inline constexpr size_t gemm_rows = 48, gemm_strip = 6;  // rows [r0, r1) are best a multiple of the first, or else of the second
+inline constexpr size_t gemm_rows = 48, gemm_strip = 16;  // rows are best a multiple of the first, or else of the second
 struct GemmTable { Gemm of[max_types]; };  // by type id, null pointers where there is none
 }  // namespace qt

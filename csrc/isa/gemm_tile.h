@@ -100,16 +100,18 @@ static __attribute__((noinline)) void tile_product(const Panel<f>& p, int row, c
     }
 }
 
-// The first `rows` of a panel, and those after them up to a whole strip, against C groups. Where all x exceeds L2, what follows
-// of it is fetched meanwhile, a part with each strip: waiting for it costs up to a quarter of the time.
+// The first `rows` of a panel, and up to 3 after them, against C groups. Where all x exceeds L2, what follows of it is fetched
+// meanwhile, a part with each tile: waiting for it costs up to a quarter of the time.
 template <Form f, int R, int C>
 QT_INLINE void strips(const Panel<f>& p, int rows, const Acts* a, bool ahead, float* out) {
-    constexpr int part = C * sizeof(Acts) * R / panel_rows;
+    constexpr int part = C * sizeof(Acts) * R / panel_rows, rest = 4;
     const char* next = (const char*)(a + C);
-    for (int r = 0; r < rows; r += R, next += part) {
+    int r = 0;
+    for (; r + R <= rows; r += R, next += part) {
         if (ahead) QT_UNROLL for (int k = 0; k < part; k += 64) _mm_prefetch(next + k, _MM_HINT_T1);
         tile_product<f, R, C>(p, r, a, out + r * tokens);
     }
+    for (; r < rows; r += rest) tile_product<f, rest, C>(p, r, a, out + r * tokens);
 }
 
 // Any number of groups.

@@ -8,6 +8,7 @@ import pytest
 from qtransformers import Model
 from qtransformers.archs.diffusion import SPECS
 from qtransformers.cli import main
+from qtransformers.convert import plan_conversion
 from qtransformers.errors import UnsupportedError
 from qtransformers.gguf import GGUFFile, GGUFWriter
 from qtransformers.gguf.encode import TensorSpec
@@ -23,6 +24,7 @@ FLUX = {
     "joint_attention_dim": 512, "pooled_projection_dim": 256, "guidance_embeds": True, "axes_dims_rope": (16, 56, 56),
 }  # fmt: skip
 GIB = 1 << 30
+WIDE = ((1024, 256), (256, 1280))  # feed-forward layers, out and in
 
 
 def write(path, spec, config, arch, without=(), **metadata):
@@ -129,6 +131,13 @@ def test_what_no_tensor_shows_comes_from_a_folder(tmp_path, capsys):
         json.dumps({"_class_name": "AuraFlowTransformer2DModel", **config})
     )
     assert "AuraFlow" in planned(capsys, path, "--model-path", tmp_path / "folder", "--ram", "8GiB")
+    pipeline = tmp_path / "pipeline"
+    pipeline.mkdir()
+    (tmp_path / "folder").rename(pipeline / "transformer")
+    (pipeline / "model_index.json").write_text("{}")
+    assert "AuraFlow" in planned(capsys, path, "--model-path", pipeline, "--ram", "8GiB")
+    assert main(["plan", str(path), "--model-path", str(tmp_path / "none")]) == 3
+    assert "--model-path" in (err := capsys.readouterr().err) and "no config.json there" in err
 
 
 def test_a_header_alone_tells_all(flux):
@@ -148,6 +157,37 @@ def test_language_models_are_not_made_of_it(flux, tmp_path):
         Model.load(flux)
     with pytest.raises(UnsupportedError, match="diffusion transformer"):
         Model.load(write(tmp_path / "none.gguf", SPECS["flux"], FLUX, ""))
+
+
+def advised(capsys, *words, code=0):
+    assert main(["advise", *map(str, words)]) == code
+    return capsys.readouterr()
+
+
+def test_advice_is_by_bytes_of_the_mixtures_and_by_memory(flux, capsys):
+    """The file is of 13 million weights, most of them in Q8_0: each type's bytes are those that `convert` would write."""
+    found = json.loads(advised(capsys, flux, "--ram", "8GiB", "--json").out)
+    assert [o["file_type"] for o in found["options"]][:2] == ["F16", "Q8_0"] and len(found["options"]) == 8
+    sizes = {o["file_type"]: o["nbytes"] for o in found["options"]}
+    assert sizes == dict(sorted(sizes.items(), key=lambda item: -item[1]))
+    for file_type in ("Q8_0", "Q4_K_M"):
+        plan = plan_conversion(flux, file_type, force=True)
+        assert sizes[file_type] == plan.nbytes
+    assert (
+        found["best"]["file_type"] == "Q8_0"
+        and found["quantised"]
+        and found["command"].split()[2:] == ["ORIGINAL", "-t", "Q8_0"]
+    )
+    assert found["options"][0]["needed"] - found["options"][1]["needed"] == pytest.approx(sizes["F16"] - sizes["Q8_0"], rel=0.01)  # fmt: skip
+    out = advised(capsys, flux, "--ram", "8GiB", "--vram", "8GiB").out
+    assert "Take F16" in out and "on cuda:0" in out and "Flux" in out and "cannot" not in out
+    small = found["options"][4]["needed"] + (1 << 20)
+    out, err = advised(capsys, flux, "--ram", str(small), "--cache", "q8", code=0)
+    assert "Take Q8_0" not in out and "--cache is for language models" in err
+    assert "smaller pictures" in advised(capsys, flux, "--ram", "1MiB", code=5).out
+    wide = json.loads(advised(capsys, flux, "--ram", "8GiB", "--ctx-size", 9216, "--json").out)
+    more = {a["needed"] - b["needed"] for a, b in zip(wide["options"], found["options"], strict=True)}
+    assert len(more) == 1 and more.pop() == 4608 * 4 * 4 * max(m + n for m, n in WIDE)
 
 
 def test_what_is_for_language_models_is_refused_or_said(flux, tmp_path, capsys):

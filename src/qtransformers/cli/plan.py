@@ -41,10 +41,12 @@ def run(args: argparse.Namespace) -> int:
     budget, devices = Budget.of(machine.memory(), args.ram, args.vram), Devices.of(machine.gpus())
     if args.vram is None and args.ram is None:  # this machine, and not one on paper
         budget = replace(budget, devices=devices.free)
-    sources, others = find_sources(args.model, args.model_path)
+    sources, others = find_sources(args.model)
     if sources.gguf is not None and is_diffusion(sources.gguf):
         _check_diffusion(args)
         return plan_diffusion.run(sources.gguf, sources.files.get("config.json"), budget, args)
+    if args.model_path:
+        sources, others = find_sources(args.model, args.model_path)
     found = survey(sources, others, context_length=args.ctx_size, cache=args.cache or "f16")
     table = placement.resolve(found.plan, args.placement or "auto", budget)
     found = replace(found, plan=placement.placed(found.plan, table))

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from qtransformers.load.fit import Budget, Fit
 
 
-def run(gguf: GGUFFile, config: Path | None, budget: Budget, args: argparse.Namespace) -> int:
-    """Print it on stdout; 0 when it fits, 4 when it cannot be loaded, 5 when it does not fit."""
-    from qtransformers.load.config import read_json
+def run(gguf: GGUFFile, beside: Path | None, budget: Budget, args: argparse.Namespace) -> int:
+    """Print it on stdout, with the config of --model-path, or that beside the file; 0 when it fits, 4 when it cannot be loaded, 5 when it does not fit."""
+    from qtransformers.load.diffusion import read_config
     from qtransformers.load.diffusion_fit import TOKENS, fit_diffusion, outlook
+    from qtransformers.load.hub import the_hub
 
-    found = outlook(gguf, read_json(config) if config else None, str(config or ""))
+    found = outlook(gguf, *read_config(args.model_path or beside, the_hub(), "--model-path "))
     tokens = args.ctx_size or TOKENS
-    result = fit_diffusion(found, budget, tokens)
+    result = fit_diffusion(found.weights_bytes, found.temporaries(tokens), budget)
     if args.json:
         json.dump(as_json(found, result, tokens), sys.stdout, indent=2)
         print()

@@ -18,13 +18,11 @@ from torch import nn
 
 from qtransformers.checks import path as a_path
 from qtransformers.checks import shown
-from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
+from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.gguf import GGUFFile
 from qtransformers.kernels.table import ACCURACY, check_accuracy
-from qtransformers.load.config import read_json
-from qtransformers.load.diffusion import DiffusionPlan, Part, plan_diffusion
-from qtransformers.load.hub import Hub, fetch_files, the_hub
-from qtransformers.load.references import parse_reference
+from qtransformers.load.diffusion import DiffusionPlan, Part, plan_diffusion, read_config
+from qtransformers.load.hub import Hub, the_hub
 from qtransformers.quants import dequantize
 from qtransformers.settings import Settings
 from qtransformers.tensor import QTensor
@@ -39,7 +37,6 @@ EXACT = (
     "inv_freq",
     "original_inv_freq",
 )  # buffers that keep their dtype: bytes, and rotary frequencies
-CONFIGS = ("transformer/config.json", "unet/config.json", "config.json")  # of a pipeline, or of the transformer itself
 
 
 @dataclass(frozen=True)
@@ -111,26 +108,6 @@ def check_mapping(name: str, value: Any, what: str) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name}={shown(value)}; expected {what}.")
     return value
-
-
-def read_config(config: Mapping[str, Any] | str | Path | None, hub: Hub) -> tuple[Mapping[str, Any] | None, str]:
-    """The settings that a caller gives, and what to call them in messages; ModelNotFoundError where a path or Hub id has none."""
-    if config is None or isinstance(config, Mapping):
-        return config, "config="
-    if not isinstance(config, (str, Path)):
-        raise ConfigError(f"config={shown(config)}; expected settings, a config.json, a folder with one, or a Hub id.")
-    path = Path(config)
-    for file in (path, *(path / name for name in CONFIGS)):
-        if file.is_file():
-            return read_json(file), str(file)
-    ref = None if path.exists() else parse_reference(str(config))
-    if ref is None or ref.quant:
-        raise ModelNotFoundError(f"config={str(config)!r}: no config.json there. Pass the folder or Hub id of the model's transformer, or its settings.")  # fmt: skip
-    found = fetch_files(ref, CONFIGS, hub)
-    if not found:
-        raise ModelNotFoundError(f"config={str(config)!r}: {ref} on the Hub has none of {', '.join(CONFIGS)}.")
-    file = next(found[name] for name in CONFIGS if name in found)
-    return read_json(file), str(file)
 
 
 def build(plan: DiffusionPlan) -> Any:

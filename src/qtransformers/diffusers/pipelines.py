@@ -18,7 +18,7 @@ import transformers
 
 from qtransformers.checks import path as a_path
 from qtransformers.checks import shown
-from qtransformers.diffusers.loading import check_device, check_mapping, load_transformer, read_config
+from qtransformers.diffusers.loading import check_device, check_mapping, load_transformer
 from qtransformers.diffusers.lora import load_lora
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, QTransformersError, UnsupportedError
 from qtransformers.gguf import GGUFFile
@@ -339,7 +339,6 @@ __all__ = [
     "component_config",
     "load_pipeline",
     "paint",
-    "read_config",
     "read_index",
     "save",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qtransformers.errors import ConfigError, LoadError, UnsupportedError
 from qtransformers.gguf import GGUFFile
-from qtransformers.load.diffusion import Detected, DiffusionPlan, detect, plan_diffusion
+from qtransformers.load.diffusion import Detected, DiffusionPlan, Part, detect, plan_diffusion
 from qtransformers.load.files import memory_text
 from qtransformers.load.fit import CONTEXT_BYTES, Budget, Fit, Need, Remedy
 from qtransformers.load.footprint import page_tables
@@ -44,12 +44,10 @@ class Outlook:
         return sum(t.nbytes for t in self.tensors.values())
 
     def temporaries(self, tokens: int) -> int:
-        """Bytes of a step at its peak, about: WIDEST times what the widest layer takes and gives for all tokens, in float32."""
+        """Bytes of a step at its peak, about."""
         if self.plan:
-            shapes = [part.declared.shape for part in self.plan.parts if part.declared.row.role != "modulation"]
-        else:
-            shapes = [t.shape for t in self.tensors.values()]
-        return 4 * tokens * WIDEST * max((sum(shape) for shape in shapes if len(shape) == 2), default=0)
+            return step_bytes(self.plan.parts, tokens)
+        return _widest((t.shape for t in self.tensors.values()), tokens)
 
     def groups(self) -> dict[tuple[str, str], list[QTensor]]:
         """Tensors by role and type, in the file's order; what no plan tells is `other`."""
@@ -62,6 +60,15 @@ class Outlook:
         return found
 
 
+def step_bytes(parts: Iterable[Part], tokens: int) -> int:
+    """Bytes of a step at its peak, about: WIDEST times what the widest layer takes and gives for all tokens, in float32."""
+    return _widest((part.declared.shape for part in parts if part.declared.row.role != "modulation"), tokens)
+
+
+def _widest(shapes: Iterable[tuple[int, ...]], tokens: int) -> int:
+    return 4 * tokens * WIDEST * max((sum(shape) for shape in shapes if len(shape) == 2), default=0)
+
+
 def outlook(gguf: GGUFFile, config: Mapping[str, Any] | None = None, config_file: str = "config") -> Outlook:
     """The plan of a file, or what is wrong with it; UnsupportedError for none that we know."""
     found, file = detect(gguf), str(gguf.path)
@@ -71,9 +78,8 @@ def outlook(gguf: GGUFFile, config: Mapping[str, Any] | None = None, config_file
         return Outlook(file, found, None, (str(e),))
 
 
-def fit_diffusion(found: Outlook, budget: Budget, tokens: int = TOKENS) -> Fit:
-    """Hold a file against main memory, or against each GPU where there are any: it runs on one of them."""
-    weights, step = found.weights_bytes, found.temporaries(tokens)
+def fit_diffusion(weights: int, step: int, budget: Budget) -> Fit:
+    """Hold bytes of weights and of a step against main memory, or against each GPU where there are any: it runs on one of them."""
     if budget.devices:
         needs = tuple(Need(d, weights, 0, 0, step, 0, CONTEXT_BYTES, n) for d, n in budget.devices.items())
         needs = (min(needs, key=lambda n: n.model - (n.have or 0)),)  # the one with the most room

@@ -16,9 +16,13 @@ from qtransformers.convert.recipes import types_for
 from qtransformers.errors import ConfigError
 from qtransformers.load.config import raise_problems
 from qtransformers.load.fit import Budget, Verdict, fit
+from qtransformers.load.hub import local_model
+from qtransformers.load.originals import PIPELINE
 from qtransformers.load.placement import placed, resolve
 from qtransformers.load.plan import LoadPlan, make_plan
+from qtransformers.load.source import Sources
 from qtransformers.load.survey import find_sources, survey
+from qtransformers.quantize.advise_diffusion import PictureAdvice, advise_picture, source_of
 from qtransformers.tensor import QTensor
 from qtransformers.types import QuantType
 
@@ -75,14 +79,24 @@ class Advice:
         )
 
 
-def advise(model: str, budget: Budget, *, context_length: int | None = None, cache: str = "f16") -> Advice:
+def advise(
+    model: str, budget: Budget, *, context_length: int | None = None, cache: str = "f16"
+) -> Advice | PictureAdvice:
     """What to do with MODEL (a GGUF file, also on the Hub, or the folder of a checkpoint) on a machine with `budget`.
 
-    ConfigError where nothing says how much memory there is; what `survey` and `plan_conversion` raise.
+    Of a diffusion model `context_length` are the tokens of picture and text. ConfigError where nothing says how much memory there
+    is; what `survey` and `plan_conversion` raise.
     """
     if budget.ram is None:
         raise ConfigError("the system does not say how much memory there is. Say it with ram.")
-    plan, metadata = _outline(model, context_length, cache)
+    path = local_model(model)
+    checkpoint = path is not None and (
+        path.suffix == ".safetensors" or any((path / name).is_file() for name in ("config.json", PIPELINE))
+    )
+    sources = None if checkpoint else find_sources(model)[0]
+    if (pictures := source_of(path, sources)) is not None:
+        return advise_picture(model, pictures, budget, context_length)
+    plan, metadata = _outline(model, sources, context_length, cache)
     options = tuple(_option(plan, metadata, file_type, budget) for file_type in LOSS)
     best, why = _choose(options, bool(budget.devices))
     quantised = any(t.type.is_quantized for t in plan.tensors)
@@ -154,11 +168,12 @@ def _per_token(plan: LoadPlan, metadata: Mapping[str, Any]) -> int:
     return int(sum(t.nbytes * share.get(t.role, 1.0) for t in plan.tensors))
 
 
-def _outline(model: str, context_length: int | None, cache: str) -> tuple[LoadPlan, Mapping[str, Any]]:
-    """The plan of a model and its metadata, whatever it is stored in; only headers are read."""
+def _outline(
+    model: str, sources: Sources | None, context_length: int | None, cache: str
+) -> tuple[LoadPlan, Mapping[str, Any]]:
+    """The plan of a model and its metadata, of a GGUF file's sources or the folder of a checkpoint; only headers are read."""
     path = Path(model)
-    if not (path.is_dir() and (path / "config.json").is_file()):
-        sources, _ = find_sources(model)
+    if sources is not None:
         found = survey(sources, context_length=context_length, cache=cache)
         raise_problems(f"{found.plan.file} cannot be loaded", list(found.problems))
         assert sources.gguf is not None  # survey has looked

@@ -10,6 +10,7 @@ from qtransformers.load.diffusion.annotations import (
     biases,
 )
 from qtransformers.load.diffusion.detection import ORIG_SHAPE, Detected, detect, detected, is_diffusion, tensors_of
+from qtransformers.load.diffusion.given import read_config
 from qtransformers.load.diffusion.matching import Part, match, matches, source_name, whole_shape
 from qtransformers.load.diffusion.plan import DiffusionPlan, plan_diffusion, plan_of
 from qtransformers.load.diffusion.settings import read_settings
@@ -33,6 +34,7 @@ __all__ = [
     "matches",
     "plan_diffusion",
     "plan_of",
+    "read_config",
     "read_settings",
     "source_name",
     "tensors_of",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from qtransformers.archs.diffusion import DiffusionSpec, Shapes
@@ -29,48 +30,87 @@ def read_settings(
 
     `annotated` are those in the file's metadata, under `key`.
     """
-    spec = found.spec
-    rows = () if callable(spec.tensors) else spec.tensors
-    shapes = Shapes(rows, found.layout, found.shapes)
-    said = [
-        (source, name) for source, name in ((given, given_file), (annotated, f"{file}: {key}")) if source is not None
-    ]
+    spec, both = found.spec, ((given, given_file), (annotated, f"{file}: {key}"))
+    shapes = Shapes(() if callable(spec.tensors) else spec.tensors, found.layout, found.shapes)
     derived = {p.name: p.derive(shapes) for p in spec.hparams if p.derive}
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    problems: list[Problem] = []
-    notes: list[Problem] = []
-    for source, name in said:
-        theirs = source.get("_class_name")
-        if theirs is not None and theirs != spec.class_name:
-            problems.append(Problem(f"{name}: _class_name is {shown(theirs)}, but {file} has the tensors of {spec.class_name}. They belong to different models: pass the config of this one."))  # fmt: skip
+    reading = _Reading(file, spec, derived, [(source, name) for source, name in both if source is not None])
+    _of_another_class(reading)
     for p in spec.hparams:
-        own = derived.get(p.name)
-        for source, name in said:
-            if source.get(p.name) is None:
-                continue
-            try:
-                value = setting_value(p, _of_all(p, source[p.name], derived))
-            except BadValue as e:
-                problems.append(e.problem(f"{name}: {p.name}", "Pass the config of this model"))
-                break
-            if own is not None and value != own:
-                problems.append(Problem(f"{name}: {p.name} is {shown(value)}, but the tensors of {file} say {shown(own)}. They belong to different models: pass the config of this one."))  # fmt: skip
-            if _plain(values.setdefault(p.name, value)) != _plain(value):
-                guessed = _plain(value) == _plain(_default(p, values))  # as where a file was made without a config
-                found_other = _contradiction(p.name, values[p.name], origins[p.name], value, name)
-                (notes if guessed else problems).append(found_other)
-            origins.setdefault(p.name, name)
-        if p.name not in values and own is not None:
-            try:
-                values[p.name], origins[p.name] = setting_value(p, own), "shapes"
-            except BadValue as e:
-                problems.append(e.problem(f"{file}: {p.name}, by the shapes of its tensors,", OTHER))
-    absent = {p.name: None for p in spec.hparams if p.nullable and p.derive and derived[p.name] is None}
+        _said(reading, p)
+        _shown_by_shapes(reading, p)
+    _published_or_default(reading)
+    problems = reading.problems
+    if not problems and spec.check:
+        problems += (Problem(f"{file}: {p.text}. {OTHER}.", p.grade) for p in spec.check(reading.values))
+    extra, unlike = _unknown(reading)
+    return Hyperparameters.frozen(reading.values, reading.origins), extra, [*problems, *unlike, *reading.notes]
+
+
+@dataclass
+class _Reading:
+    """What is known of the settings of a file by now: `said` by whom, `derived` from shapes, and what is wrong with it."""
+
+    file: str
+    spec: DiffusionSpec
+    derived: Mapping[str, Any]
+    said: Sequence[tuple[Mapping[str, Any], str]]  # settings, and what to call their source
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)  # settings that somebody tells, and wrongly
+
+
+def _of_another_class(reading: _Reading) -> None:
+    for source, name in reading.said:
+        theirs = source.get("_class_name")
+        if theirs is not None and theirs != reading.spec.class_name:
+            reading.problems.append(Problem(f"{name}: _class_name is {shown(theirs)}, but {reading.file} has the tensors of {reading.spec.class_name}. They belong to different models: pass the config of this one."))  # fmt: skip
+
+
+def _said(reading: _Reading, p: HParam) -> None:
+    """A setting as a config or the file says it; the first counts, and the others must say the same."""
+    own, values, problems = reading.derived.get(p.name), reading.values, reading.problems
+    for source, name in reading.said:
+        if source.get(p.name) is None:
+            continue
+        try:
+            value = setting_value(p, _of_all(p, source[p.name], reading.derived))
+        except BadValue as e:
+            problems.append(e.problem(f"{name}: {p.name}", "Pass the config of this model"))
+            reading.refused.add(p.name)
+            return
+        if own is not None and value != own:
+            problems.append(Problem(f"{name}: {p.name} is {shown(value)}, but the tensors of {reading.file} say {shown(own)}. They belong to different models: pass the config of this one."))  # fmt: skip
+        if _plain(values.setdefault(p.name, value)) != _plain(value):
+            found = _contradiction(p.name, values[p.name], reading.origins[p.name], value, name)
+            if _plain(value) == _plain(_default(p, values)):  # as where a file was made without a config
+                text = f"{found.text.partition('. They')[0]}, as where nobody says; the former is used"
+                reading.notes.append(Problem(text, "warning"))
+            else:
+                problems.append(found)
+        reading.origins.setdefault(p.name, name)
+
+
+def _shown_by_shapes(reading: _Reading, p: HParam) -> None:
+    own = reading.derived.get(p.name)
+    if p.name in reading.values or own is None:
+        return
+    try:
+        reading.values[p.name], reading.origins[p.name] = setting_value(p, own), "shapes"
+    except BadValue as e:
+        reading.problems.append(e.problem(f"{reading.file}: {p.name}, by the shapes of its tensors,", OTHER))
+        reading.refused.add(p.name)
+
+
+def _published_or_default(reading: _Reading) -> None:
+    """Settings that neither anybody says nor shapes show; ConfigError naming those that nothing tells."""
+    spec, values, origins = reading.spec, reading.values, reading.origins
+    absent = {p.name: None for p in spec.hparams if p.nullable and p.derive and reading.derived[p.name] is None}
     published = _published(spec, absent | {k: v for k, v in values.items() if origins[k] == "shapes"})
     missing: list[HParam] = []
     for p in spec.hparams:
-        if p.name in values or any(f": {p.name} " in problem.text for problem in problems):
+        if p.name in values or p.name in reading.refused:
             continue
         if published and p.name in published[1]:
             values[p.name], origins[p.name] = published[1][p.name], f"published: {published[0]}"
@@ -79,23 +119,26 @@ def read_settings(
         elif p.required or p.default is not None:
             missing.append(p)
         else:
-            problems.append(Problem(f"{file}: {p.name} cannot be told: the tensor that shows it is missing, or has another shape. {OTHER}."))  # fmt: skip
-    if missing and not problems:
+            reading.problems.append(Problem(f"{reading.file}: {p.name} cannot be told: the tensor that shows it is missing, or has another shape. {OTHER}."))  # fmt: skip
+    if missing and not reading.problems:
         names = " and ".join(p.name + (f" ({p.hint})" if p.hint else "") for p in missing)
-        raise ConfigError(f"{file}: no tensor shows {names} of {spec.title}, and the file does not say. Pass config= with {'it' if len(missing) == 1 else 'them'}, or the folder or Hub id of the model it was made from.")  # fmt: skip
-    if not problems and spec.check:
-        problems += (Problem(f"{file}: {p.text}. {OTHER}.", p.grade) for p in spec.check(values))
-    known = {p.name for p in spec.hparams}
-    if given and annotated:
-        others = (k for k in given if k not in known and not k.startswith("_"))
-        for k in others:
-            if given[k] is not None and annotated.get(k) is not None and _plain(given[k]) != _plain(annotated[k]):
-                problems.append(_contradiction(k, given[k], given_file, annotated[k], f"{file}: {key}"))
-    extra = {k: v for source, _ in reversed(said) for k, v in source.items() if k not in known and not k.startswith("_")}  # fmt: skip
-    told = (
-        Problem(f"{n.text.partition('. They')[0]}, as where nobody says; the former is used", "warning") for n in notes
-    )
-    return Hyperparameters.frozen(values, origins), extra, [*problems, *told]
+        raise ConfigError(f"{reading.file}: no tensor shows {names} of {spec.title}, and the file does not say. Pass config= with {'it' if len(missing) == 1 else 'them'}, or the folder or Hub id of the model it was made from.")  # fmt: skip
+
+
+def _unknown(reading: _Reading) -> tuple[dict[str, Any], list[Problem]]:
+    """What is said that the spec does not know, the first to say it counts; and where two say otherwise."""
+    known = {p.name for p in reading.spec.hparams}
+    found: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    problems: list[Problem] = []
+    for source, name in reading.said:
+        for k, v in source.items():
+            if k in known or k.startswith("_"):
+                continue
+            first = found.setdefault(k, v)
+            if where.setdefault(k, name) != name and None not in (first, v) and _plain(first) != _plain(v):
+                problems.append(_contradiction(k, first, where[k], v, name))
+    return found, problems
 
 
 def _contradiction(name: str, value: Any, where: str, other: Any, elsewhere: str) -> Problem:

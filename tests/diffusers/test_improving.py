@@ -238,10 +238,20 @@ def test_calls_that_do_not_fit_are_told(change, kind, text, tmp_path):
 
 
 def test_calls_in_files_may_hold_masks(tmp_path):
-    held = {"mask": torch.tensor([True, False]), "at": torch.tensor([3]), "x": torch.ones(2, 2, dtype=torch.bfloat16)}
+    held = {
+        "mask": torch.tensor([True, False]),
+        "at": torch.tensor([3]),
+        "x": torch.ones(2, 2, dtype=torch.bfloat16),
+        "seen": torch.tensor([[1, 0]], dtype=torch.uint8),
+    }
     save_file(held, tmp_path / "call.safetensors")
     read = read_call(tmp_path / "call.safetensors")
-    assert {n: v.dtype for n, v in read.items()} == {"mask": torch.bool, "at": torch.int64, "x": torch.float32}
+    assert {n: v.dtype for n, v in read.items()} == {
+        "mask": torch.bool,
+        "at": torch.int64,
+        "x": torch.float32,
+        "seen": torch.uint8,
+    }
     assert all(torch.equal(read[n], v.to(read[n].dtype)) for n, v in held.items())
     with pytest.raises(ModelNotFoundError, match="what the model's forward is called with"):
         read_call(tmp_path / "nowhere.safetensors")
@@ -273,6 +283,15 @@ def test_the_command_learns_from_noise_or_from_calls_in_files(little_noise, tmp_
     sizes = {name: sum(t.nbytes for t in GGUFFile(tmp_path / f"{name}.gguf").tensors.values()) for name in ways}
     assert sizes["fit"] <= 1_300_000 and sizes["refine"] == sizes["awq"]
     capsys.readouterr()
+    for type, way in (("F32", "--awq"), ("F16", "--refine"), ("BF16", "--awq")):
+        for more in ([], ["--dry-run"]):
+            assert main(["convert", "original.gguf", "-t", type, way, *more, "-o", "c.gguf"]) == 2
+            assert f"{type} rounds nothing that could be improved" in capsys.readouterr().err
+    with (
+        pytest.raises(ConfigError, match="F16 rounds nothing"),
+        plan_improved("original.gguf", Asked("F16"), How(True)),
+    ):
+        pass
     assert main(["convert", "original.gguf", "-t", "Q4_0", "--refine", "--chunks", "3", "-o", "c.gguf"]) == 2
     assert "--chunks is of texts" in capsys.readouterr().err and not (tmp_path / "c.gguf").exists()
 

@@ -208,6 +208,7 @@ def test_fusing_requantises_and_only_on_request(file):
         ({f"{Q}.lora_A.weight": torch.ones(4, 256)}, LoadError, "has no up matrix"),
         ({f"{Q}.lora_A.weight": torch.full((4, 256), float("nan")), f"{Q}.lora_B.weight": torch.ones(256, 4)}, LoadError, "not finite"),
         ({f"{Q}.lora_A.weight": torch.ones(4, 256), f"{Q}.lora_B.weight": torch.ones(256, 4), f"{Q}.alpha": torch.ones(2)}, LoadError, "alpha of 2 values"),
+        ({f"{Q}.lora_A.weight": torch.ones(4, 256, dtype=torch.int8), f"{Q}.lora_B.weight": torch.ones(256, 4)}, UnsupportedError, "lora_A.weight holds int8; expected floats"),
         ({f"{Q}.dora_scale": torch.ones(256)}, UnsupportedError, "DoRA"),
         ({f"{Q}.nonsense": torch.ones(256)}, UnsupportedError, "no part of a LoRA"),
         ({}, LoadError, "no LoRA for the diffusion transformer"),

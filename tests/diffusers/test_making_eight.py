@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from qtransformers.archs.diffusion import SPECS
-from qtransformers.convert import convert
+from qtransformers.cli import main
+from qtransformers.convert import convert, eight
 from qtransformers.diffusers import load_transformer
 from qtransformers.errors import LoadError, QTransformersError, UnsupportedError
 from qtransformers.gguf import GGUFFile
@@ -74,6 +75,20 @@ def test_scaled_eight_bits_are_multiplied(name, state, tmp_path):
         assert np.allclose(made.tensors[n].dequantize(), v.numpy(), rtol=2**-8, atol=0), n
     ours = load_transformer(convert(tmp_path / "m.safetensors", tmp_path / "q.gguf", "Q8_0"), accuracy="exact")
     assert error(run(ours, FLUX), run(model_of(FLUX), FLUX)) < 0.15
+
+
+def test_eight_bits_are_decoded_once_and_only_where_they_are_needed(state, tmp_path, monkeypatch, capsys):
+    file, _ = rounded(state, E4M3, True)
+    save_file({n: v.contiguous() for n, v in file.items()}, tmp_path / "m.safetensors")
+    decoded, of = [], eight._decode
+    monkeypatch.setattr(eight, "_decode", lambda t, *more: decoded.append(t.name) or of(t, *more))
+    words = ["convert", str(tmp_path / "m.safetensors"), "-o", str(tmp_path / "q.gguf")]
+    assert main([*words, "-t", "Q4_K", "--dry-run"]) == main(["advise", words[1], "--ram", "8GiB"]) == 0
+    assert "img_in.weight" in (said := capsys.readouterr().out) and "Take Q8_0" in said and not decoded
+    save_file({k: v for k, v in FLUX.inputs(FLUX.config).items() if v is not None}, tmp_path / "call.safetensors")
+    assert main([*words, "-t", "Q4_K", "--awq", "-f", str(tmp_path / "call.safetensors")]) == 0
+    assert sorted(decoded) == sorted(n for n, v in file.items() if v.dtype == E4M3)
+    assert error(run(load_transformer(tmp_path / "q.gguf", accuracy="exact"), FLUX), run(model_of(FLUX), FLUX)) < 0.6
 
 
 def broken(state):

@@ -218,15 +218,16 @@ def test_the_command_paints_a_png_that_says_how_it_was_made(tiny, tmp_path, caps
     "words, text",
     [
         (["--size", "big"], "--size is 'big'"), (["--size", "33x32"], "width is 33"), (["-o", "x.exe"], "ends in .exe"),
-        (["-o", "nowhere/x.png"], "is no folder"), (["--lora", "x=y"], "is no number"),
+        (["-o", "nowhere/x.png"], "is no folder"), (["-o", "x.png", "--overwrite"], "x.png is a folder; expected the name of a picture"), (["-o", "x.png"], "is a folder"), (["--lora", "x=y"], "is no number"),
     ],
 )  # fmt: skip
 def test_the_command_refuses_what_cannot_be(tiny, words, text, capsys, tmp_path, monkeypatch):
     _, base, files = tiny
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").mkdir()
     assert main(["image", str(files["diffusers"]), "a fox", "--base", str(base), "--steps", "1", *words]) == 2
     assert text in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.rglob("*")] == ["x.png"]
 
 
 def test_settings_of_the_base_are_held_against_the_file(tiny, tmp_path):

@@ -10,12 +10,21 @@ from pathlib import Path
 import pytest
 
 from hub_server import COMMIT, HubServer
-from qtransformers.errors import ModelNotFoundError, NetworkError
-from qtransformers.load.hub import DEMO, Hub, resolve_model
+from qtransformers.errors import ConfigError, ModelNotFoundError, NetworkError
+from qtransformers.load.hub import DEMO, Hub, resolve_model, the_hub
 from qtransformers.load.source import resolve
 from qtransformers.load.survey import find_sources
+from qtransformers.settings import Settings
 
 WEIGHT = 16_000_000_000  # bytes that the listing claims and nobody may fetch
+
+
+@pytest.mark.parametrize("wrong", [3, "user/repo", object()])
+def test_arguments_that_are_neither_settings_nor_a_hub_are_named(wrong):
+    for name in ("settings", "hub"):
+        with pytest.raises(ConfigError, match=f"{name}=.*; expected a {name.capitalize()} of qtransformers"):
+            the_hub(**{name: wrong})
+    assert the_hub(hub=Hub(offline=True)).offline and the_hub(Settings(offline=True)).offline
 
 
 SECONDS = 12  # every failure is told within

@@ -1,8 +1,11 @@
 """A model with a draft says what it says without; what cannot be is refused by name."""
 
+import re
+
 import pytest
 
 from qtransformers import Model
+from qtransformers.cli import main
 from qtransformers.errors import ConfigError
 from qtransformers.gguf import GGUFFile, GGUFWriter
 
@@ -138,7 +141,7 @@ def test_a_draft_of_another_vocabulary_is_refused(data, tmp_path):
         Model.load(data / "demo-Q8_0.gguf", threads=1, draft=path)
 
 
-def test_recurrent_models_and_encoders_have_no_draft_and_are_none(data, tmp_path):
+def test_recurrent_models_and_encoders_have_no_draft_and_are_none(data, tmp_path, capsys):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from archs import encoders, models
@@ -154,6 +157,8 @@ def test_recurrent_models_and_encoders_have_no_draft_and_are_none(data, tmp_path
         for model, draft in ((path, demo), (demo, path)):
             with pytest.raises(ConfigError, match=f"^draft: {why}"):
                 Model.load(model, threads=1, draft=draft, context_length=256)
+            assert main(["plan", str(model), "--draft", str(draft), "--ctx-size", "256"]) == 2
+            assert re.search(f"draft: {why}", capsys.readouterr().err)
 
 
 def test_a_draft_holds_nothing_for_answers_that_ended(data):

@@ -1,5 +1,6 @@
 """Files made from a checkpoint and from a GGUF file: types as planned or by budget, nothing left behind; the gate that judges them."""
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +122,23 @@ def test_no_more_room_is_taken_than_was_looked_for(data, original, tmp_path):
         needed = sum(t.nbytes for t in whole.tensors.values()) + 2 * plan.nbytes
     headers = 3 << 17  # of three files, the vocabulary in two of them
     assert 0.9 * needed < most < needed + headers
+
+
+def test_a_full_disk_leaves_nothing_of_the_original_in_floats(data, tmp_path, monkeypatch):
+    """It is soon written again, and who goes on without learning would never come back to it."""
+    write = make_module.write
+
+    def filled(plan, output, *, progress):
+        def stop(done, total):
+            if done > total // 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        return write(plan, output, progress=stop)
+
+    monkeypatch.setattr(make_module, "write", filled)
+    with pytest.raises((QTransformersError, OSError), match="No space left"):
+        make(plan_conversion(data / "demo_model", "Q4_K_M"), tmp_path / "a.gguf", How(fold=True, judged=False, **FEW))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_no_file_to_write(original, tmp_path, monkeypatch):

@@ -44,8 +44,9 @@ def test_a_loaded_model_in_another_type(tmp_path):
     model = load_transformers(folder, path, accuracy="exact")
     with torch.no_grad():
         model.model.norm.weight.mul_(1.5)
-    with pytest.warns(UserWarning, match="quantised already"):
+    with pytest.warns(UserWarning, match="quantised already") as said:
         save_gguf(model, tmp_path / "other.gguf", "Q5_1")
+    assert all(str(path) in str(w.message) and ".save_gguf" not in str(w.message) for w in said)
     other = load_transformers(folder, tmp_path / "other.gguf", accuracy="exact")
     assert other.model.layers[0].self_attn.q_proj.weight.quant_type.name == "Q5_1"
     old, new = decoded(path), decoded(tmp_path / "other.gguf")

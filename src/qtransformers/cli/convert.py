@@ -71,9 +71,11 @@ def _run(args: argparse.Namespace, scratch: Path | None) -> int:
         return _restore(args, model)
     asked = Asked(
         args.type or DEFAULT_TYPE, args.name or (name if model.is_dir() else None), args.pre, tuple(pairs(args.tensor_type or ())),
-        tuple(args.keep or ()), _importance(args.imatrix), learns, args.force, args.layout, args.config,
+        tuple(args.keep or ()), _importance(args.imatrix), learns, args.force, args.layout, args.config, outline=args.dry_run or learns,
     )  # fmt: skip
     plan = planned(model, asked)
+    if learns:
+        learned.check(args, plan)
     kind = f"{args.budget:g}bpw" if args.budget else "fit" if args.fit else plan.file_type
     output = Path(args.output or f"{name}-{kind}.gguf")
     if args.dry_run:

@@ -96,6 +96,8 @@ def free_paths(output: str | None, count: int, overwrite: bool) -> list[Path]:
     path = Path(output)
     paths = [path] if count == 1 else [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
     for p in paths:
+        if p.is_dir():
+            raise ConfigError(f"{p} is a folder; expected the name of a picture, such as {p / 'image.png'}.")
         if p.exists() and not overwrite:
             raise ConfigError(f"{p} exists. Choose another name, or pass --overwrite.")
         if not p.parent.is_dir():

@@ -56,6 +56,13 @@ def convert(args: argparse.Namespace, plan: ConversionPlan, output: Path) -> str
     return f"{name}: {len(plan.tensors)} tensors, {size}, {8 * nbytes / plan.n_parameters:.2f} bits per weight"
 
 
+def check(args: argparse.Namespace, plan: ConversionPlan) -> None:
+    """ConfigError where a plan has nothing to learn about."""
+    from qtransformers.quantize.make import How
+
+    How(args.awq, args.refine, args.budget, args.fit).check(plan)
+
+
 @contextmanager
 def of_diffusion(
     args: argparse.Namespace, model: Path, asked: Asked, plan: ConversionPlan, output: Path

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 def _draft(draft: str, model: Sources, plan: LoadPlan, budget: Budget) -> LoadPlan:
     """The plan of --draft as it would be loaded beside a model that is placed; LoadError or ConfigError where it cannot be."""
     from qtransformers.errors import LoadError
-    from qtransformers.generate.drafting import check_vocabulary
+    from qtransformers.generate.drafting import check_kinds, check_vocabulary
     from qtransformers.load import placement
     from qtransformers.load.fit import taken
     from qtransformers.load.survey import find_sources, survey
@@ -79,6 +79,7 @@ def _draft(draft: str, model: Sources, plan: LoadPlan, budget: Budget) -> LoadPl
     found = survey(sources, context_length=plan.context_length, cache=plan.cache)
     if found.problems:
         raise LoadError(f"draft {found.plan.file}: {found.problems[0].text}")
+    check_kinds(found.plan, plan)
     own, other = (s.gguf.metadata.get(TOKENS) if s.gguf is not None else None for s in (model, sources))
     if own and other:
         check_vocabulary(own, other, plan.file, found.plan.file)

@@ -102,12 +102,12 @@ def plan_diffusion_conversion(path: Path, asked: Asked) -> ConversionPlan:
     """What converting a diffusion model will write; errors as for `plan_conversion`."""
     if asked.pre is not None:
         raise ConfigError(f"{path} is a diffusion model, which has no tokenizer; leave out pre.")
-    return planned(at_hand(path, asked.config), asked)
+    return planned(at_hand(path, asked.config, asked.outline), asked)
 
 
-def at_hand(path: Path, config: Mapping[str, Any] | str | Path | None = None) -> DiffusionSource:
-    """A model on disk, with the config that a caller gives."""
-    source = opened(path)
+def at_hand(path: Path, config: Mapping[str, Any] | str | Path | None = None, outline: bool = False) -> DiffusionSource:
+    """A model on disk, with the config that a caller gives; of an `outline` see `Asked`."""
+    source = opened(path, outline)
     if config is None:
         return source
     given, where = _config_of(config)
@@ -212,7 +212,8 @@ def named(source: DiffusionSource) -> str:
 def policy(piece: Piece, spec: DiffusionSpec) -> str:
     """The row of the mixtures that a tensor follows: of what several layers share, that of the most sensitive one."""
     shape = piece.shape
-    packed = spec.packs_convs and any(d.row.role == "conv" for d in piece.sharers)
+    many = len(shape) > 2 and shape[1] > 1  # channels of a filter: one alone is no row of blocks
+    packed = spec.packs_convs and many and any(d.row.role == "conv" for d in piece.sharers)
     if piece.sharers[0].part == "bias" or math.prod(shape) <= SMALL or not (len(shape) == 2 or packed):
         return "keep"
     found = [d.row.policy for d in piece.sharers]
@@ -241,13 +242,13 @@ def _layout(layout: str | None, spec: DiffusionSpec) -> Layout:
     return found
 
 
-def opened(path: Path) -> DiffusionSource:
-    """A model on disk; only headers are read."""
+def opened(path: Path, outline: bool = False) -> DiffusionSource:
+    """A model on disk; only headers are read, and floats of 8 bits unless it is an `outline`."""
     if path.is_file() and path.suffix == ".safetensors":
         config = path.with_name("config.json")
         said = read_json(config) if config.is_file() else {}
         ours = said if said.get("_class_name") in {spec.class_name for spec in ALL} else None
-        return DiffusionSource(path, _of_checkpoint(open_file(path)), ours, str(config), files=(path,))
+        return DiffusionSource(path, _of_checkpoint(open_file(path), outline), ours, str(config), files=(path,))
     if path.is_dir() and not any((path / n).is_file() for n in (PIPELINE, "config.json")):
         path = path if not (inner := _inner(path)) else inner
     if path.is_file() or (not (path / "config.json").is_file() and not (path / PIPELINE).is_file()):
@@ -261,7 +262,7 @@ def opened(path: Path) -> DiffusionSource:
         folder = inner
     config = folder / "config.json"
     stem = next((s for s in (DIFFUSERS, "model") if any(folder.glob(f"{s}*.safetensors*"))), DIFFUSERS)
-    tensors = _of_checkpoint(open_checkpoint(folder, stem))
+    tensors = _of_checkpoint(open_checkpoint(folder, stem), outline)
     return DiffusionSource(path, tensors, read_json(config), str(config), files=tuple(sorted(folder.glob("*.safetensors"))))  # fmt: skip
 
 
@@ -269,9 +270,9 @@ def _inner(path: Path) -> Path | None:
     return next((path / name for name in PARTS if (path / name / "config.json").is_file()), None)
 
 
-def _of_checkpoint(stored: Mapping[str, Stored]) -> dict[str, QTensor]:
+def _of_checkpoint(stored: Mapping[str, Stored], outline: bool) -> dict[str, QTensor]:
     """The diffusion model's tensors of a checkpoint, which may hold a text encoder and a VAE too, without a common prefix."""
-    stored = decoded(stored)
+    stored = decoded(stored, outline)
     prefix = next((p for p in WHOLE if any(name.startswith(p) for name in stored)), None) or stripped(stored)
     return {
         name.removeprefix(prefix): QTensor(name, tensor.type, tensor.shape, tensor.data, tensor.file)

@@ -22,7 +22,6 @@ from qtransformers.errors import LoadError, QTransformersError, UnsupportedError
 from qtransformers.gguf.writer import check_room
 from qtransformers.load.checkpoint import Stored
 from qtransformers.quants import quantize
-from qtransformers.types import BY_NAME
 
 SCALES = (".scale_weight", ".weight_scale")
 OF_INPUTS = (".scale_input", ".input_scale")
@@ -30,9 +29,10 @@ MARK, METHOD = "scaled_fp8", ".comfy_quant"
 SLAB = 1 << 24  # values
 
 
-def decoded(stored: Mapping[str, Stored]) -> dict[str, Stored]:
+def decoded(stored: Mapping[str, Stored], outline: bool = False) -> dict[str, Stored]:
     """A checkpoint's tensors, those of 8 bits decoded into a temporary file: to F16, which holds them exactly, scaled ones to BF16.
 
+    Of an `outline` all values of those are 0, and nothing is written.
     LoadError for a scale that fits no weight, UnsupportedError for another way to quantise, QTransformersError where the disk has no room.
     """
     plain = {n: t for n, t in stored.items() if not n.endswith((*SCALES, *OF_INPUTS, MARK, METHOD))}
@@ -46,6 +46,8 @@ def decoded(stored: Mapping[str, Stored]) -> dict[str, Stored]:
     of = {_weight(n): scale for n, scale in scales.items()}
     if bare := [t.name for t in eight if t.name not in of and len(t.shape) == 2] if of else []:
         warnings.warn(f"{eight[0].file}: {len(bare)} weights of 8 bits ({bare[0]}, ...) have no scale, which others have: they are taken as they are", stacklevel=4)  # fmt: skip
+    if outline:
+        return plain | {t.name: _bare(t, of.get(t.name), np.broadcast_to(np.uint8(0), 2 * t.data.size)) for t in eight}
     total = sum(2 * t.data.size for t in eight)
     check_room(Path(tempfile.gettempdir()), total)
     try:
@@ -65,8 +67,13 @@ def decoded(stored: Mapping[str, Stored]) -> dict[str, Stored]:
     return plain
 
 
+def _bare(tensor: Stored, scale: NDArray[np.float32] | None, data: NDArray[np.uint8]) -> Stored:
+    """The tensor in 16 bits, over `data`."""
+    return replace(tensor, dtype="F16" if scale is None else "BF16", data=data)
+
+
 def _decode(tensor: Stored, scale: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> Stored:
-    kind = "F16" if scale is None else "BF16"
+    made_so = _bare(tensor, scale, out)
     height = tensor.shape[0] if tensor.shape else 1
     rows, made = tensor.data.reshape(height, -1), out.reshape(height, -1)
     step = max(1, SLAB // max(1, rows.shape[1]))
@@ -74,8 +81,8 @@ def _decode(tensor: Stored, scale: NDArray[np.float32] | None, out: NDArray[np.u
         values = FP8[tensor.dtype][rows[start : start + step]]
         if scale is not None:
             values = values * (scale[start : start + step] if len(scale) > 1 else scale)
-        made[start : start + step] = quantize(values.reshape(-1), BY_NAME[kind]).reshape(len(values), -1)
-    return replace(tensor, dtype=kind, data=out)
+        made[start : start + step] = quantize(values.reshape(-1), made_so.type).reshape(len(values), -1)
+    return made_so
 
 
 def _weight(name: str) -> str:

@@ -40,6 +40,9 @@ class Asked:
     force: bool = False
     layout: str | None = None  # of a diffusion model
     config: Mapping[str, Any] | str | Path | None = None  # of a diffusion model
+    outline: bool = (
+        False  # whether the plan is only looked at: of a diffusion model, floats of 8 bits then are not decoded
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -170,12 +170,12 @@ def _assembled(part: Part, hparams: Mapping[str, Any]) -> Values:
     # what stands for itself in matrices is asked for one of them, and the rest alike
     stacked = len(part.shape) == 3 and all(len(w) == part.shape[0] for w in whole)
     n = part.shape[0] if stacked else 1
-    numbers = np.arange(out.size // n).reshape((1, *part.shape[1:]) if stacked else part.shape)
+    numbers: NDArray[Any] = np.arange(out.size // n).reshape((1, *part.shape[1:]) if stacked else part.shape)
     flat = out.reshape(n, -1)
     filled = 0
     for (own, _), values in zip(part.made_of, whole, strict=True):
         assert own.spec.hf_values is not None
-        taken = np.asarray(own.spec.hf_values(numbers, hparams)).reshape(-1)  # type: ignore[arg-type]
+        taken = np.asarray(own.spec.hf_values(numbers, hparams)).reshape(-1)
         flat[:, taken] = values.reshape(n, -1)
         filled += values.size
     if filled != out.size:

@@ -88,6 +88,7 @@ def plan_improved(
     model = known(source)
     asked = replace(asked, name=asked.name or named(source), learns=True)
     plan = of_model(model, asked, file=str(path), gguf=source.gguf)
+    how.check(plan)
     with observed(model, calls, progress) as run:
         if how.sized:
             plan = refiled(plan, allotted(model, plan, run, how, progress))

@@ -72,7 +72,7 @@ def load_transformer(
     check_accuracy(accuracy)
     device, kind = check_device(device, dtype)
     gguf = GGUFFile(a_path("gguf_path", gguf_path))
-    given, name = read_config(config, hub or the_hub(settings))
+    given, name = read_config(config, the_hub(settings, hub))
     plan = plan_diffusion(gguf, given, name)
     for text in plan.warnings:
         warnings.warn(text, stacklevel=2)

@@ -276,6 +276,9 @@ def read_pairs(model: Any, state: Mapping[str, Tensor], config: Mapping[str, Any
                 key, f"{refused or 'is no part of a LoRA'}, which is not supported. Use a plain LoRA.", "unsupported"
             )
             continue
+        if part[1] != "alpha" and not values.is_floating_point():
+            findings.add(key, f"holds {str(values.dtype).removeprefix('torch.')}; expected floats. Use the adapter as it was before it was quantised.", "unsupported")  # fmt: skip
+            continue
         parts = groups.setdefault(_stripped(key.removesuffix(part[0])), {})
         if part[1] in parts:
             findings.add(key, f"is a second {part[1]} of its layer, under another prefix. {TWICE}.")

@@ -90,7 +90,7 @@ def read_call(path: Path) -> dict[str, torch.Tensor]:
 def _argument(stored: Stored) -> torch.Tensor:
     if stored.dtype == "BOOL":
         return torch.tensor(stored.view()).bool()
-    if stored.dtype[0] == "I":
+    if stored.dtype[0] in "IU":
         return torch.tensor(stored.view())
     return torch.tensor(Lying(stored).rows(slice(None)).reshape(stored.shape))
 

@@ -76,7 +76,7 @@ def load_pipeline(
     if base is None:
         such = f", such as {spec.base}" if spec.base else ""
         raise ConfigError(f"{gguf.path} holds the transformer of {spec.title} only. Pass base=, the folder or Hub id of a pipeline that has the rest: text encoders, VAE, scheduler{such}.")  # fmt: skip
-    hub = hub or the_hub(settings)
+    hub = the_hub(settings, hub)
     index, index_file = read_index(base, hub)
     component = next((name for name in ("transformer", "unet") if name in index), "")
     of_base = index.get(component)
@@ -311,6 +311,8 @@ def save(painted: Painted, paths: Sequence[Path], facts: Mapping[str, Any]) -> N
     """Write pictures as PNG (or what the suffix says), frames as GIF or WebP, with how they were made; whole or not at all."""
     from PIL.PngImagePlugin import PngInfo
 
+    if folder := next((path for path in paths if path.is_dir()), None):
+        raise ConfigError(f"{folder} is a folder; expected the name of a picture, such as {folder / 'image.png'}.")
     for image, path in zip(painted.images, paths, strict=True):
         partial = path.with_name(f".{path.name}.part")
         suffix = path.suffix.lower().lstrip(".").replace("jpg", "jpeg")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from qtransformers.archs import spec_of
 from qtransformers.cache import Batch, PagedCache
 from qtransformers.errors import ConfigError, InsufficientMemoryError
 from qtransformers.generate.costs import Costs
@@ -16,6 +17,7 @@ from qtransformers.generate.device import forward_of
 from qtransformers.generate.pages import PagePool, Table
 from qtransformers.generate.sequence import Sequence as Answer
 from qtransformers.load import Loaded
+from qtransformers.load.plan import LoadPlan
 
 F32 = NDArray[np.float32]
 LOOK_BACK = 64  # tokens that may have been taken back and replaced since it last looked
@@ -128,27 +130,13 @@ class Draft:
 
 def draft_of(small: Loaded, model: Loaded, chunk: int) -> Draft:
     """A loaded model as the draft of another; ConfigError where it cannot be one."""
-    file = small.plan.file
-    if model.spec.kind != "language":
-        raise ConfigError(
-            f"draft: {model.plan.file} is an encoder ({model.plan.architecture}), which generates nothing. Leave draft out."
-        )
-    if small.spec.kind != "language":
-        raise ConfigError(
-            f"draft: {file} is an encoder ({small.plan.architecture}), which generates nothing. Take a language model."
-        )
-    for one in (small, model):
-        if one.spec.states(one.hparams):
-            raise ConfigError(
-                f"draft: the recurrent layers of {one.plan.file} ({one.plan.architecture}) keep one state and no way back from tokens "
-                "that were guessed wrong. Leave draft out."
-            )
+    check_kinds(small.plan, model.plan)
     t, own = small.tokenizer, model.tokenizer
     check_vocabulary(
         [own.token_text(i) for i in range(own.n_tokens)],
         [t.token_text(i) for i in range(t.n_tokens)],
         model.plan.file,
-        file,
+        small.plan.file,
     )
     return Draft(
         forward_of(small),
@@ -157,6 +145,19 @@ def draft_of(small: Loaded, model: Loaded, chunk: int) -> Draft:
         context_length=min(small.plan.context_length, small.hparams.context_length),  # it was trained for no more
         chunk=chunk,
     )
+
+
+def check_kinds(small: LoadPlan, model: LoadPlan) -> None:
+    """ConfigError where a draft and its model are not both language models that can take tokens back."""
+    for plan, remedy in ((model, "Leave draft out"), (small, "Take a language model")):
+        if spec_of(plan.architecture, plan.file).kind != "language":
+            raise ConfigError(f"draft: {plan.file} is an encoder ({plan.architecture}), which generates nothing. {remedy}.")  # fmt: skip
+    for plan in (small, model):
+        if plan.states_bytes:
+            raise ConfigError(
+                f"draft: the recurrent layers of {plan.file} ({plan.architecture}) keep one state and no way back from tokens "
+                "that were guessed wrong. Leave draft out."
+            )
 
 
 def check_vocabulary(tokens: Sequence[str], draft: Sequence[str], file: str, draft_file: str) -> None:

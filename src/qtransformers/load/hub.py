@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from qtransformers.errors import ModelNotFoundError, NetworkError, QTransformersError
+from qtransformers.checks import shown
+from qtransformers.errors import ConfigError, ModelNotFoundError, NetworkError, QTransformersError
 from qtransformers.gguf.headers import HeaderFile
 from qtransformers.load.download import Progress, Remote, locate, store
 from qtransformers.load.files import ALLOWED, ALLOWED_BYTES, full_weights, is_allowed, looked_up, size_text
@@ -104,7 +105,7 @@ def resolve_model(
     path = local_model(reference)
     if path is not None:
         return path
-    return fetch_gguf(the_reference(reference), hub or the_hub(settings), check, progress)
+    return fetch_gguf(the_reference(reference), the_hub(settings, hub), check, progress)
 
 
 def local_model(reference: str) -> Path | None:
@@ -119,8 +120,13 @@ def local_model(reference: str) -> Path | None:
     return path if path.exists() else None
 
 
-def the_hub(settings: Settings | None = None) -> Hub:
-    """The Hub as the environment says."""
+def the_hub(settings: Settings | None = None, hub: Hub | None = None) -> Hub:
+    """`hub`, or the Hub as the environment says; ConfigError for what is neither."""
+    for name, value, kind in (("settings", settings, Settings), ("hub", hub, Hub)):
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(f"{name}={shown(value)}; expected a {kind.__name__} of qtransformers, or None.")
+    if hub is not None:
+        return hub
     return Hub(offline=(settings or Settings.from_env()).offline)
 
 

@@ -56,7 +56,7 @@ class PictureAdvice:
 def source_of(path: Path | None, sources: Sources | None) -> DiffusionSource | None:
     """A model on disk, or on the Hub with its GGUF header as `sources`, as a diffusion model; None where it is another."""
     if path is not None:
-        return opened(path) if is_diffusion_model(path) else None
+        return opened(path, outline=True) if is_diffusion_model(path) else None
     gguf = sources.gguf if sources else None
     return DiffusionSource(Path(gguf.path), tensors_of(gguf), gguf=gguf) if gguf and is_diffusion(gguf) else None
 

@@ -54,6 +54,11 @@ class How:
         """Whether types are chosen by how large the file may be."""
         return self.bits_per_weight is not None or self.nbytes is not None
 
+    def check(self, plan: ConversionPlan) -> None:
+        """ConfigError where there is nothing that could be improved."""
+        if (self.fold or self.compensate) and not any(t.type.is_quantized for t in plan.tensors) and not self.sized:
+            raise ConfigError(f"{plan.file_type} rounds nothing that could be improved: take a type of fewer bits (-t Q4_K_M), or convert without learning.")  # fmt: skip
+
     def allowed(self, plan: ConversionPlan) -> int:
         """Bytes that a budget allows for all tensors of a plan."""
         return self.nbytes if self.nbytes is not None else int(plan.n_parameters * (self.bits_per_weight or 0) / 8)
@@ -108,9 +113,7 @@ def make(
     if packed:
         raise ConfigError(f"{plan.model}: {len(packed)} weights ({packed[0]}, ...) are quantised already, and would be rounded anew. Convert them as they are, or learn from the original model.")  # fmt: skip
 
-    if (how.fold or how.compensate) and not any(t.type.is_quantized for t in plan.tensors) and not how.sized:
-        raise ConfigError(f"{plan.file_type} rounds nothing that could be improved: take a type of fewer bits (-t Q4_K_M), or convert without learning.")  # fmt: skip
-
+    how.check(plan)
     check_room(output.parent, _needed(plan, how, output))
 
     def told(what: str) -> Callable[[int, int], None]:
@@ -242,6 +245,9 @@ def _original(plan: ConversionPlan, output: Path, progress: Callable[[int, int],
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+        sweep(
+            temporary
+        )  # what a full disk cut off: it is soon written again, and who converts without learning never comes back to it
 
 
 def _floats(output: Path) -> Path:

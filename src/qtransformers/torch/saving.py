@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +56,22 @@ def save_gguf(model: Any, path: str | Path, type: str | None = None, *, tokenize
     with tempfile.TemporaryDirectory(prefix=".save_gguf-", dir=path.parent) as temporary:
         folder = Path(temporary) / (path.stem or "model")
         if isinstance(origin, Origin):
-            source = Path(temporary) / "model.gguf"
+            source, named = Path(temporary) / "model.gguf", str(origin.file)
             _write_as_it_is(model, origin, source, False)
         else:
-            source = _checkpoint(model, tokenizer, folder)
-        return convert(source, path, wanted, overwrite=overwrite)
+            source, named = _checkpoint(model, tokenizer, folder), model.__class__.__name__
+        with _warned_of(str(source), named):
+            return convert(source, path, wanted, overwrite=overwrite)
+
+
+@contextmanager
+def _warned_of(temporary: str, named: str) -> Iterator[None]:
+    """Warnings of a file that is there for now speak of what it stands for."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        yield
+    for warning in seen:
+        warnings.warn(str(warning.message).replace(temporary, named), warning.category, stacklevel=4)
 
 
 def _checkpoint(model: Any, tokenizer: Any, folder: Path) -> Path:

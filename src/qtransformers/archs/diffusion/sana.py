@@ -140,7 +140,8 @@ SPEC = DiffusionSpec(
     check=_check,
     tensors=TENSORS,
     folds=FOLDS,
-    unfolded={"gated": "gated layers are convolutions, which stay plain"},
+    packs_convs=True,
+    unfolded={"gated": "gated layers have a convolution between them"},
     marks={
         "original": (Marks(("x_embedder.proj.weight", "y_embedder.y_proj.fc1.weight", "blocks.0.mlp.inverted_conv.conv.weight")),),
         "diffusers": (Marks(("patch_embed.proj.weight", "caption_norm.weight", "transformer_blocks.0.ff.conv_inverted.weight")),),

@@ -170,6 +170,9 @@ def of_model(
         targets += tuple(Target(n, t.type, t.shape, (Lying(t),)) for n, t in model.beside.items())
     if not (factors or dress):  # else the plan without them has said it
         warn_of_requantizing(file, targets)
+        if spec.beside and to == "original" != model.layout:
+            names = " and ".join(pattern.replace("\\", "") for pattern in spec.beside)
+            warnings.warn(f"{file}: its layout has no {names}, which no program computes with, but which diffusers' own reader takes out of files in the original layout and fails without. For that reader, convert the original checkpoint, or write layout diffusers", stacklevel=4)  # fmt: skip
     metadata = {
         **{k: v for k, v in (kept_metadata(gguf) if gguf else {}).items() if not k.startswith(ORIG_SHAPE)},
         "general.architecture": spec.family if to == "original" and spec.family else spec.id,

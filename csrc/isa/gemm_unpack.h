@@ -236,7 +236,7 @@ struct Registers {
             type.unpack(from, v[0], s[0]);
         }
         if constexpr (Q::offset != 128) QT_UNROLL for (Z& x : v[0]) x = _mm512_add_epi8(x, b8(128 - Q::offset));
-        if constexpr (requires { Q::unit; }) s[0][0] = times(s[0][0], Q::unit);
+        if constexpr (requires { Q::unit; }) QT_UNROLL for (V& x : s[0]) x = times(x, Q::unit);
         to_file_order<Q::order>(v[0], o);
         QT_UNROLL for (int i = 0; i < 4; i++) _mm512_store_si512(p.q[row] + 64 * i, o[i]);
         const V first = s[0][0], last = s[0][Q::n - 1];
@@ -246,6 +246,21 @@ struct Registers {
         else if constexpr (Q::n == 1) _mm512_store_ps(p.s[row], first);
         else if constexpr (Q::order == eights) _mm512_store_ps(p.s[row], _mm512_mask_mov_ps(first, 0xaaaa, last));
         else _mm512_store_ps(p.s[row], _mm512_permutex2var_ps(first, even, last));
+    }
+};
+
+struct Digits {
+    QT_INLINE Digits() {}
+    QT_INLINE void operator()(const block::TQ1_0* b, Panel<plain256>& p, int row) const {
+        Z first, last;
+        GemvTQ1_0::digits((const uint8_t*)b, first, last);
+        QT_UNROLL for (int k = 0; k < 5; k++) {
+            const Z x = _mm512_add_epi8(_mm512_and_si512(k < 4 ? right(first, 2 * k) : last, b8(3)), b8(127));
+            _mm256_storeu_si256((__m256i*)(p.q[row] + 32 * k), _mm512_castsi512_si256(x));
+            _mm_storeu_si128((__m128i*)(p.q[row] + 160 + 16 * k), _mm512_extracti32x4_epi32(x, 2));
+            if (k < 4) _mm_storeu_si32(p.q[row] + 240 + 4 * k, _mm512_extracti32x4_epi32(x, 3));
+        }
+        p.s[row][0] = widen(b->d);
     }
 };
 
@@ -273,7 +288,7 @@ QT_REGISTERS(IQ1_M, plain16)
 QT_REGISTERS(NVFP4, plain16)
 QT_REGISTERS(Q1_0, plain32)
 QT_REGISTERS(Q2_0, plain32)
-QT_REGISTERS(TQ1_0, plain256)
+QT_UNPACKER(TQ1_0, plain256, Digits) { QT_INLINE Unpacker() {} };
 #undef QT_REGISTERS
 #undef QT_UNPACKER
 }  // namespace qt::QT_ISA

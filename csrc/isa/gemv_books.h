@@ -33,17 +33,17 @@ consteval Signs packed_signs() {
 }
 constexpr Signs sign_bytes = packed_signs();
 
-// Points of 8 values as bytes, `times` the value and 128.
+// Points of 8 values as bytes: `times` the value, plus 128 and `more`.
 template <size_t N>
 struct Whole { uint64_t of[N] = {}; };
 template <size_t N>
-consteval Whole<N> whole_book(const int8_t (&book)[N][8], int times) {
+consteval Whole<N> whole_book(const int8_t (&book)[N][8], int times, int more) {
     Whole<N> b;
     for (size_t i = 0; i < N; i++)
-        for (int k = 0; k < 8; k++) b.of[i] |= uint64_t(uint8_t(book[i][k] * times + 128)) << 8 * k;
+        for (int k = 0; k < 8; k++) b.of[i] |= uint64_t(uint8_t(book[i][k] * times + 128 + more)) << 8 * k;
     return b;
 }
-alignas(64) constexpr Whole whole_iq1 = whole_book(codebook::iq1, 8);
+alignas(64) constexpr Whole whole_iq1 = whole_book(codebook::iq1, 8, 1);
 
 // The point of word 4 i + r of 32 indices in 64-bit lane i of register r. Loads of points and of indices, two a load,
 // and what takes these apart keep all of scalar code's pipes busy: nothing goes through memory twice.
@@ -264,45 +264,43 @@ struct GemvIQ3_S {
         s[0] = odd(_mm512_rolv_epi32(_mm512_set1_epi32(load<int32_t>(p + 106)), nibble), half_in_all(p));
     }
 };
-// Eight times the point, plus or minus one: d (point + 1/8 or - 1/8).
+// Eight times the point, plus or minus one: d (point + 1/8 or - 1/8). The book has the one added; two are taken away again.
+QT_INLINE Z two_less(Z v, __mmask8 where) { return _mm512_mask_sub_epi64(v, where, v, b8(2)); }  // no byte is below
+// Twice three bits plus one, from bit 1 on, times d.
+QT_INLINE V odd8(Z x, V d) { return _mm512_mul_ps(_mm512_cvtepi32_ps(mask_or(x, _mm512_set1_epi32(14), _mm512_set1_epi32(1))), d); }
 struct GemvIQ1_S {
     using Block = block::IQ1_S;
     static constexpr Order order = eights;
-    static constexpr int offset = 128;
-    static constexpr int n = 1;
+    static constexpr int offset = 128, n = 1;
+    static constexpr float unit = 1 / 8.f;
     Z high = bytes([](int i) { return 3 * (i % 8 / 2); });
     QT_INLINE GemvIQ1_S() {}
     QT_INLINE Z index(const uint8_t* p) const { return mask_or(spread(high, qwords_of_words(p + 34)), _mm512_set1_epi16(0x700), words_of_bytes(p + 2)); }
     QT_INLINE void unpack(const uint8_t* p, const uint16_t* index, Z* v, V* s) const {
         look_up_whole(whole_iq1, index, v);
-        const Z h = qwords_of_words(p + 34);
-        const Z shift = _mm512_mask_mov_epi64(b8(1), _mm512_test_epi64_mask(h, _mm512_set1_epi64(0x8000)), b8(-1));
-        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_add_epi8(v[r], shift);
-        const V d = times(half_in_all(p), 1 / 8.f);
-        s[0] = scaled(low_dwords(_mm512_and_si512(_mm512_srli_epi64(h, 12), _mm512_set1_epi64(7))), _mm512_add_ps(d, d), d);
+        const __m128i h = _mm_loadu_si128((const __m128i*)(p + 34));
+        const __mmask8 minus = _mm_movepi16_mask(h);
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = two_less(v[r], minus);
+        s[0] = odd8(low_dwords(_mm512_cvtepu16_epi64(_mm_srli_epi16(h, 11))), half_in_all(p));
     }
 };
 struct GemvIQ1_M {
     using Block = block::IQ1_M;
     static constexpr Order order = eights;
-    static constexpr int offset = 128;
-    static constexpr int n = 2;
+    static constexpr int offset = 128, n = 2;
+    static constexpr float unit = 1 / 8.f;
     Z high = bytes([](int i) { return 4 * (i % 8 / 2); });
-    Z place = dwords([](int i) { return i % 2 ? 0 : 16 * (i / 4) + 6 * (i / 2 % 2); });
+    Z three[2] = {scale(0), scale(1)};
+    static QT_INLINE Z scale(int odd) { return bytes([&](int i) { return (16 * (i / 16) + 6 * (i / 8 % 2) + 3 * odd - 1) & 63; }); }
     QT_INLINE GemvIQ1_M() {}
     QT_INLINE Z index(const uint8_t* p) const { return mask_or(spread(high, qwords_of_words(p + 32)), _mm512_set1_epi16(0x700), words_of_bytes(p)); }
     QT_INLINE void unpack(const uint8_t* p, const uint16_t* index, Z* v, V* s) const {
         look_up_whole(whole_iq1, index, v);
-        const Z h = qwords_of_words(p + 32);
-        QT_UNROLL for (int r = 0; r < 4; r++) {
-            const Z shift = _mm512_mask_mov_epi64(b8(1), _mm512_test_epi64_mask(h, _mm512_set1_epi64(8 << 4 * r)), b8(-1));
-            v[r] = _mm512_add_epi8(v[r], shift);
-        }
+        const __m128i h = _mm_loadu_si128((const __m128i*)(p + 32));
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = two_less(v[r], _mm_test_epi16_mask(h, _mm_set1_epi16(short(8 << 4 * r))));
         const uint64_t scales = load<uint64_t>(p + 48);
-        const V d = _mm512_set1_ps(widen(f16(_pext_u64(scales, 0xf000f000f000f000ull))) * (1 / 8.f));
-        const Z n = low_dwords(_mm512_srlv_epi64(_mm512_set1_epi64((int64_t)scales), place));
-        s[0] = scaled(_mm512_and_si512(n, _mm512_set1_epi32(7)), _mm512_add_ps(d, d), d);
-        s[1] = scaled(_mm512_and_si512(n, _mm512_set1_epi32(7 << 3)), times(d, 1 / 4.f), d);
+        const V d = _mm512_set1_ps(widen(f16(_pext_u64(scales, 0xf000f000f000f000ull))));
+        QT_UNROLL for (int i = 0; i < 2; i++) s[i] = odd8(spread(three[i], _mm512_set1_epi64(int64_t(scales))), d);
     }
 };
 

@@ -14,6 +14,7 @@ enum Order {
     six_bits,       // Q6_K
     half_blocks,    // IQ4_XS
     halves_of_eights,  // Q4_0, IQ4_NL, MXFP4
+    lane_by_lane,   // TQ1_0
     // What follows keeps to this only within registers 0 and 1, and within 2 and 3.
     eights,         // 8 values of each group of 32: types with codebooks
     sixteens,       // NVFP4
@@ -31,6 +32,7 @@ constexpr int first_value(Order o, int r, int lane) {
         case six_bits: return 128 * (e / 2) + 32 * (L / 2 + 2 * (e % 2)) + 16 * (L % 2) + 4 * (2 * (r % 2) + (e ^ r / 2) % 2);
         case half_blocks: return 32 * (L + 4 * (e / 2)) + 16 * (r % 2) + 4 * (e % 2 + 2 * (r / 2));
         case halves_of_eights: return 32 * (lane / 2) + 16 * (r % 2) + 8 * (r / 2) + 4 * (lane % 2);
+        case lane_by_lane: return 16 * lane + 4 * r;
         case eights: return 32 * (lane / 2) + 8 * r + 4 * (lane % 2);
         default: return 128 * (r / 2) + 16 * (lane / 2) + 8 * (r % 2) + 4 * (lane % 2);
     }
@@ -53,7 +55,7 @@ consteval bool lanes_keep_to(Order o, int per, int n) {
     return true;
 }
 static_assert(lanes_keep_to(nibble_pairs, 32, 4) && lanes_keep_to(quarter_bytes, 16, 4) && lanes_keep_to(six_bits, 16, 4));
-static_assert(lanes_keep_to(half_blocks, 32, 4) && lanes_keep_to(halves_of_eights, 32, 4) && lanes_keep_to(eights, 32, 4) && lanes_keep_to(eights, 16, 2) && lanes_keep_to(sixteens, 16, 2) && lanes_keep_to(fours, 16, 4) && lanes_keep_to(even_fours, 32, 4));
+static_assert(lanes_keep_to(half_blocks, 32, 4) && lanes_keep_to(halves_of_eights, 32, 4) && lanes_keep_to(lane_by_lane, 16, 4) && lanes_keep_to(eights, 32, 4) && lanes_keep_to(eights, 16, 2) && lanes_keep_to(sixteens, 16, 2) && lanes_keep_to(fours, 16, 4) && lanes_keep_to(even_fours, 32, 4));
 
 // What undoes offsets and adds minima.
 enum Rest {

@@ -118,29 +118,35 @@ struct GemvQ2_0 {
         QT_UNROLL for (int k = 1; k < 4; k++) s[0] = _mm512_mask_mov_ps(s[0], 15 << 4 * k, half_in_all(p + 18 * k));
     }
 };
+// Digits of each byte as two planes: 0 to 3 in 2 bits each; 4.
+consteval Planes<256> planes_of_digits() {
+    Planes<256> p;
+    for (int i = 0; i < 256; i++)
+        for (int k = 0, rest = i; k < 5; k++, rest = rest * 3 % 256) p.of[k / 4][i] |= uint8_t(((rest > 85) + (rest > 170)) << 2 * (k % 4));
+    return p;
+}
+constexpr Planes planes_tq1_0 = planes_of_digits();
 struct GemvTQ1_0 {
     using Block = block::TQ1_0;
-    static constexpr Order order = eights;
+    static constexpr Order order = lane_by_lane;
     static constexpr int offset = 1;
     static constexpr int n = 1;
-    // Value i is digit `digit(i)` of byte `byte(i)`: 32 bytes of 5 digits, 16 of 5, 4 of 4.
-    static constexpr int digit(int i) { return i < 160 ? i / 32 : i < 240 ? (i - 160) / 16 : (i - 240) / 4; }
-    static constexpr int byte(int i) { return i < 160 ? i % 32 : i < 240 ? 32 + i % 16 : 48 + i % 4; }
-    static constexpr int value(int r, int i) { return 32 * (i / 8) + 8 * r + i % 8; }
-    static constexpr int power(int i) { return digit(i) == 0 ? 1 : digit(i) == 1 ? 3 : digit(i) == 2 ? 9 : digit(i) == 3 ? 27 : 81; }
-    Z pick[4] = {from(0), from(1), from(2), from(3)}, even[4] = {factor(0, 0), factor(1, 0), factor(2, 0), factor(3, 0)};
-    Z odd[4] = {factor(0, 1), factor(1, 1), factor(2, 1), factor(3, 1)};
-    static QT_INLINE Z from(int r) { return bytes([&](int i) { return byte(value(r, i)); }); }
-    static QT_INLINE Z factor(int r, int odd) { return words([&](int i) { return power(value(r, 2 * i + odd)); }); }
+    // 32 bytes have 5 digits, 16 have 5, 4 have 4: the one that a lane of register r wants, and where four bytes of it lie.
+    static constexpr int digit(int r, int lane) { return lane < 10 ? lane / 2 : lane < 14 ? lane - 10 : lane < 15 ? 4 : r; }
+    static constexpr int four(int r, int lane) { return lane < 10 ? lane % 2 * 4 + r : lane < 15 ? 8 + r : 12; }
+    Z pick[4] = {picks(0), picks(1), picks(2), picks(3)}, shift[4] = {shifts(0), shifts(1), shifts(2), shifts(3)};
+    static QT_INLINE Z picks(int r) { return dwords([&](int i) { return four(r, i) + digit(r, i) / 4 * 16; }); }
+    static QT_INLINE Z shifts(int r) { return dwords([&](int i) { return digit(r, i) % 4 * 2; }); }
     QT_INLINE GemvTQ1_0() {}
+    static QT_INLINE void digits(const uint8_t* p, Z& first, Z& last) {
+        const Z q = _mm512_maskz_loadu_epi8((1ull << 52) - 1, p);
+        const __mmask64 high = _mm512_movepi8_mask(q);
+        first = look_up(planes_tq1_0.of[0], q, &high), last = look_up(planes_tq1_0.of[1], q, &high);
+    }
     QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
-        const Z q = _mm512_maskz_loadu_epi8((1ull << 52) - 1, p), low = _mm512_set1_epi16(0xff);
-        QT_UNROLL for (int r = 0; r < 4; r++) {
-            const Z b = _mm512_permutexvar_epi8(pick[r], q);  // a byte is a fraction of 256: its digits come by multiplying
-            const Z e = _mm512_mullo_epi16(b, even[r]), o = _mm512_mullo_epi16(_mm512_andnot_si512(low, b), odd[r]);
-            const Z rest = _mm512_ternarylogic_epi32(low, e, o, 0xca), one = b8(1);
-            v[r] = _mm512_add_epi8(_mm512_min_epu8(_mm512_subs_epu8(rest, b8(85)), one), _mm512_min_epu8(_mm512_subs_epu8(rest, b8(170 - 256)), one));
-        }
+        Z first, last;
+        digits(p, first, last);
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(_mm512_srlv_epi32(_mm512_permutex2var_epi32(first, pick[r], last), shift[r]), b8(3));
         s[0] = half_in_all(p + 52);
     }
 };

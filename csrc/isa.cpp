@@ -74,6 +74,8 @@ bool has_avx512vnni() {
 
 bool has_avx512() { return has_avx512vnni() && leaf(7).c >> 1 & 1; }  // VBMI, too
 
+bool has_avxvnni() { return has_avx2() && leaf(7).a >= 1 && leaf(7, 1).a >> 4 & 1; }
+
 // avx2 but for its products of many tokens.
 Kernels with_gemm(const char* name, const Gemm* gemm) {
     Kernels k = avx2::table;
@@ -84,14 +86,13 @@ Kernels with_gemm(const char* name, const Gemm* gemm) {
 
 struct Choice { const Kernels* table; bool usable; };
 
-// Best first.
+// Best first. The processor is asked once: on a virtual machine the host answers, which takes 20 us.
 const Choice* choices(int& n) {
 #ifdef QT_HAS_avx2
     static const Kernels vnni_evex = with_gemm("avx512vnni", avx512vnni::gemm_table.of);
 #endif
 #ifdef QT_HAS_avxvnni
     static const Kernels vnni_vex = with_gemm("avxvnni", avxvnni::gemm_table.of);
-    const bool has_avxvnni = has_avx2() && leaf(7).a >= 1 && leaf(7, 1).a >> 4 & 1;
 #endif
     static const Choice list[] = {
 #ifdef QT_HAS_avx2
@@ -99,7 +100,7 @@ const Choice* choices(int& n) {
         {&vnni_evex, has_avx512vnni()},
 #endif
 #ifdef QT_HAS_avxvnni
-        {&vnni_vex, has_avxvnni},
+        {&vnni_vex, has_avxvnni()},
 #endif
 #ifdef QT_HAS_avx2
         {&avx2::table, has_avx2()},

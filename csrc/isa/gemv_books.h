@@ -70,19 +70,13 @@ QT_INLINE void look_up_whole(const Whole<N>& book, const uint16_t* at, Z* v) {
 // 8 bits of each 64-bit lane for each of its bytes, from bit `from` + `step` times the byte on.
 QT_INLINE Z spread_index(int from, int step) { return bytes([&](int i) { return (from + step * (i % 8)) & 63; }); }
 QT_INLINE Z spread(Z index, Z x) { return _mm512_multishift_epi64_epi8(index, x); }
-QT_INLINE Z level_table(const Levels& l, int times, int plus) { return bytes([&](int i) { return l.of[i % (l.n <= 4 ? 4 : 8)] * times + plus; }); }
 QT_INLINE Z mask_into(Z x, Z y, Z mask) { return _mm512_ternarylogic_epi32(mask, y, x, 0xca); }  // y where the mask is set
 QT_INLINE V half_in_all(const void* p) { return _mm512_cvtph_ps(_mm256_set1_epi16(load<int16_t>(p))); }
 QT_INLINE Z low_dwords(Z x) { return _mm512_shuffle_epi32(x, _MM_PERM_CCAA); }  // of each 64-bit lane, twice
-QT_INLINE V scaled(Z x, V by, V plus) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), by, plus); }
 QT_INLINE V times(V x, float y) { return _mm512_mul_ps(x, _mm512_set1_ps(y)); }
-QT_INLINE Z qwords_of_bytes(const void* p) { return _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p)); }
 QT_INLINE Z qwords_of_words(const void* p) { return _mm512_cvtepu16_epi64(_mm_loadu_si128((const __m128i*)p)); }
-QT_INLINE Z qwords_of_dwords(const void* p) { return _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i*)p)); }
 QT_INLINE Z words_of_bytes(const void* p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
 
-// A type says: `unpack` 256 values to codes in the order of x, and scales of the lanes of registers 0 and 1, then 2 and 3,
-// or where n is 1 of all four.
 // Points as two planes of bytes: of 4 values, 2 and 0 then 3 and 1 in 3 bits each; of 8, 3 to 0 then 7 to 4 in 2 bits each,
 // the first in the lowest.
 template <size_t N>
@@ -116,8 +110,8 @@ QT_INLINE Z look_up(const uint8_t (&plane)[N], Z index, const __mmask64* bit) {
     return part[0];
 }
 
-// Twice four bits plus one, from bit 1 on, times d.
-QT_INLINE V odd(Z x, V d) { return _mm512_mul_ps(_mm512_cvtepi32_ps(mask_or(x, _mm512_set1_epi32(30), _mm512_set1_epi32(1))), d); }
+// Bits of x that are in the mask, whose bit 0 is clear, plus one, times d.
+QT_INLINE V odd(Z x, int mask, V d) { return _mm512_mul_ps(_mm512_cvtepi32_ps(mask_or(x, _mm512_set1_epi32(mask), _mm512_set1_epi32(1))), d); }
 struct Signs128 {  // by seven bits of each byte
     Z first = once(sign_bytes.of), second = once(sign_bytes.of + 64);
     QT_INLINE Signs128() {}
@@ -165,7 +159,7 @@ struct GemvIQ2_XXS {
         eights.look_up_both(planes_iq2_xxs, index, &high, codes);
         QT_UNROLL for (int i = 0; i < 2; i++) {
             eights.values(codes[i], signs.of(spread(seven, q[i])), v[i]);
-            s[i][0] = odd(_mm512_shuffle_epi32(_mm512_srli_epi32(q[i], 27), _MM_PERM_DDBB), half_in_all(at[i]));
+            s[i][0] = odd(_mm512_shuffle_epi32(_mm512_srli_epi32(q[i], 27), _MM_PERM_DDBB), 30, half_in_all(at[i]));
         }
     }
 };
@@ -188,7 +182,7 @@ struct GemvIQ2_XS {
         eights.look_up_both(planes_iq2_xs, index, high, codes);
         QT_UNROLL for (int i = 0; i < 2; i++) {
             eights.values(codes[i], signs.of(spread(seven, q[i])), v[i]);
-            s[i][0] = odd(spread(nibble, _mm512_set1_epi64(load<int64_t>(at[i] + 66))), half_in_all(at[i]));
+            s[i][0] = odd(spread(nibble, _mm512_set1_epi64(load<int64_t>(at[i] + 66))), 30, half_in_all(at[i]));
         }
     }
 };
@@ -213,7 +207,7 @@ struct GemvIQ2_S {
         eights.look_up_both(planes_iq2_s, index, high, codes);
         QT_UNROLL for (int i = 0; i < 2; i++) {
             eights.values(codes[i], words_of_bytes(at[i] + 34), v[i]);
-            s[i][0] = odd(spread(nibble, _mm512_set1_epi64(load<int64_t>(at[i] + 74))), half_in_all(at[i]));
+            s[i][0] = odd(spread(nibble, _mm512_set1_epi64(load<int64_t>(at[i] + 74))), 30, half_in_all(at[i]));
         }
     }
 };
@@ -246,7 +240,7 @@ struct GemvIQ3_XXS {
         const Z q = _mm512_permutexvar_epi8(pairs.even, load512(p + 2)), rest = twice(p + 66);
         const __mmask64 high = _mm512_movepi8_mask(q);
         pairs.values(planes_iq3_xxs, q, &high, signs.of(spread(seven, rest)), v);
-        s[0] = odd(_mm512_srli_epi32(rest, 27), half_in_all(p));
+        s[0] = odd(_mm512_srli_epi32(rest, 27), 30, half_in_all(p));
     }
 };
 struct GemvIQ3_S {
@@ -261,13 +255,11 @@ struct GemvIQ3_S {
         const uint64_t ninth = load<uint64_t>(p + 66);
         const __mmask64 high[2] = {_mm512_movepi8_mask(q), _pext_u64(ninth, 0x5555555555555555) | _pext_u64(ninth, 0xaaaaaaaaaaaaaaaa) << 32};
         pairs.values(planes_iq3_s, q, high, twice(p + 74), v);
-        s[0] = odd(_mm512_rolv_epi32(_mm512_set1_epi32(load<int32_t>(p + 106)), nibble), half_in_all(p));
+        s[0] = odd(_mm512_rolv_epi32(_mm512_set1_epi32(load<int32_t>(p + 106)), nibble), 30, half_in_all(p));
     }
 };
 // Eight times the point, plus or minus one: d (point + 1/8 or - 1/8). The book has the one added; two are taken away again.
 QT_INLINE Z two_less(Z v, __mmask8 where) { return _mm512_mask_sub_epi64(v, where, v, b8(2)); }  // no byte is below
-// Twice three bits plus one, from bit 1 on, times d.
-QT_INLINE V odd8(Z x, V d) { return _mm512_mul_ps(_mm512_cvtepi32_ps(mask_or(x, _mm512_set1_epi32(14), _mm512_set1_epi32(1))), d); }
 struct GemvIQ1_S {
     using Block = block::IQ1_S;
     static constexpr Order order = eights;
@@ -281,7 +273,7 @@ struct GemvIQ1_S {
         const __m128i h = _mm_loadu_si128((const __m128i*)(p + 34));
         const __mmask8 minus = _mm_movepi16_mask(h);
         QT_UNROLL for (int r = 0; r < 4; r++) v[r] = two_less(v[r], minus);
-        s[0] = odd8(low_dwords(_mm512_cvtepu16_epi64(_mm_srli_epi16(h, 11))), half_in_all(p));
+        s[0] = odd(low_dwords(_mm512_cvtepu16_epi64(_mm_srli_epi16(h, 11))), 14, half_in_all(p));
     }
 };
 struct GemvIQ1_M {
@@ -300,10 +292,12 @@ struct GemvIQ1_M {
         QT_UNROLL for (int r = 0; r < 4; r++) v[r] = two_less(v[r], _mm_test_epi16_mask(h, _mm_set1_epi16(short(8 << 4 * r))));
         const uint64_t scales = load<uint64_t>(p + 48);
         const V d = _mm512_set1_ps(widen(f16(_pext_u64(scales, 0xf000f000f000f000ull))));
-        QT_UNROLL for (int i = 0; i < 2; i++) s[i] = odd8(spread(three[i], _mm512_set1_epi64(int64_t(scales))), d);
+        QT_UNROLL for (int i = 0; i < 2; i++) s[i] = odd(spread(three[i], _mm512_set1_epi64(int64_t(scales))), 14, d);
     }
 };
 
+// A type says: `unpack` 256 values to codes in the order of x, and scales of the lanes of registers 0 and 1, then 2 and 3,
+// or where n is 1 of all four; two blocks where it takes two `together`. `unit` is what a row is times in the end.
 template <class Q>
 struct RowsBook : Q {
     using Record = Packed256<Q::n>;

@@ -18,8 +18,13 @@ from qtransformers.native import lib
 from qtransformers.tensor import QTensor
 from qtransformers.types import BY_NAME, QuantType
 
-TYPES = "Q4_0,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_XS"
+TYPES = "Q4_0,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_XS,IQ3_S,IQ2_XXS"
 SHAPES = "2048x2048,8192x2048,2048x8192,512x2048"
+BOUNDS = """What bounds a product with AVX-512: multiplications by scales and minima take slots of those of codes, which leaves them 97% (Q3_K, one scale a block),
+88% (a scale for 32 values), 85% (Q2_K), 82% (Q4_K, Q5_K) or 79% (Q6_K, a scale for 16); the innermost loop is within 1% of that. Unpacking 256 values takes 12-20 cycles
+(books of points: 35-70) beside 64 for each 16 tokens: at T = 16 that, with what memory and two threads' meetings cost in 0.1 to 0.5 ms, keeps every type below 70%, at
+T = 64 some. Rounding x takes 1.5% where rows are 2048, and 6% where they are 512. Of no avail at T = 16: unpacking amid the multiplications of the rows before
+(their slots are taken all the same), panels of 12 to 36 rows, weights fetched into L1, or a part with each tile (3% slower)."""
 CACHES = 64 << 20  # bytes; more than the caches of one socket's share hold
 
 
@@ -70,7 +75,7 @@ def main() -> None:
         rows.append([name, shape, *(f"{speed / 1e9:.0f} ({share:.0%})" for speed, share in found)])
     head = ["type", "out x in", *(f"T {tokens}, {threads} thr." for threads in teams for tokens in counts)]
     table = results.table(head, rows)
-    body = f"`linear`, accuracy={args.accuracy!r}, weights from memory: GOPS and share of the peak of int8 multiplications; medians of {args.rounds} rounds.\nOn a virtual machine a core may be away for a while: then two threads show the speed of one, and their share is of what was left.\n\n"
+    body = f"`linear`, accuracy={args.accuracy!r}, weights from memory: GOPS and share of the peak of int8 multiplications; medians of {args.rounds} rounds.\nOn a virtual machine a core may be away for a while: then two threads show the speed of one, and their share is of what was left.\n{BOUNDS}\n\n"
     if args.dry:
         print(table)
     else:

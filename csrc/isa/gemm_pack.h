@@ -71,10 +71,10 @@ QT_INLINE float round_token(V (&v)[16], Row& row) {
     const uint32_t most_bits = uint32_t(_mm512_reduce_max_epi32(each));
     const float found = bits<float>(most_bits), most = found < 2e-34f ? 0 : found;  // its inverse would overflow
     const float inverse = most > 0 ? 127 / most : 0, d = most / (127 * 128);
-    // Halvings of the unit while every value still fits: the exponent of a quotient, up to 7.
-    const Z quotient = _mm512_castps_si512(_mm512_div_ps(_mm512_set1_ps(most), _mm512_castsi512_ps(each)));
-    const Z exponent = _mm512_sub_epi32(_mm512_srli_epi32(quotient, 23), _mm512_set1_epi32(127)), seven = _mm512_set1_epi32(7);
-    const Z halvings = _mm512_min_epi32(larger(exponent, _mm512_setzero_si512()), seven);
+    // Halvings of the unit while every value still fits, up to 7: the exponent of most / each, by which their bits differ but for
+    // what the smaller one's lack.
+    const Z apart = _mm512_srli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(int(bits<uint32_t>(most))), each), 23), seven = _mm512_set1_epi32(7);
+    const Z halvings = _mm512_min_epu32(apart, seven);
     _mm512_store_si512(row.up, _mm512_slli_epi32(_mm512_sub_epi32(seven, halvings), 23));
     _mm512_store_si512(row.scale, _mm512_add_epi32(_mm512_castps_si512(_mm512_set1_ps(inverse)), _mm512_slli_epi32(halvings, 23)));
     QT_UNROLL for (int i = 0; i < 4; i++) {

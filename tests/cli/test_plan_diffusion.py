@@ -126,6 +126,9 @@ def test_what_no_tensor_shows_comes_from_a_folder(tmp_path, capsys):
     }  # fmt: skip
     path = write(tmp_path / "aura.gguf", SPECS["aura"], config, "aura")
     assert "no tensor shows num_attention_heads" in planned(capsys, path, "--ram", "8GiB", code=4)
+    assert main(["advise", str(path), "--ram", "8GiB"]) == 2
+    assert (said := capsys.readouterr().err).endswith("Give the folder of the pipeline, whose config says it.\n")
+    assert "no tensor shows num_attention_heads" in said and "config=" not in said
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text(
         json.dumps({"_class_name": "AuraFlowTransformer2DModel", **config})

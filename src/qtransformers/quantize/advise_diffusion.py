@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qtransformers.convert.diffusion import DiffusionSource, is_diffusion_model, known, of_model, opened
 from qtransformers.convert.plan import Asked
+from qtransformers.errors import ConfigError
 from qtransformers.load.diffusion import is_diffusion, tensors_of
 from qtransformers.load.diffusion_fit import TOKENS, fit_diffusion, step_bytes
 from qtransformers.load.fit import Budget, Verdict
@@ -66,7 +67,12 @@ def advise_picture(model: str, source: DiffusionSource, budget: Budget, tokens: 
 
     Errors as for `convert.plan_conversion`; the text encoders and the VAE come on top.
     """
-    found, tokens = known(source), tokens or TOKENS
+    try:
+        found, tokens = known(source), tokens or TOKENS
+    except ConfigError as e:
+        raise ConfigError(
+            f"{str(e).partition(' Pass config=')[0]} Give the folder of the pipeline, whose config says it."
+        ) from e
     options, device = [], "cpu"
     for file_type, method in METHODS.items():
         with warnings.catch_warnings():

@@ -19,10 +19,16 @@ namespace generic { extern const Kernels table; }
 #ifdef QT_HAS_avx2
 namespace avx2 { extern const Kernels table; }
 namespace avx512 { extern const Kernels table; }
-namespace avx512vnni { extern const GemmTable gemm_table; }
+namespace avx512vnni {
+extern const GemmTable gemm_table;
+double multiply_all(size_t rounds);
+}
 #endif
 #ifdef QT_HAS_avxvnni
-namespace avxvnni { extern const GemmTable gemm_table; }
+namespace avxvnni {
+extern const GemmTable gemm_table;
+double multiply_all(size_t rounds);
+}
 #endif
 #ifdef QT_HAS_dotprod
 namespace dotprod { extern const Kernels table; }
@@ -77,9 +83,9 @@ bool has_avx512() { return has_avx512vnni() && leaf(7).c >> 1 & 1; }  // VBMI, t
 bool has_avxvnni() { return has_avx2() && leaf(7).a >= 1 && leaf(7, 1).a >> 4 & 1; }
 
 // avx2 but for its products of many tokens.
-Kernels with_gemm(const char* name, const Gemm* gemm) {
+Kernels with_products(const char* name, const Gemm* gemm, double (*multiply_all)(size_t)) {
     Kernels k = avx2::table;
-    k.name = name, k.gemm = gemm;
+    k.name = name, k.gemm = gemm, k.multiply_all = multiply_all;
     return k;
 }
 #endif
@@ -89,10 +95,10 @@ struct Choice { const Kernels* table; bool usable; };
 // Best first. The processor is asked once: on a virtual machine the host answers, which takes 20 us.
 const Choice* choices(int& n) {
 #ifdef QT_HAS_avx2
-    static const Kernels vnni_evex = with_gemm("avx512vnni", avx512vnni::gemm_table.of);
+    static const Kernels vnni_evex = with_products("avx512vnni", avx512vnni::gemm_table.of, avx512vnni::multiply_all);
 #endif
 #ifdef QT_HAS_avxvnni
-    static const Kernels vnni_vex = with_gemm("avxvnni", avxvnni::gemm_table.of);
+    static const Kernels vnni_vex = with_products("avxvnni", avxvnni::gemm_table.of, avxvnni::multiply_all);
 #endif
     static const Choice list[] = {
 #ifdef QT_HAS_avx2

@@ -28,6 +28,15 @@ double multiply_all(size_t rounds) {
 #define QT_STEP(r) "vpdpbusd %%zmm15, %%zmm15, %%zmm" #r "\n\t"
     for (size_t i = 0; i < rounds; i++) asm volatile(QT_TWELVE(QT_STEP)::: QT_USED("xmm"));
     asm volatile("vzeroupper");
+#elif defined(QT_ISA_avx512vnni) || defined(QT_ISA_avxvnni)
+    constexpr double at_once = 32;
+#if defined(QT_ISA_avxvnni)
+#define QT_STEP(r) "%{vex%} vpdpbusd %%ymm15, %%ymm15, %%ymm" #r "\n\t"
+#else
+#define QT_STEP(r) "%{evex%} vpdpbusd %%ymm15, %%ymm15, %%ymm" #r "\n\t"
+#endif
+    for (size_t i = 0; i < rounds; i++) asm volatile(QT_TWELVE(QT_STEP)::: QT_USED("xmm"));
+    asm volatile("vzeroupper");
 #elif defined(__AVX2__)
     constexpr double at_once = 32;
 #define QT_STEP(r) "vpmaddubsw %%ymm15, %%ymm15, %%ymm12\n\tvpaddw %%ymm12, %%ymm" #r ", %%ymm" #r "\n\t"

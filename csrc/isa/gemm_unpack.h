@@ -160,36 +160,27 @@ struct NibbleBlocks {
 
 // What follows is unpacked as for few columns, and brought to file order.
 
-// Q of gemv_32.h: 4 blocks at a time, the first halves of all, then the second ones; a scale in 4 lanes.
-template <class Q, class Block, Form f>
-struct HalvesOfBlocks {
-    Q type;
-    Z each = dwords([](int i) { return 4 * (i % 8); });
-    QT_INLINE HalvesOfBlocks() {}
-    QT_INLINE void operator()(const Block* b, Panel<f>& p, int row) const {
-        V s[2], m[2];
-        QT_UNROLL for (int i = 0; i < 2; i++) {
-            const Quad<Q::stride> four((const uint8_t*)(b + 4 * i));
-            Z first, second;
-            type.codes(four, first, second);
-            s[i] = type.scale(four);
-            if constexpr (Q::minima) m[i] = times(halves(four.pick(type.min_word)), -0x1p-7f);
-            else first = _mm512_add_epi8(first, b8(128 - Q::offset)), second = _mm512_add_epi8(second, b8(128 - Q::offset));
-            _mm512_store_si512(p.q[row] + 128 * i, _mm512_permutex2var_epi64(first, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second));
-            _mm512_store_si512(p.q[row] + 128 * i + 64, _mm512_permutex2var_epi64(first, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), second));
-        }
-        _mm256_storeu_ps(p.s[row], _mm512_castps512_ps256(_mm512_permutex2var_ps(s[0], each, s[1])));
-        if constexpr (Q::minima) _mm256_storeu_ps(p.m[row], _mm512_castps512_ps256(_mm512_permutex2var_ps(m[0], each, m[1])));
-    }
-};
-
 // Registers in one of the orders of gemv_pack.h to file order.
 template <Order order>
 QT_INLINE void to_file_order(const Z* v, Z* o) {
     if constexpr (order == sixteens) {
+        Z half[4];  // of 8 groups the first 8 values and the second, then of the 8 others
+        QT_UNROLL for (int h = 0; h < 2; h++) {
+            const Z y = _mm512_shuffle_epi32(v[2 + h], _MM_PERM_CDAB);
+            half[h] = _mm512_mask_blend_epi32(0xaaaa, v[h], y), half[2 + h] = _mm512_mask_blend_epi32(0xaaaa, y, v[h]);
+        }
         QT_UNROLL for (int i = 0; i < 4; i++) {
             const int k = i % 2 * 4;
-            o[i] = _mm512_permutex2var_epi64(v[i / 2 * 2], _mm512_setr_epi64(k, k + 8, k + 1, k + 9, k + 2, k + 10, k + 3, k + 11), v[i / 2 * 2 + 1]);
+            o[i] = _mm512_permutex2var_epi64(half[i / 2 * 2], _mm512_setr_epi64(k, k + 8, k + 1, k + 9, k + 2, k + 10, k + 3, k + 11), half[i / 2 * 2 + 1]);
+        }
+        return;
+    }
+    if constexpr (order == half_blocks) {
+        QT_UNROLL for (int h = 0; h < 2; h++) {  // lanes of 128 bits: a half of each of four blocks
+            const Z first = h ? _mm512_unpackhi_epi64(v[0], v[2]) : _mm512_unpacklo_epi64(v[0], v[2]);
+            const Z second = h ? _mm512_unpackhi_epi64(v[1], v[3]) : _mm512_unpacklo_epi64(v[1], v[3]);
+            o[2 * h] = _mm512_permutex2var_epi64(first, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second);
+            o[2 * h + 1] = _mm512_permutex2var_epi64(first, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), second);
         }
         return;
     }
@@ -215,16 +206,17 @@ QT_INLINE void to_file_order(const Z* v, Z* o) {
     }
 }
 
-// Q of gemv_books.h or gemv_small.h: a scale in each lane of 32 bits, or in two.
+// Q of gemv_32.h, gemv_books.h or gemv_small.h: a scale in each lane of 32 bits, or in two.
 template <class Q, Form f>
 struct Registers {
     Q type;
-    Z even = dwords([](int i) { return 2 * i; });
+    // A lane that has the scale of each group.
+    Z each = dwords([](int i) { return Q::order == sixteens ? 2 * (i % 8) + i / 8 : Q::order == half_blocks ? 4 * (i % 4) + 2 * (i / 4) : 2 * i; });
     QT_INLINE Registers() {}
     QT_INLINE void operator()(const typename Q::Block* b, Panel<f>& p, int row) const {
         const uint8_t* from = (const uint8_t*)b;
         Z v[2][4], o[4];
-        V s[2][Q::n];
+        V s[2][Q::offset ? Q::n : 2];
         if constexpr (requires { Q::together; }) {
             type.unpack(from, from, v, s);
         } else if constexpr (requires { type.index(from); }) {
@@ -235,17 +227,18 @@ struct Registers {
         } else {
             type.unpack(from, v[0], s[0]);
         }
-        if constexpr (Q::offset != 128) QT_UNROLL for (Z& x : v[0]) x = _mm512_add_epi8(x, b8(128 - Q::offset));
+        if constexpr (Q::offset != 128 && Q::offset != 0) QT_UNROLL for (Z& x : v[0]) x = _mm512_add_epi8(x, b8(128 - Q::offset));
         if constexpr (requires { Q::unit; }) QT_UNROLL for (V& x : s[0]) x = times(x, Q::unit);
         to_file_order<Q::order>(v[0], o);
         QT_UNROLL for (int i = 0; i < 4; i++) _mm512_store_si512(p.q[row] + 64 * i, o[i]);
         const V first = s[0][0], last = s[0][Q::n - 1];
         if constexpr (f.sub == 256) p.s[row][0] = _mm512_cvtss_f32(first);
         else if constexpr (Q::order == even_fours) _mm256_storeu_ps(p.s[row], _mm512_castps512_ps256(first));
-        else if constexpr (f.sub == 32) _mm256_storeu_ps(p.s[row], _mm512_castps512_ps256(_mm512_permutexvar_ps(even, first)));
+        else if constexpr (f.sub == 32) _mm256_storeu_ps(p.s[row], _mm512_castps512_ps256(_mm512_permutexvar_ps(each, first)));
+        else if constexpr (Q::order == sixteens) _mm512_store_ps(p.s[row], _mm512_permutexvar_ps(each, first));
         else if constexpr (Q::n == 1) _mm512_store_ps(p.s[row], first);
-        else if constexpr (Q::order == eights) _mm512_store_ps(p.s[row], _mm512_mask_mov_ps(first, 0xaaaa, last));
-        else _mm512_store_ps(p.s[row], _mm512_permutex2var_ps(first, even, last));
+        else _mm512_store_ps(p.s[row], _mm512_mask_mov_ps(first, 0xaaaa, last));
+        if constexpr (f.minima == floats) _mm256_storeu_ps(p.m[row], _mm512_castps512_ps256(_mm512_permutexvar_ps(each, times(s[0][1], -0x1p-7f))));
     }
 };
 
@@ -274,10 +267,10 @@ struct Unpacker {
     struct Unpacker<block::name, form> : __VA_ARGS__
 QT_UNPACKER(Q4_0, plain32, NibbleBlocks<block::Q4_0>) { QT_INLINE Unpacker() : NibbleBlocks([](int i) { return i - 8; }) {} };
 QT_UNPACKER(IQ4_NL, plain32, NibbleBlocks<block::IQ4_NL>) { QT_INLINE Unpacker() : NibbleBlocks([](int i) { return codebook::iq4[0][i]; }) {} };
-QT_UNPACKER(Q4_1, minima32, HalvesOfBlocks<GemvQ4_1, block::Q4_1, minima32>) { QT_INLINE Unpacker() {} };
-QT_UNPACKER(Q5_0, plain32, HalvesOfBlocks<GemvQ5_0, block::Q5_0, plain32>) { QT_INLINE Unpacker() {} };
-QT_UNPACKER(Q5_1, minima32, HalvesOfBlocks<GemvQ5_1, block::Q5_1, minima32>) { QT_INLINE Unpacker() {} };
 #define QT_REGISTERS(name, form) QT_UNPACKER(name, form, Registers<Gemv##name, form>) { QT_INLINE Unpacker() {} };
+QT_REGISTERS(Q4_1, minima32)
+QT_REGISTERS(Q5_0, plain32)
+QT_REGISTERS(Q5_1, minima32)
 QT_REGISTERS(IQ2_XXS, plain32)
 QT_REGISTERS(IQ2_XS, plain16)
 QT_REGISTERS(IQ2_S, plain16)

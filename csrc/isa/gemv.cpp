@@ -50,7 +50,7 @@ static __attribute__((noinline)) const uint8_t* tile(const GemvJob& j, size_t r0
     const Rows rows;
     const int blocks = int(j.in) / Rows::block_size, chunk = chunk_of<Rows, C>(blocks);
     const auto* a = (const typename Rows::Record*)j.packed + c0;
-    if (chunk >= blocks) {
+    if (C == 1 || chunk >= blocks) {
         const uint8_t* w = j.w + r0 * j.row_bytes;
         for (size_t r = r0; r < r1; r++, w += j.row_bytes) {
             V s[C];
@@ -121,17 +121,15 @@ constexpr Gemv book_rows = {packed_bytes<RowsBook<Q>>, pack_256<Q::order, Q::off
 template <class Q>
 constexpr Gemv point_rows = {packed_bytes<RowsPoints<Q>>, pack_256<Q::order, Q::offset, Q::n>, rows_of<RowsPoints<Q>>};
 template <class Q>
-constexpr Gemv k_rows = {packed_bytes<RowsK<Q>>, pack_1024<Q::order, Q::rest, Q::offset>, rows_of<RowsK<Q>>};
-template <class Q>
-constexpr Gemv legacy_rows = {packed_bytes<Rows32<Q>>, pack_128<Q::offset>, rows_of<Rows32<Q>>};
+constexpr Gemv k_rows = {packed_bytes<RowsK<Q>>, pack_1024<Q::order, Q::rest, Q::offset, Q::places>, rows_of<RowsK<Q>>};
 
 static consteval GemvTable list() {
     GemvTable t{};
     t.of[id::Q4_0] = book_rows<GemvQ4_0>;
-    t.of[id::Q4_1] = legacy_rows<GemvQ4_1>;
-    t.of[id::Q5_0] = legacy_rows<GemvQ5_0>;
-    t.of[id::Q5_1] = legacy_rows<GemvQ5_1>;
-    t.of[id::Q8_0] = legacy_rows<GemvQ8_0>;
+    t.of[id::Q4_1] = book_rows<GemvQ4_1>;
+    t.of[id::Q5_0] = book_rows<GemvQ5_0>;
+    t.of[id::Q5_1] = book_rows<GemvQ5_1>;
+    t.of[id::Q8_0] = book_rows<GemvQ8_0>;
     t.of[id::Q2_K] = k_rows<GemvQ2_K>;
     t.of[id::Q3_K] = k_rows<GemvQ3_K>;
     t.of[id::Q4_K] = k_rows<GemvQ4_K>;

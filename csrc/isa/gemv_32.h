@@ -1,121 +1,105 @@
-// One row of 32-value blocks times 1 to 8 columns: 128 values a step, as two registers whose 16-byte lanes are the 4 blocks,
-// so that one register of scales serves both.
+// Blocks of 32 values in 20 to 34 bytes, as gemv_books.h multiplies them: 256 values a step.
 #pragma once
-#include "codebooks.h"
-#include "gemv_pack.h"
+#include "gemv_books.h"
 
 namespace qt::QT_ISA {
 
-// 4 consecutive blocks of `stride` bytes, 64 < 4 * stride <= 128, as two overlapping registers.
-template <int stride>
-struct Quad {
-    static constexpr int second = 4 * stride - 64;
-    Z a, b;
-    QT_INLINE Quad(const uint8_t* p) : a(once(p)), b(once(p + second)) {}
-    static constexpr int at(int i) { return i < 64 ? i : 64 + i - second; }
-    QT_INLINE Z pick(Z index) const { return _mm512_permutex2var_epi8(a, index, b); }
-};
-// Byte `from` + 0..15 of each block; f16 word at byte `from` of each block; bit i of the two bytes at `from`, spread over bytes.
-template <int stride> QT_INLINE Z run_index(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 16) + from + i % 16); }); }
-template <int stride> QT_INLINE Z word_index32(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 8 % 4) + from + i % 2); }); }
-template <int stride> QT_INLINE Z bits_index(int from) { return bytes([&](int i) { return Quad<stride>::at(stride * (i / 16) + from + i % 16 / 8); }); }
-QT_INLINE V halves(Z z) { return _mm512_cvtph_ps(_mm512_castsi512_si256(z)); }
-
-// Codes as unsigned bytes are value + offset; with minima the value is d * code + m.
+// 8 blocks of 20 to 24 bytes as three windows of 64, the last ending with them: four blocks lie in the first two windows, four
+// in the last two. 64-bit lane j of what is picked belongs to block j / 2 + 4 * (j % 2), as in the order half_blocks.
 template <class B, int from>
-struct Nibbles {
-    QT_INLINE Nibbles() {}
-    static constexpr int stride = sizeof(B);
-    Z run = run_index<stride>(from), word = word_index32<stride>(0);
-    QT_INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
-        Z q = keep(p.pick(run));
-        w0 = _mm512_and_si512(q, b8(15)), w1 = _mm512_and_si512(right(q, 4), b8(15));
+struct Nibbles32 {
+    static constexpr int stride = sizeof(B), last = 8 * stride - 64;
+    static_assert(4 * stride <= 128 && 4 * stride + from >= 64 && last <= 128);
+    static constexpr int head(int i) { return stride * (i / 16 + 4 * (i / 8 % 2)) + i % 8; }
+    static QT_INLINE Z word(int w) { return words([&](int i) { return 4 * (i / 2 % 8) + w; }); }
+    Z low = bytes([](int i) { return stride * (i / 16) + from + i % 16; });
+    Z high = bytes([](int i) { const int at = stride * (4 + i / 16) + from + i % 16; return at < 128 ? at - 64 : 64 + at - last; });
+    Z heads = bytes([](int i) { return head(i); }), rest = bytes([](int i) { return head(i) - last; });
+    Z scale = word(0), least = word(1);
+    static consteval uint64_t past() {
+        uint64_t mask = 0;
+        for (int i = 0; i < 64; i++) mask |= uint64_t(head(i) >= 128) << i;
+        return mask;
     }
-    QT_INLINE V scale(const Quad<stride>& p) const { return halves(p.pick(word)); }
-};
-template <class B, int from, int high>
-struct FiveBits : Nibbles<B, from> {
-    QT_INLINE FiveBits() {}
-    using Base = Nibbles<B, from>;
-    static constexpr int stride = sizeof(B);
-    Z first = bits_index<stride>(high), second = bits_index<stride>(high + 2), bit = bytes([](int i) { return 1 << i % 8; });
-    QT_INLINE void codes(const Quad<stride>& p, Z& w0, Z& w1) const {
-        Base::codes(p, w0, w1);
-        const Z sixteen = b8(16);
-        w0 = _mm512_or_si512(w0, _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(p.pick(first), bit), sixteen));
-        w1 = _mm512_or_si512(w1, _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(p.pick(second), bit), sixteen));
+    QT_INLINE Nibbles32() {}
+    static QT_INLINE V half(Z index, Z h) { return _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(index, h))); }
+    // Values with their neighbours' bits above; the first 8 bytes of each block.
+    QT_INLINE Z codes(const uint8_t* p, Z* v) const {
+        const Z a = once(p), b = once(p + 64), c = once(p + last);
+        const Z x = _mm512_permutex2var_epi8(a, low, b), y = _mm512_permutex2var_epi8(b, high, c);
+        v[0] = keep(_mm512_unpacklo_epi64(x, y)), v[1] = right(v[0], 4), v[2] = keep(_mm512_unpackhi_epi64(x, y)), v[3] = right(v[2], 4);
+        return keep(_mm512_mask_permutexvar_epi8(_mm512_permutex2var_epi8(a, heads, b), past(), rest, c));
     }
 };
-struct GemvQ4_1 : Nibbles<block::Q4_1, 4> {
+// Bit i of the four bytes at `at` of a block is the fifth of value i.
+template <class B, int from, int at>
+struct Fives32 : Nibbles32<B, from> {
+    using Base = Nibbles32<B, from>;
+    Z fifth[4] = {bit(0), bit(16), bit(8), bit(24)};
+    static QT_INLINE Z bit(int first) { return bytes([&](int i) { return (8 * at + first + i % 8 - 4) & 63; }); }
+    QT_INLINE Fives32() {}
+    QT_INLINE Z codes(const uint8_t* p, Z* v) const {
+        const Z h = Base::codes(p, v);
+        QT_UNROLL for (int r = 0; r < 4; r++)
+            v[r] = _mm512_and_si512(_mm512_ternarylogic_epi32(b8(15), v[r], _mm512_multishift_epi64_epi8(fifth[r], h), 0xca), b8(31));
+        return h;
+    }
+};
+struct GemvQ4_1 : Nibbles32<block::Q4_1, 4> {
+    using Block = block::Q4_1;
+    static constexpr Order order = half_blocks;
+    static constexpr int offset = 0;
+    static constexpr int n = 1;
     QT_INLINE GemvQ4_1() {}
-    static constexpr int offset = -1;
-    static constexpr bool minima = true;
-    Z min_word = word_index32<stride>(2);
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const Z h = codes(p, v);
+        QT_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_and_si512(v[r], b8(15));
+        s[0] = half(scale, h), s[1] = half(least, h);
+    }
 };
-struct GemvQ5_0 : FiveBits<block::Q5_0, 6, 2> {
-    QT_INLINE GemvQ5_0() {}
+struct GemvQ5_0 : Fives32<block::Q5_0, 6, 2> {
+    using Block = block::Q5_0;
+    static constexpr Order order = half_blocks;
     static constexpr int offset = 16;
-    static constexpr bool minima = false;
+    static constexpr int n = 1;
+    QT_INLINE GemvQ5_0() {}
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const { s[0] = half(scale, codes(p, v)); }
 };
-struct GemvQ5_1 : FiveBits<block::Q5_1, 8, 4> {
+struct GemvQ5_1 : Fives32<block::Q5_1, 8, 4> {
+    using Block = block::Q5_1;
+    static constexpr Order order = half_blocks;
+    static constexpr int offset = 0;
+    static constexpr int n = 1;
     QT_INLINE GemvQ5_1() {}
-    static constexpr int offset = -1;
-    static constexpr bool minima = true;
-    Z min_word = word_index32<stride>(2);
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        const Z h = codes(p, v);
+        s[0] = half(scale, h), s[1] = half(least, h);
+    }
 };
 struct GemvQ8_0 {
-    static constexpr int stride = sizeof(block::Q8_0), offset = 128;
-    static constexpr bool minima = false;
-    static_assert(stride == 34);
-    // 136 bytes: three registers would cover them, but each half needs two.
-    Z first = bytes([](int i) { return 34 * (i / 16) + 2 + i % 16; });
-    Z second = bytes([](int i) { int f = 34 * (i / 16) + 18 + i % 16; return f < 68 ? f - 4 : 64 + f - 72; });
-    Z word = words([](int i) { return 17 * (i / 4 % 4); });
-    QT_INLINE void decode(const uint8_t* p, Z& w0, Z& w1, V& d) const {
-        const Z a = once(p), b = once(p + 64);
-        w0 = _mm512_xor_si512(_mm512_permutex2var_epi8(a, first, b), b8(0x80));
-        w1 = _mm512_xor_si512(_mm512_permutex2var_epi8(load512(p + 4), second, load512(p + 72)), b8(0x80));
-        d = halves(_mm512_permutex2var_epi16(a, word, b));
-    }
-};
-
-template <class Q>
-struct Rows32 : Q {
-    QT_INLINE Rows32() {}
-    using Record = Packed128;
-    static constexpr int record = 4, block_bytes = Q::stride, block_size = 32;
-
-    // `groups` blocks against C of `columns` columns
-    template <int C>
-    QT_INLINE void dots(const uint8_t* w, const Record* a, int columns, int groups, V* sum, const uint8_t*& ahead) const {
-        constexpr int size = 4 * Q::stride;
-        alignas(64) uint8_t rest[size];
-        for (int g = 0; g < groups; g += 4, w += size, a += columns) {
-            prefetch(ahead, size);
-            if (groups - g < 4) [[unlikely]] {  // the row ends inside: zero blocks, which meet zeros of x
-                __builtin_memset(rest, 0, size);
-                __builtin_memcpy(rest, w, size_t(groups - g) * Q::stride);
-                w = rest;
-            }
-            Z w0, w1;
-            V d, m;
-            if constexpr (requires(const Q& q) { q.decode(w, w0, w1, d); }) {
-                Q::decode(w, w0, w1, d);
-            } else {
-                const Quad<Q::stride> p(w);
-                Q::codes(p, w0, w1);
-                d = Q::scale(p);
-                if constexpr (Q::minima) m = halves(p.pick(Q::min_word));
-            }
-            QT_UNROLL for (int c = 0; c < C; c++) {
-                const Z start = load512(a[c].start);
-                const V unit = _mm512_load_ps(a[c].unit);
-                Z total = _mm512_dpbusd_epi32(Q::minima ? _mm512_setzero_si512() : start, w0, load512(a[c].q));
-                total = _mm512_dpbusd_epi32(total, w1, load512(a[c].q + 64));
-                sum[c] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(total), unit), d, sum[c]);
-                if constexpr (Q::minima) sum[c] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(start), unit), m, sum[c]);
-            }
+    using Block = block::Q8_0;
+    static constexpr Order order = turned_eights;
+    static constexpr int offset = 128;
+    static constexpr int n = 1;
+    Z twice_each = dwords([](int i) { return i / 2; });
+    QT_INLINE GemvQ8_0() {}
+    static QT_INLINE Z blend(int mask, Z a, Z b) { return _mm512_mask_blend_epi64((__mmask8)mask, a, b); }
+    QT_INLINE void unpack(const uint8_t* p, Z* v, V* s) const {
+        Z b[4];  // blocks k and k + 4, whose 64-bit lanes change places until each lane holds one block's
+        QT_UNROLL for (int k = 0; k < 4; k++) {
+            const Z first = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)(p + 34 * k + 2)));
+            b[k] = _mm512_inserti64x4(first, _mm256_loadu_si256((const __m256i*)(p + 34 * k + 138)), 1);
+            b[k] = _mm512_xor_si512(b[k], b8(0x80));
         }
+        const Z x = blend(0xaa, b[0], b[1]), y = blend(0xaa, b[1], b[0]), z = blend(0xaa, b[2], b[3]), w = blend(0xaa, b[3], b[2]);
+        v[0] = blend(0xcc, x, z), v[1] = _mm512_shuffle_epi32(blend(0xcc, y, w), _MM_PERM_BADC);
+        v[2] = _mm512_shuffle_i64x2(blend(0xcc, z, x), blend(0xcc, z, x), 0xb1), v[3] = _mm512_permutex_epi64(blend(0xcc, w, y), 0x1b);
+        __m128i d = _mm_loadu_si16(p);
+        d = _mm_insert_epi16(d, load<int16_t>(p + 34), 1), d = _mm_insert_epi16(d, load<int16_t>(p + 68), 2);
+        d = _mm_insert_epi16(d, load<int16_t>(p + 102), 3), d = _mm_insert_epi16(d, load<int16_t>(p + 136), 4);
+        d = _mm_insert_epi16(d, load<int16_t>(p + 170), 5), d = _mm_insert_epi16(d, load<int16_t>(p + 204), 6);
+        d = _mm_insert_epi16(d, load<int16_t>(p + 238), 7);
+        s[0] = _mm512_permutexvar_ps(twice_each, _mm512_castps256_ps512(_mm256_cvtph_ps(d)));
     }
 };
 }  // namespace qt::QT_ISA

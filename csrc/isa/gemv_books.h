@@ -297,20 +297,23 @@ struct GemvIQ1_M {
 };
 
 // A type says: `unpack` 256 values to codes in the order of x, and scales of the lanes of registers 0 and 1, then 2 and 3,
-// or where n is 1 of all four; two blocks where it takes two `together`. `unit` is what a row is times in the end.
+// or where n is 1 of all four; two blocks where it takes two `together`. `unit` is what a row is times in the end. Where the offset is 0
+// codes are unsigned, and minima follow the scales.
 template <class Q>
 struct RowsBook : Q {
     using Record = Packed256<Q::n>;
     static constexpr int block_bytes = sizeof(typename Q::Block), block_size = Q::Block::size, record = 256 / block_size, together = [] { if constexpr (requires { Q::together; }) return Q::together; else return 1; }();
+    static constexpr bool minima = Q::offset == 0;
     QT_INLINE RowsBook() {}
 
     template <int C>
     QT_INLINE void multiply(const Z* v, const V* s, const Record* a, V* sum) const {
         QT_UNROLL for (int c = 0; c < C; c++) {
             QT_UNROLL for (int h = 0; h < Q::n; h++) {
-                Z total = load512(a[c].start[h]);
+                Z total = minima ? _mm512_setzero_si512() : load512(a[c].start[h]);
                 QT_UNROLL for (int r = 4 / Q::n * h; r < 4 / Q::n * (h + 1); r++) total = _mm512_dpbusd_epi32(total, v[r], load512(a[c].q + 64 * r));
                 sum[c] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(total), _mm512_load_ps(a[c].unit[h])), s[h], sum[c]);
+                if constexpr (minima) sum[c] = _mm512_fmadd_ps(s[Q::n + h], _mm512_load_ps(a[c].sums[h]), sum[c]);
             }
         }
     }
@@ -323,7 +326,7 @@ struct RowsBook : Q {
             const int left = blocks - b;
             prefetch(ahead, (step < left ? step : left) * block_bytes);
             Z v[together][4];
-            V s[together][Q::n];
+            V s[together][minima ? 2 * Q::n : Q::n];
             if constexpr (together == 2) {
                 Q::unpack(w, left > 1 ? w + block_bytes : w, v, s);
             } else {

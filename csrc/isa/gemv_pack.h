@@ -12,12 +12,13 @@ enum Order {
     nibble_pairs,   // Q4_K, Q5_K
     quarter_bytes,  // Q2_K, Q3_K
     six_bits,       // Q6_K
-    half_blocks,    // IQ4_XS
+    half_blocks,    // IQ4_XS, Q4_1, Q5_0, Q5_1
     halves_of_eights,  // Q4_0, IQ4_NL, MXFP4
     lane_by_lane,   // TQ1_0
-    // What follows keeps to this only within registers 0 and 1, and within 2 and 3.
-    eights,         // 8 values of each group of 32: types with codebooks
+    turned_eights,  // Q8_0
     sixteens,       // NVFP4
+    // 8 values of each group of 32: types with codebooks. Of 16 only within registers 0 and 1, and within 2 and 3.
+    eights,
     // Byte i of register r is value r of the i-th four: a lane has 16 values of all four registers.
     fours,          // types with points of 8 values, looked up as bytes
     even_fours      // the same where points have 4: those of even index first
@@ -33,8 +34,9 @@ constexpr int first_value(Order o, int r, int lane) {
         case half_blocks: return 32 * (L + 4 * (e / 2)) + 16 * (r % 2) + 4 * (e % 2 + 2 * (r / 2));
         case halves_of_eights: return 32 * (lane / 2) + 16 * (r % 2) + 8 * (r / 2) + 4 * (lane % 2);
         case lane_by_lane: return 16 * lane + 4 * r;
+        case turned_eights: return 32 * (lane / 2) + 8 * (lane / 2 % 4 ^ r) + 4 * (lane % 2);
         case eights: return 32 * (lane / 2) + 8 * r + 4 * (lane % 2);
-        default: return 128 * (r / 2) + 16 * (lane / 2) + 8 * (r % 2) + 4 * (lane % 2);
+        default: return 128 * (lane % 2) + 16 * (lane / 2) + 8 * (r % 2) + 4 * (lane % 2 ^ r / 2);
     }
 }
 // Which value of 256 is byte i of register r.
@@ -55,36 +57,38 @@ consteval bool lanes_keep_to(Order o, int per, int n) {
     return true;
 }
 static_assert(lanes_keep_to(nibble_pairs, 32, 4) && lanes_keep_to(quarter_bytes, 16, 4) && lanes_keep_to(six_bits, 16, 4));
-static_assert(lanes_keep_to(half_blocks, 32, 4) && lanes_keep_to(halves_of_eights, 32, 4) && lanes_keep_to(lane_by_lane, 16, 4) && lanes_keep_to(eights, 32, 4) && lanes_keep_to(eights, 16, 2) && lanes_keep_to(sixteens, 16, 2) && lanes_keep_to(fours, 16, 4) && lanes_keep_to(even_fours, 32, 4));
+static_assert(lanes_keep_to(half_blocks, 32, 4) && lanes_keep_to(halves_of_eights, 32, 4) && lanes_keep_to(lane_by_lane, 16, 4) && lanes_keep_to(turned_eights, 32, 4) && lanes_keep_to(eights, 32, 4) && lanes_keep_to(eights, 16, 2) && lanes_keep_to(sixteens, 16, 4) && lanes_keep_to(fours, 16, 4) && lanes_keep_to(even_fours, 32, 4));
 
 // What undoes offsets and adds minima.
 enum Rest {
     start,     // integers the dots start at: -offset times the sum of a lane's values
-    sums16,    // sums of each lane's values
+    sums16,    // sums over groups of 16: vector v holds those of groups 4 e + v of 4 blocks, over field_of(v)
     sums32     // sums over groups of 32: of the first four groups of 4 blocks, then of the last four
 };
+
+// Q2_K's minima stay where they lie, of groups 4 e + v of a block in byte v of its dword e; the last are shifted down.
+constexpr float field_of(int v) { return v < 3 ? float(16 << 8 * v) : 1; }
+// Bits that the codes of a lane lie above the lowest, from the four digits of `places`.
+constexpr int place(int places, int lane) { return places >> 4 * (lane % 4) & 15; }
 
 // 1024 values of a column, for types of 256 values a block.
 struct alignas(64) Packed1024 {
     int8_t q[4][256];
-    float unit[4][16];  // what 1 stands for in each lane
+    float unit[4][16];  // what 1 stands for in each lane, codes being where they lie
     union {
         int32_t start[4][16];
         float sums[4][16];
     };
-};
-// 128 values of a column for types of 32 values a block: two registers whose 16-byte lanes are the 4 blocks.
-struct alignas(64) Packed128 {
-    int8_t q[128];
-    int32_t start[16];  // -offset times the sum of the 8 values a lane sees
-    float unit[16];
 };
 // 256 values of a column: one scale serves all registers (n = 1), or one registers 0 and 1 and another 2 and 3.
 template <int n>
 struct alignas(64) Packed256 {
     int8_t q[256];
     float unit[n][16];
-    int32_t start[n][16];
+    union {
+        int32_t start[n][16];
+        float sums[n][16];  // for codes without an offset: minima meet them
+    };
 };
 
 // Columns are multiplied 1, 2, 3, 4, 6 or 8 at a time; what is missing to that is zero.
@@ -142,7 +146,7 @@ QT_INLINE void arrange_lanes(const int8_t* from, int8_t* to) {
 }
 
 // [records of 1024][columns]
-template <Order order, Rest rest, int offset>
+template <Order order, Rest rest, int offset, int places>
 static void pack_1024(const float* x, size_t T, size_t in, int planes, size_t block, void* packed) {
     const int columns = padded_columns(int(T) * planes);
     const size_t last = 256 * (block + 1) < in ? block : (in + 1023) / 1024 * 4 - 1;  // who packs the last fills its record
@@ -151,11 +155,17 @@ static void pack_1024(const float* x, size_t T, size_t in, int planes, size_t bl
             Packed1024& to = ((Packed1024*)packed)[b / 4 * columns + c];
             const int k = b % 4;
             arrange_lanes<order>(from.q, to.q[k]);
-            for (int lane = 0; lane < 16; lane++) to.unit[k][lane] = from.unit[sub_of(order, 32, lane)];
+            for (int lane = 0; lane < 16; lane++) to.unit[k][lane] = from.unit[sub_of(order, 32, lane)] / float(1 << place(places, lane));
             if constexpr (rest == start) {
                 _mm512_store_si512(to.start[k], minus_times(lane_sums<4>(to.q[k]), offset));
+                for (int lane = 0; lane < 16; lane++) to.start[k][lane] *= 1 << place(places, lane);
             } else if constexpr (rest == sums16) {
-                _mm512_store_ps(to.sums[k], _mm512_mul_ps(_mm512_cvtepi32_ps(lane_sums<4>(to.q[k])), _mm512_load_ps(to.unit[k])));
+                alignas(64) int32_t sums[16];
+                _mm512_store_si512(sums, lane_sums<4>(to.q[k]));
+                for (int lane = 0; lane < 16; lane++) {
+                    const int group = sub_of(order, 16, lane), v = group % 4;
+                    to.sums[v][4 * k + group / 4] = from.unit[group / 2] / field_of(v) * float(sums[lane]);
+                }
             } else {
                 for (int g = 0; g < 8; g++) {
                     const Z half = _mm512_maskz_loadu_epi64(0xf, from.q + 32 * g);
@@ -163,21 +173,6 @@ static void pack_1024(const float* x, size_t T, size_t in, int planes, size_t bl
                 }
             }
         });
-}
-
-// [records of 128][columns]
-template <int offset>
-static void pack_128(const float* x, size_t T, size_t in, int planes, size_t block, void* packed) {
-    const int columns = padded_columns(int(T) * planes);
-    each_column(x, T, in, planes, 256 * block, [&](size_t c, const Rounded& from) __attribute__((always_inline)) {
-        for (size_t h = 0; h < 2 && 256 * block + 128 * h < in; h++) {
-            Packed128& to = ((Packed128*)packed)[(2 * block + h) * columns + c];
-            for (int g = 0; g < 4; g++)
-                for (int i = 0; i < 2; i++) __builtin_memcpy(to.q + 64 * i + 16 * g, from.q + 128 * h + 32 * g + 16 * i, 16);
-            for (int lane = 0; lane < 16; lane++) to.unit[lane] = from.unit[4 * h + lane / 4];
-            _mm512_store_si512(to.start, minus_times(lane_sums<2>(to.q), offset));
-        }
-    });
 }
 
 // [records of 256][columns]
@@ -189,7 +184,12 @@ static void pack_256(const float* x, size_t T, size_t in, int planes, size_t blo
         arrange_lanes<order>(from.q, to.q);
         for (int h = 0; h < n; h++) {
             for (int lane = 0; lane < 16; lane++) to.unit[h][lane] = from.unit[sub_of(order, 32, lane, 2 * h)];
-            _mm512_store_si512(to.start[h], minus_times(lane_sums<4 / n>(to.q + 128 * h), offset));
+            const Z sums = lane_sums<4 / n>(to.q + 128 * h);
+            if constexpr (offset) {
+                _mm512_store_si512(to.start[h], minus_times(sums, offset));
+            } else {
+                _mm512_store_ps(to.sums[h], _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_load_ps(to.unit[h])));
+            }
         }
     });
 }

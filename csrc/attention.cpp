@@ -108,7 +108,7 @@ void attend(Call& call, const Kernels& kernels, float* out) {
         segments += tile.n_segments;
         const AttendJob& j = call.jobs[tile.sequence];
         const size_t first = tile.row / j.group(), last = (tile.row + tile.n - 1) / j.group();
-        work += double(j.end(last) - j.begin(first)) * double(tile.n * (any.d + any.dv));
+        work += 4 * double(j.end(last) - j.begin(first)) * double(tile.n * (any.d + any.dv));  // exponentials, and what is read
     }
     auto job = [&](const Tile& tile) -> const AttendJob& { return call.jobs[tile.sequence]; };
     auto to = [&](const Tile& tile) { return out + call.first[tile.sequence] * any.n_heads * any.dv; };

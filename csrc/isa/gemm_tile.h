@@ -105,9 +105,10 @@ static __attribute__((noinline)) void tile_product(const Panel<f>& p, int row, c
 template <Form f, int R, int C>
 QT_INLINE void strips(const Panel<f>& p, int rows, const Acts* a, bool ahead, float* out) {
     constexpr int part = C * sizeof(Acts) * R / panel_rows, rest = 4;
+    static_assert(panel_rows % R == 0 && (R - 2 + rest - 1) / rest * rest <= R, "no tile ends past the panel");
     const char* next = (const char*)(a + C);
     int r = 0;
-    for (; r + R <= rows; r += R, next += part) {
+    for (; r + R - 1 <= rows; r += R, next += part) {  // where one lacks, tiles of four would end past the panel
         if (ahead) QT_UNROLL for (int k = 0; k < part; k += 64) _mm_prefetch(next + k, _MM_HINT_T1);
         tile_product<f, R, C>(p, r, a, out + r * tokens);
     }

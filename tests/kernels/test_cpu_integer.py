@@ -132,6 +132,20 @@ def test_sums_of_bytes_are_the_same_however_they_are_made(kind, make, vnni):
 
 
 @both
+@pytest.mark.parametrize("tokens", [3, 17, 70])
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "IQ3_S", "F16"])
+def test_rows_do_not_depend_on_how_many_there_are(name, tokens, accuracy, isa):
+    """Rows are multiplied several at a time, and the last may be fewer: 47 once wrote past the 48 that a tile holds."""
+    kind, most = BY_NAME[name], 97
+    tensor, x = weight(kind, most, 256), outliers(tokens, 256)
+    with cpu.Pool(1, isa):
+        whole = cpu.linear(x, cpu.bind(tensor, accuracy))
+        for rows in (*range(1, 20), *range(41, 51), 95, 96):
+            part = weight(kind, rows, 256, tensor.data[: rows * kind.row_bytes(256)])
+            np.testing.assert_array_equal(cpu.linear(x, cpu.bind(part, accuracy)), whole[:, :rows])
+
+
+@both
 @pytest.mark.parametrize("tokens", [1, 4, 5, 33])
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "IQ3_S"])
 def test_results_do_not_depend_on_threads(name, tokens, accuracy, isa):

@@ -1,7 +1,6 @@
 """Products with stored weights and gathered rows, against the twins in float64."""
 
 import ctypes
-import itertools
 import mmap
 import threading
 
@@ -126,30 +125,34 @@ def test_nan_and_infinity_stay_in_their_rows(isa):
     assert np.isfinite(y[[0, 1, 3, 4, 6, 8]]).all()
 
 
-@by_name
-def test_nothing_is_read_beyond_the_tensor(kind, isa):
-    """The tensor ends where the process's memory ends: one byte more would be fatal."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    cols = 1280
-    for rows in (1, 5):
-        n = rows * kind.row_bytes(cols)
-        room = -(-n // mmap.PAGESIZE) * mmap.PAGESIZE
-        area = mmap.mmap(-1, room + mmap.PAGESIZE)
-        view = np.frombuffer(area, np.uint8)
-        view[room - n : room] = random_blocks(kind, rows * cols // kind.block_size)
+def at_the_end_of_memory(*arrays):
+    """Copies that end where the process's memory ends: one byte more would be fatal."""
+    libc, areas = ctypes.CDLL(None, use_errno=True), []
+    for data in arrays:
+        room = -(-data.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        view = np.frombuffer(mmap.mmap(-1, room + mmap.PAGESIZE), np.uint8)
         guard = ctypes.c_void_p(view.ctypes.data + room)
         assert libc.mprotect(guard, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-        tensor, x = weight(kind, rows, cols, data=view[room - n : room]), floats(9, cols)
+        areas.append(view[room - data.nbytes : room].view(data.dtype).reshape(data.shape))
+        areas[-1][...] = data
+    return areas
+
+
+@by_name
+@pytest.mark.parametrize("rows, blocks", [(1, 1), (3, 3), (1, 9), (5, 5)])
+def test_nothing_is_read_beyond_the_tensor_and_its_input(kind, rows, blocks, isa):
+    cols = 256 * blocks if kind.block_size == 1 else kind.block_size * blocks
+    cols -= kind.block_size == 1 and blocks  # odd
+    tensor, x = weight(kind, rows, cols), floats(33, cols)
+    for tokens in (*range(1, 10), 33):
+        data, edge = at_the_end_of_memory(tensor.data, x[:tokens])
+        last = weight(kind, rows, cols, data=data)
         with cpu.Pool(1, isa):
-            for tokens in (1, 9):
-                assert_close(cpu.linear(x[:tokens], cpu.bind(tensor)), x[:tokens], tensor)
-            for accuracy, tokens in itertools.product(("fast", "high") if kind.is_quantized else (), (1, 2, 4, 8, 9)):
-                edge, inside = (
-                    cpu.bind(t, accuracy) for t in (tensor, weight(kind, rows, cols, data=tensor.data.copy()))
-                )
-                np.testing.assert_array_equal(cpu.linear(x[:tokens], edge), cpu.linear(x[:tokens], inside))
-            cpu.embedding(np.array([rows - 1], np.int32), cpu.bind(tensor))
-        libc.mprotect(guard, ctypes.c_size_t(mmap.PAGESIZE), 3)
+            assert_close(cpu.linear(edge, cpu.bind(last)), x[:tokens], tensor)
+            for accuracy in ("fast", "high"):
+                inside = cpu.linear(x[:tokens].copy(), cpu.bind(tensor, accuracy))
+                np.testing.assert_array_equal(cpu.linear(edge, cpu.bind(last, accuracy)), inside)
+            cpu.embedding(np.array([rows - 1], np.int32), cpu.bind(last))
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "F64", "Q4_K", "Q6_K", "Q8_0"])

@@ -160,6 +160,9 @@ struct NibbleBlocks {
 
 // What follows is unpacked as for few columns, and brought to file order.
 
+// The low or the high halves of both.
+QT_INLINE Z half_lanes(Z a, Z b, int high) { return high ? _mm512_shuffle_i32x4(a, b, 0xee) : _mm512_shuffle_i32x4(a, b, 0x44); }
+
 // Registers in one of the orders of gemv_pack.h to file order.
 template <Order order>
 QT_INLINE void to_file_order(const Z* v, Z* o) {
@@ -200,7 +203,7 @@ QT_INLINE void to_file_order(const Z* v, Z* o) {
         }
     } else {
         QT_UNROLL for (int h = 0; h < 2; h++) {
-            const Z low = _mm512_shuffle_i32x4(a[0], a[1], h ? 0xee : 0x44), high = _mm512_shuffle_i32x4(a[2], a[3], h ? 0xee : 0x44);
+            const Z low = half_lanes(a[0], a[1], h), high = half_lanes(a[2], a[3], h);
             o[2 * h] = _mm512_shuffle_i32x4(low, high, 0x88), o[2 * h + 1] = _mm512_shuffle_i32x4(low, high, 0xdd);
         }
     }

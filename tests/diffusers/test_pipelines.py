@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -14,16 +15,22 @@ from qtransformers.convert import convert
 from qtransformers.diffusers import (
     Picture,
     dequantized,
+    fuse_lora,
+    load_lora,
     load_pipeline,
     load_text_encoder,
     load_transformer,
     paint,
+    remove_lora,
     save_gguf,
+    set_lora,
 )
 from qtransformers.diffusers.pipelines import _placed
 from qtransformers.errors import ConfigError, LoadError, ModelNotFoundError, UnsupportedError
-from qtransformers.torch import QuantWeight
-from tiny_diffusion.files import model_of, original_layout, settings, write
+from qtransformers.torch import QuantConv2d, QuantWeight
+from tiny_diffusion.cases import CASES
+from tiny_diffusion.checkpoints import checkpoint
+from tiny_diffusion.files import model_of, original_layout, run, settings, write
 from tiny_diffusion.pipelines import AURA, saved
 
 WISH = Picture("a red fox in the rain", steps=2, width=32, height=32, guidance=3.5, seed=1)
@@ -182,6 +189,53 @@ def test_offloading_keeps_what_the_transformer_makes(tiny, offload):
     assert blocks and all(b.is_meta == (offload == "sequential") for b in blocks)
     for _ in range(2):
         assert torch.equal(paint(pipe, WISH, **more).images[0], stays)
+
+
+class Alone(diffusers.DiffusionPipeline):
+    """A pipeline of a transformer only."""
+
+    model_cpu_offload_seq = "transformer"
+
+    def __init__(self, transformer):
+        super().__init__()
+        self.register_modules(transformer=transformer)
+
+
+@pytest.mark.parametrize("offload", ["group", "sequential"])
+def test_offloading_brings_filters_that_are_decoded(offload, tmp_path, monkeypatch):
+    """As convolutions do on a card."""
+    case = next(case for case in CASES if case.id == "sana")
+    path = convert(checkpoint(case, "diffusers", tmp_path)[1], tmp_path / "m.gguf", "Q4_K", layout="diffusers")
+    monkeypatch.setattr(QuantConv2d, "_blockwise", lambda self, x: False)
+    stays = run(load_transformer(path), case)
+    pipe = _placed(Alone(load_transformer(path)), torch.device("cpu"), offload)
+    filters = [m.weight.blocks for m in pipe.transformer.modules() if isinstance(m, QuantConv2d)]
+    assert filters and all(b.is_meta == (offload == "sequential") for b in filters)
+    assert torch.equal(run(pipe.transformer, case), stays)
+
+
+@pytest.mark.parametrize("offload", ["group", "sequential"])
+def test_adapters_come_to_layers_that_are_offloaded_already(tiny, offload):
+    _, base, files = tiny
+    here = load_pipeline(files["diffusers"], base).transformer
+    there = _placed(load_pipeline(files["diffusers"], base), torch.device("cpu"), offload).transformer
+    path, g = "single_transformer_blocks.0.attn.to_q", torch.Generator().manual_seed(3)
+    state = {
+        f"{path}.lora_{x}.weight": torch.randn(*shape, generator=g) for x, shape in (("A", (4, 256)), ("B", (256, 4)))
+    }
+    plain = run(here, AURA)
+    for model in (here, there):
+        load_lora(model, state, "x")
+    assert (run(here, AURA) - plain).norm() > 0.01 * plain.norm()
+    assert torch.equal(run(there, AURA), run(here, AURA))
+    set_lora(there, {"x": 0.0})
+    assert torch.equal(run(there, AURA), plain)
+    if offload == "sequential":
+        with pytest.raises(ConfigError, match=f"{path} has no values: the model is offloaded"):
+            fuse_lora(there)
+        remove_lora(there)
+        with pytest.raises(ConfigError, match="has no values: the model is offloaded"):
+            save_gguf(there, base / "m.gguf")
 
 
 def test_the_command_paints_a_png_that_says_how_it_was_made(tiny, tmp_path, capsys, monkeypatch):

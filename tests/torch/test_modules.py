@@ -70,6 +70,17 @@ def test_rows_that_are_not_contiguous_and_other_dtypes():
     near(y.float(), functional.linear(a, half.weight.dequantize(torch.float32), half.bias.float()), 0.02)
 
 
+@pytest.mark.parametrize("width", [64, 80])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_results_are_in_the_dtype_of_the_input_whatever_that_of_the_bias(gradients, width):
+    """Rows of 80 values are not whole blocks, and decoded."""
+    layer = QuantLinear(weight(48, width), x(48))
+    a = x(5, width).bfloat16().requires_grad_(gradients)
+    y = layer(a)
+    assert y.dtype == torch.bfloat16 and layer.bias.dtype == torch.float32
+    near(y.float(), functional.linear(a.float(), layer.weight.dequantize(), layer.bias), 0.02)
+
+
 @pytest.mark.parametrize("chunk", [100, 1 << 20])
 def test_transposed(chunk, monkeypatch):
     """Decoded in several pieces or in one."""

@@ -77,7 +77,7 @@ class LoRALinear(nn.Module):
         """Take the adapters in these weights; those that are not named, or weigh 0, are left out."""
         active = [(pair, weights[name]) for name, pair in self.pairs.items() if weights.get(name)]
         like = self.weight if isinstance(self.weight, QuantWeight) else self.weight.data
-        place: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        place: dict[str, Any] = {"device": self.down.device if like.device.type == "meta" else like.device, "dtype": like.dtype}  # fmt: skip
         self.down = torch.cat([pair.down for pair, _ in active]).to(**place) if active else torch.empty(0, **place)
         self.up = torch.cat([pair.up * w for pair, w in active], 1).to(**place) if active else torch.empty(0, **place)
 
@@ -87,7 +87,8 @@ class LoRALinear(nn.Module):
         if not self.down.numel():
             return y
         axis = -3 if isinstance(self.base, nn.Conv2d) else -1
-        added: Tensor = (x.movedim(axis, -1) @ self.down.T.to(x.dtype)) @ self.up.T.to(x.dtype)
+        down, up = self.down.to(x), self.up.to(x)  # also where hooks bring layers to x that know nothing of this one
+        added: Tensor = (x.movedim(axis, -1) @ down.T) @ up.T
         return y + added.movedim(-1, axis)
 
     def delta(self) -> Tensor:
@@ -189,12 +190,14 @@ def remove_lora(model: Any, name: str | None = None) -> None:
 def fuse_lora(model: Any, type: str | None = None) -> int:
     """Work the adapters into the weights, which are quantised anew: in `type`, or the type each has. Bytes that then lie in memory.
 
-    Rounding happens a second time, so beside the weights they do no harm. ConfigError for an unknown type; UnsupportedError for one without an encoder.
+    Rounding happens a second time, so beside the weights they do no harm. ConfigError for an unknown type, and while layers are offloaded; UnsupportedError for one without an encoder.
     """
     check_model(model)
     if type is not None and (not isinstance(type, str) or type.upper() not in BY_NAME):
         raise ConfigError(f"type is {shown(type)}; expected one such as Q8_0.")
     layers = [(p, m) for p, m in model.named_modules() if isinstance(m, LoRALinear)]
+    if away := [p for p, m in layers if m.weight.device.type == "meta"]:
+        raise ConfigError(f"{away[0]} has no values: the model is offloaded. Fuse adapters first, then offload it.")
     total = 0
     fused: list[tuple[str, nn.Module]] = []
     for path, layer in layers:

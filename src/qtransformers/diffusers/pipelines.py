@@ -32,11 +32,6 @@ from qtransformers.settings import Settings
 Offload = Literal["none", "model", "group", "sequential"]
 SIZES = (16, 16384)  # pixels of a side
 STEPS = 10_000
-WHOLE = [
-    "QuantConv1d",
-    "QuantConv2d",
-    "QuantConv3d",
-]  # layers that come with what is in them: their forward reads blocks itself
 
 
 def load_pipeline(
@@ -148,7 +143,7 @@ def _placed(pipe: Any, device: torch.device, offload: Offload) -> Any:
         pipe.enable_sequential_cpu_offload(device=device)
         for name, part in ours.items():
             setattr(pipe, name, part)
-            accelerate.cpu_offload(part, device, offload_buffers=True, preload_module_classes=WHOLE)
+            accelerate.cpu_offload(part, device, offload_buffers=True)
     else:
         pipe.enable_group_offload(onload_device=device, offload_type="leaf_level")
     return pipe

@@ -78,7 +78,7 @@ def _live(part: Part, model: Any) -> Part:
         return replace(part, tensor=now.tensor, ranges=part.ranges if ordered else ())
     if not isinstance(now, torch.Tensor) or tuple(now.shape) != part.declared.shape:
         raise ConfigError(f"the model has other layers now than it was loaded with, in place of {part.name}; save_gguf cannot tell what they hold. Load it again, or save it before they are replaced.")  # fmt: skip
-    if torch.equal(values(part, now.dtype), now.detach().cpu()):
+    if not now.is_meta and torch.equal(values(part, now.dtype), now.detach().cpu()):
         return part
     return replace(part, tensor=_tensor(part.name, now), ranges=())
 

@@ -75,10 +75,13 @@ class QuantConv(nn.Module):
 
     def _by_filters(self, x: Tensor) -> Tensor:
         conv = CONVOLUTIONS[len(self.kernel_size)]
-        parts = [
-            conv(x, filters.view(-1, self.in_channels, *self.kernel_size).to(x.dtype), None, self.stride, 0, self.dilation)
-            for _, filters in self.weight.slices(FILTERS)
-        ]  # fmt: skip
+
+        def product(x: Tensor, filters: Tensor) -> Tensor:
+            filters = filters.view(-1, self.in_channels, *self.kernel_size).to(x.dtype)
+            y: Tensor = conv(x, filters, None, self.stride, 0, self.dilation)
+            return y
+
+        parts: list[Tensor] = self.weight(x, "by_slices", product, FILTERS)
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def dequantize(self) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qtransformers.errors import ConfigError
 from qtransformers.kernels.table import ACCURACY, check, check_accuracy
 from qtransformers.tensor import QTensor
 from qtransformers.torch import ops
@@ -59,11 +60,13 @@ class QuantWeight(nn.Module):
 
     @property
     def tensor(self) -> QTensor:
-        """The same blocks as a QTensor, in main memory: without a copy where they are there."""
+        """The same blocks as a QTensor, in main memory: without a copy where they are there. ConfigError where hooks took them away."""
+        if self.blocks.is_meta:
+            raise ConfigError(f"{self.name} has no values: the model is offloaded. Load it in full, without hooks that move its layers.")  # fmt: skip
         return QTensor(self.name, self.quant_type, tuple(self.shape), self.blocks.cpu().numpy().reshape(-1), self.file)
 
     def forward(self, x: Tensor, operation: str = "multiply", *more: Any) -> Tensor:
-        """One of `multiply`, `multiply_transposed` and `rows`: called as a module, so that hooks which bring blocks to a device run."""
+        """One of `multiply`, `multiply_transposed`, `rows` and `by_slices`: called as a module, so that hooks which bring blocks to a device run."""
         run: Callable[..., Tensor] = getattr(self, operation)
         return run(x, *more)
 
@@ -82,7 +85,7 @@ class QuantWeight(nn.Module):
         else:
             y = ops.across(flat, self.blocks, *self.shape, self.quant_type.id, self.name).to(x.dtype)
         y = y.view(*x.shape[:-1], y.shape[-1])
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias.to(y.dtype)
 
     def multiply_transposed(self, x: Tensor) -> Tensor:
         """`x [..., out] @ W`: `[..., in]` in x's dtype; of a stack `[n, out, in]`, `[..., n * in]`."""
@@ -101,6 +104,10 @@ class QuantWeight(nn.Module):
         """Rows `[n, in]` of a matrix, decoded to f32 about `together` values at a time, and which they are."""
         for rows in ops.slices(self.shape, self.quant_type, together):
             yield rows, ops.decoded(self.blocks, rows, self.shape[-1], self.quant_type.id, self.name)
+
+    def by_slices(self, x: Tensor, product: Callable[[Tensor, Tensor], Tensor], together: int) -> list[Tensor]:
+        """`product` of x and each of `slices`."""
+        return [product(x, values) for _, values in self.slices(together)]
 
     def part(self, i: int) -> QuantWeight:
         """Matrix `i` of a stack, over the same blocks."""

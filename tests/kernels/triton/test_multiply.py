@@ -109,6 +109,17 @@ def test_results_are_in_the_dtype_of_x(tokens, dtype):
     assert_close(y.float(), reference.linear(x, tensor, bias), x, tensor, "fast")
 
 
+@pytest.mark.parametrize("accuracy", BOUNDS)
+@pytest.mark.parametrize("tokens", [1, 9, 140])
+@pytest.mark.parametrize("name", ["Q8_0", "F16"])
+def test_biases_may_be_halves(name, accuracy, tokens):
+    """As those of a model in bfloat16, whatever its products are computed in."""
+    tensor, x, bias = weight(name, 5, 256), floats(tokens, 256), array(floats(5)).bfloat16()
+    y = multiply.linear(array(x), bind(tensor, accuracy, "cpu"), bias)
+    assert y.dtype == torch.float32
+    assert_close(y, reference.linear(x, tensor, bias.float().numpy()), x, tensor, accuracy)
+
+
 @pytest.mark.parametrize("tokens, n", [(1, 1), (3, 8)])
 @pytest.mark.parametrize("accuracy", ["fast", "exact"])
 def test_parts_of_the_columns_are_added_up(tokens, n, accuracy):

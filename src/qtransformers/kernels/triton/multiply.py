@@ -148,12 +148,12 @@ def per_head(x: Tensor, w: Experts) -> Tensor:
 def slab_product(x: Tensor, w: Weight, bias: Tensor | None = None, result: torch.dtype = torch.float32) -> Tensor:
     """x `[T, in]` times w by the vendor's library in dtype `result`, slabs of rows decoded into a scratch (`staging.product_bytes`).
 
-    A bias of that dtype is added within the product where x is multiplied in it too.
+    The bias is added within the product where x is multiplied in that dtype too.
     """
     dtype = torch.bfloat16 if w.accuracy == "fast" else torch.float32
     n_rows, columns = w.shape
     slab = slab_rows(n_rows, columns, w.accuracy)
-    given = x.to(dtype)
+    given, bias = x.to(dtype), None if bias is None else bias.to(result)
     scratch = torch.empty(slab, columns, dtype=dtype, device=x.device)
     if slab == n_rows > 0:
         return _multiplied(given, decode(w.data, w.type, scratch), bias, result)

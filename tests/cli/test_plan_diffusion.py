@@ -143,6 +143,12 @@ def test_what_no_tensor_shows_comes_from_a_folder(tmp_path, capsys):
     assert "--model-path" in (err := capsys.readouterr().err) and "no config.json there" in err
 
 
+def test_a_pipeline_is_to_be_converted_first(tmp_path, capsys):
+    (tmp_path / "model_index.json").write_text("{}")
+    assert main(["plan", str(tmp_path)]) == 3
+    assert "is a pipeline of diffusers: make a GGUF of its transformer with" in capsys.readouterr().err
+
+
 def test_a_header_alone_tells_all(flux):
     data = flux.read_bytes()
     with GGUFFile(flux) as file:

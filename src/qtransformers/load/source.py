@@ -20,6 +20,7 @@ from qtransformers.load.files import (  # fmt: skip
     weight_sizes,
 )
 from qtransformers.load.hub import Fetched, Hub, fetch_auxiliary
+from qtransformers.load.originals import PIPELINE
 from qtransformers.load.references import parse_reference
 from qtransformers.settings import Settings
 
@@ -193,6 +194,8 @@ def _only_model(folder: Path) -> Path:
         remedy = (
             "It looks like an original model: pass it as model_path, or make a GGUF of it with qtransformers convert"
         )
+    elif (folder / PIPELINE).exists():
+        remedy = "It is a pipeline of diffusers: make a GGUF of its transformer with qtransformers convert"
     else:
         remedy = "Pass the path of a .gguf file"
     raise ModelNotFoundError(f"gguf_path {folder} holds no GGUF model. {remedy}.{aside}")

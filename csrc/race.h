@@ -285,6 +285,6 @@ class Race {
 
     const int32_t* ids_ = nullptr;  // null: counted from 0
     size_t room_;
-    float* floats_;  // four arrays: positions that reach() collects, logits and ids that stay, keys
+    float* floats_;  // five arrays: positions that reach() collects, logits and ids that stay, keys or logits near an end, the keys of those
 };
 }  // namespace qt

@@ -182,7 +182,7 @@ def main() -> int | None:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         found = compared(setup, Path(args.folder or temporary))
-    body = f"Random weights of the real widths, few layers, {args.threads} threads; medians of {args.rounds} rounds in turns, after a step to warm up. RSS counts pages of the file.\n\n{found}"
+    body = f"Random weights of the real widths, few layers, {args.threads} threads; medians of {args.rounds} rounds in turns, after a step to warm up. Loading counts the import of the diffusers class. RSS counts pages of the file.\n\n{found}"
     if args.dry:
         print(body)
     else:
